@@ -1,0 +1,1 @@
+"""Who the workers are, and keeping them alive. Never imports TensorFlow."""
