@@ -1,0 +1,246 @@
+"""From data to an endless stream of batches, split over the replicas."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from tfdp.errors import BadInput
+from tfdp.order import Order, share, words_of
+from tfdp.sources import Source
+from tfdp.team import Team
+
+AutoShard = Literal["auto", "file", "data", "off"]
+Preprocess = Callable[[Any, bool, tf.Tensor], Any]  # (features, training, seed) -> model inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Batches for training, without end, one for each replica and step.
+
+    Args:
+        dataset: what ``iter`` takes; gives every local replica its slice of a global batch.
+        element_spec: specs of ``(x[, y[, sample_weight]])``, batch dimension first and unknown.
+        steps_per_epoch: updates in an epoch.
+        is_even: whether all replicas have equally many examples at every step.
+        leaves_replicas_idle: whether a replica may get an empty batch.
+        examples_before: examples used by the updates before a step; None if that is unknown.
+    """
+
+    dataset: Any
+    element_spec: Any
+    steps_per_epoch: int
+    is_even: bool
+    leaves_replicas_idle: bool
+    examples_before: Callable[[int], int] | None = None
+
+
+def from_source(
+    source: Source,
+    order: Order,
+    team: Team,
+    *,
+    first_step: int = 0,
+    preprocess: Preprocess | None = None,
+    transform: Callable[..., Any] | None = None,
+) -> Batches:
+    """Training batches of a source: each replica reads its slice of every global batch.
+
+    Args:
+        source: where examples are read.
+        order: which of them make global batch k.
+        team: the workers.
+        first_step: updates done before the first batch.
+        preprocess: applied to the features of each example, in parallel.
+        transform: applied to each batch ``(x[, y[, sample_weight]])`` at last.
+    """
+    read = _reader(source, preprocess, training=True, seed=order.seed)
+
+    def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        first_replica = context.input_pipeline_id * team.local_replicas
+
+        def batch(turn: tf.Tensor) -> Any:  # every local replica takes its turn at each step
+            step, replica = turn // team.local_replicas, turn % team.local_replicas
+            epoch, indices = order.slice(step, first_replica + replica, team.replicas)
+            return read(epoch, indices)
+
+        turns = tf.data.Dataset.counter(start=first_step * team.local_replicas)
+        dataset = turns.map(batch, num_parallel_calls=tf.data.AUTOTUNE)
+        if transform is not None:
+            dataset = dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE)
+        return dataset.prefetch(tf.data.AUTOTUNE)
+
+    here = tf.distribute.InputContext(team.workers, team.index, team.replicas)
+    return Batches(
+        dataset=team.strategy.distribute_datasets_from_function(pipeline),
+        element_spec=pipeline(here).element_spec,
+        steps_per_epoch=order.steps_per_epoch,
+        is_even=order.is_even(team.replicas),
+        leaves_replicas_idle=order.leaves_replicas_idle(team.replicas),
+        examples_before=order.examples_before,
+    )
+
+
+def from_dataset(
+    dataset: tf.data.Dataset,
+    team: Team,
+    *,
+    steps_per_epoch: int | None = None,
+    first_step: int = 0,
+    auto_shard: AutoShard | None = None,
+    transform: Callable[..., Any] | None = None,
+) -> Batches:
+    """Training batches of a plain dataset of global batches, sharded by TensorFlow.
+
+    Args:
+        dataset: global batches ``(x[, y[, sample_weight]])``.
+        team: the workers.
+        steps_per_epoch: updates in an epoch; None takes the dataset's length, and counts it by
+            reading it once where TensorFlow doesn't know it.
+        first_step: updates done before the first batch; what they read is read again and dropped.
+        auto_shard: how the workers divide the data; None leaves it to the dataset's options.
+        transform: applied to each batch at last.
+
+    Raises:
+        BadInput: if the dataset has no end and ``steps_per_epoch`` is None, or is empty, or has
+            another length on another worker.
+    """
+    if steps_per_epoch is None:
+        steps_per_epoch = _length(dataset, team)
+    dataset = dataset.repeat()  # without an end, workers need not agree on one at every step
+    if first_step:
+        dataset = dataset.skip(first_step)
+    if transform is not None:
+        dataset = dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = sharded(dataset, auto_shard).prefetch(tf.data.AUTOTUNE)
+    return Batches(
+        dataset=team.strategy.experimental_distribute_dataset(dataset),
+        element_spec=dataset.element_spec,
+        steps_per_epoch=steps_per_epoch,
+        is_even=team.replicas == 1,
+        leaves_replicas_idle=team.replicas > 1,
+    )
+
+
+def sharded(dataset: tf.data.Dataset, auto_shard: AutoShard | None) -> tf.data.Dataset:
+    """The dataset with TensorFlow's option for how workers divide it."""
+    if auto_shard is None:
+        return dataset
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = getattr(
+        tf.data.experimental.AutoShardPolicy, auto_shard.upper()
+    )
+    return dataset.with_options(options)
+
+
+def _length(dataset: tf.data.Dataset, team: Team) -> int:
+    length = int(dataset.cardinality())
+    if length == tf.data.INFINITE_CARDINALITY:
+        raise BadInput(
+            "the dataset never ends, so an epoch has no length: give steps_per_epoch, or --steps"
+        )
+    if length == tf.data.UNKNOWN_CARDINALITY:
+        if team.is_chief:
+            print(
+                "tfdp: counting the dataset, whose length TensorFlow doesn't know "
+                "(steps_per_epoch or tf.data.experimental.assert_cardinality spare this)",
+                file=sys.stderr,
+            )
+        length = int(dataset.reduce(np.int64(0), lambda count, *_: count + 1))
+    lengths = team.gather(np.array([length]))[:, 0].tolist()
+    if len(set(lengths)) > 1:
+        raise BadInput(
+            f"the workers' datasets have {lengths} batches, in the workers' order: they have to "
+            "be equally long (build the whole dataset on every worker; tfdp shards it)"
+        )
+    if length == 0:
+        raise BadInput("the dataset is empty: it has to have at least one example")
+    return length
+
+
+def shares(
+    source: Source,
+    team: Team,
+    batch_size: int,
+    *,
+    preprocess: Preprocess | None = None,
+    transform: Callable[..., Any] | None = None,
+) -> tuple[tf.data.Dataset, int]:
+    """A source for evaluation: each replica reads a contiguous share, in order and once.
+
+    Args:
+        source: where examples are read.
+        team: the workers.
+        batch_size: examples a step over all replicas, at the most.
+        preprocess: applied to the features of each example.
+        transform: applied to each batch at last.
+
+    Returns:
+        This worker's dataset, one batch for each local replica in turn, and its number of steps.
+        Batches at the end may be empty where a share is shorter than its neighbour's.
+    """
+    read = _reader(source, preprocess, training=False, seed=0)
+    size = max(1, batch_size // team.replicas)
+    first = team.index * team.local_replicas
+    mine = [share(len(source), first + i, team.replicas) for i in range(team.local_replicas)]
+    starts = tf.constant([part.start for part in mine], tf.int64)
+    stops = tf.constant([part.stop for part in mine], tf.int64)
+
+    def batch(turn: tf.Tensor) -> Any:
+        step, replica = turn // team.local_replicas, turn % team.local_replicas
+        start = tf.minimum(starts[replica] + step * size, stops[replica])
+        stop = tf.minimum(start + size, stops[replica])
+        return read(tf.constant(0, tf.int64), tf.range(start, stop))
+
+    steps = max(1, *(-(-len(part) // size) for part in mine))
+    dataset = tf.data.Dataset.range(steps * team.local_replicas).map(
+        batch, num_parallel_calls=tf.data.AUTOTUNE
+    )
+    if transform is not None:
+        dataset = dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.prefetch(tf.data.AUTOTUNE), steps
+
+
+def per_batch(preprocess: Preprocess, training: bool) -> Callable[..., Any]:
+    """``preprocess``, which takes one example, for a batch of them.
+
+    Returns:
+        A function of features (examples first) and seeds (int32[n, 2]) that gives model inputs.
+    """
+
+    def one(features_and_seed: tuple[Any, tf.Tensor]) -> Any:
+        return preprocess(features_and_seed[0], training, features_and_seed[1])
+
+    def batch(features: Any, seeds: tf.Tensor) -> Any:
+        example = tf.nest.map_structure(
+            lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), (features, seeds)
+        )
+        outputs = tf.function(one).get_concrete_function(example).structured_outputs
+        signature = tf.nest.map_structure(
+            lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), outputs
+        )
+        return tf.map_fn(one, (features, seeds), fn_output_signature=signature)
+
+    return batch
+
+
+def _reader(
+    source: Source, preprocess: Preprocess | None, training: bool, seed: int
+) -> Callable[[tf.Tensor, tf.Tensor], Any]:
+    """Reads and preprocesses the examples at ``indices`` of ``epoch``."""
+    if preprocess is None:
+        return lambda epoch, indices: source.read(indices)
+    preprocessed = per_batch(preprocess, training)
+
+    def read(epoch: tf.Tensor, indices: tf.Tensor) -> Any:
+        features, *rest = source.read(indices)
+        base = tf.random.experimental.stateless_fold_in(words_of(seed), epoch)
+        columns = [tf.fill(tf.shape(indices), base[0]), base[1] + tf.cast(indices, tf.int32)]
+        return (preprocessed(features, tf.stack(columns, axis=1)), *rest)
+
+    return read

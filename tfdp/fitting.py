@@ -1,0 +1,255 @@
+"""``tfdp.fit``: what ``Model.fit`` does, under any strategy."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdp import callbacks as callbacks_module
+from tfdp import evaluation, feed, keras_private
+from tfdp.callbacks import AtSteps
+from tfdp.errors import BadInput, PeerFailed, Stopped
+from tfdp.feed import Batches
+from tfdp.loop import Loop
+from tfdp.order import Order
+from tfdp.sources import Source, as_data
+from tfdp.steps import read_metrics
+from tfdp.team import Team, cluster_here, team_of
+
+
+def fit(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    batch_size: int | None = None,
+    epochs: int = 1,
+    verbose: str | int = "auto",
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
+    validation_data: Any = None,
+    shuffle: bool = True,
+    class_weight: Mapping[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int = 1,
+    seed: int = 0,
+) -> keras.callbacks.History:
+    """Trains a compiled model on all workers of its strategy, as ``Model.fit`` does on one.
+
+    Every worker calls it with the same arguments. On one replica and on many, the same global
+    batches give the same updates.
+
+    Args:
+        model: built and compiled in the strategy's scope.
+        x: a ``tfdp.Source``, a batched ``tf.data.Dataset`` of ``(features, labels[, weights])``
+            whose batches are global batches, or arrays (examples along the first dimension).
+        y: labels, where ``x`` is arrays.
+        batch_size: examples per update over all replicas, for a source or arrays; 32 by default.
+        epochs: the epoch to end before, counted from 0.
+        verbose: 0 silent, 1 progress bar, 2 a line for each epoch, on the chief.
+        callbacks: Keras callbacks; those of Keras that write act on the chief only.
+        validation_data: a source, a batched dataset, or ``(x, y[, sample_weight])`` arrays;
+            evaluated at the end of an epoch.
+        shuffle: whether a source or arrays get another order in every epoch.
+        class_weight: weight of each integer class.
+        sample_weight: float[examples], where ``x`` is arrays.
+        initial_epoch: the epoch to start with.
+        steps_per_epoch: updates in an epoch; needed for a dataset without an end.
+        validation_steps: batches of a validation dataset to look at; all by default.
+        validation_batch_size: as ``batch_size``, for validation.
+        validation_freq: epochs from one validation to the next.
+        seed: makes the order of a source or arrays, and what random layers draw.
+
+    Returns:
+        The ``History`` of Keras, equal on all workers.
+
+    Raises:
+        BadInput: if the arguments, the model or the data don't fit together.
+        PeerFailed: if another worker failed.
+    """
+    check_model(model)
+    team = team_of(model.distribute_strategy)
+    if team.workers == 1 and (cluster := cluster_here()) is not None and cluster.size > 1:
+        raise BadInput(
+            f"TF_CONFIG names {cluster.size} workers, but the model was built outside of their "
+            "strategy's scope and would train alone: build and compile it in "
+            "`with strategy.scope():`"
+        )
+    data = as_data(x, y, sample_weight)
+    transform = _class_weighted(class_weight)
+    if isinstance(data, Source):
+        order = Order(len(data), batch_size or 32, seed, shuffle)
+        steps = steps_per_epoch or order.steps_per_epoch
+        first_step = initial_epoch * steps
+        batches = feed.from_source(data, order, team, first_step=first_step, transform=transform)
+    elif batch_size is not None:
+        raise BadInput(
+            f"batch_size is {batch_size}, but a tf.data.Dataset comes in batches already: "
+            "batch it by the global batch size and leave batch_size out"
+        )
+    else:
+        batches = feed.from_dataset(data, team, steps_per_epoch=steps_per_epoch, transform=transform)
+        steps = batches.steps_per_epoch
+        first_step = initial_epoch * steps
+
+    validate = None
+    if validation_data is not None:
+        validate = functools.partial(
+            evaluation.evaluate,
+            model,
+            as_data(*validation_data) if isinstance(validation_data, tuple) else validation_data,
+            batch_size=validation_batch_size or batch_size,
+            steps=validation_steps,
+        )
+
+    return run(
+        model,
+        batches,
+        team,
+        steps_per_epoch=steps,
+        first_step=first_step,
+        last_step=max(epochs * steps, first_step),
+        callbacks=callbacks or (),
+        verbose=(1 if verbose == "auto" else int(verbose)) if team.is_chief else 0,
+        validate=validate,
+        validation_freq=validation_freq,
+    )
+
+
+def run(
+    model: keras.Model,
+    batches: Batches,
+    team: Team,
+    *,
+    steps_per_epoch: int,
+    first_step: int,
+    last_step: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+    verbose: int = 0,
+    validate: Callable[..., dict[str, Any]] | None = None,
+    validation_freq: int = 1,
+    told_to_stop: Callable[[], bool] = lambda: False,
+) -> keras.callbacks.History:
+    """Runs updates ``first_step`` to ``last_step`` with callbacks around them.
+
+    Args:
+        model: a compiled model; built here if it isn't.
+        batches: its batches, from ``first_step`` on.
+        team: the workers.
+        steps_per_epoch: updates in an epoch.
+        first_step: updates done before; may be in the middle of an epoch.
+        last_step: updates done at the end; may be in the middle of an epoch.
+        callbacks: Keras's and users'; ``AtSteps`` among them act at their own steps.
+        verbose: as Keras's progress bar takes it.
+        validate: evaluates, given the callback list as ``callbacks``.
+        validation_freq: epochs from one validation to the next.
+        told_to_stop: asked between calls into TensorFlow.
+
+    Returns:
+        Keras's History.
+
+    Raises:
+        Stopped: if a worker was told to stop.
+        PeerFailed: if another worker failed.
+    """
+    keras_private.build(model, batches.element_spec)
+    mine = callbacks_module.for_worker(callbacks, team)
+    at_steps = [callback for callback in mine if isinstance(callback, AtSteps)]
+    everyone = keras.callbacks.CallbackList(
+        mine,
+        add_history=True,
+        add_progbar=verbose != 0,
+        verbose=verbose,
+        epochs=-(-last_step // steps_per_epoch),
+        steps=steps_per_epoch,
+        model=model,
+    )
+    loop = Loop(
+        model,
+        batches,
+        team,
+        first_step=first_step,
+        one_by_one=callbacks_module.want_each_batch(mine),
+        told_to_stop=told_to_stop,
+    )
+    model.stop_training = False
+    logs: dict[str, Any] = {}
+    with _faults_shared(loop):
+        everyone.on_train_begin()
+        while loop.step < last_step and loop.agree():
+            epoch, batch = divmod(loop.step, steps_per_epoch)
+            if batch == 0:
+                model.reset_metrics()
+            if batch == 0 or loop.step == first_step:
+                everyone.on_epoch_begin(epoch)
+            epoch_end = (epoch + 1) * steps_per_epoch
+            stop_at = min([epoch_end, last_step, *(each.next_after(loop.step) for each in at_steps)])
+            for first, next_step in loop.until(stop_at):
+                everyone.on_train_batch_begin(first % steps_per_epoch)
+                loop.call()
+                logs = read_metrics(model)()
+                everyone.on_train_batch_end((next_step - 1) % steps_per_epoch, dict(logs))
+            if loop.step in (epoch_end, last_step) or model.stop_training:
+                if validate is not None and (epoch + 1) % validation_freq == 0:
+                    scores = validate(callbacks=everyone)
+                    logs |= {f"val_{name}": score for name, score in scores.items()}
+                everyone.on_epoch_end(epoch, dict(logs))
+            for each in at_steps:
+                if loop.step == each.next_after(loop.step - 1) or loop.step == last_step:
+                    each.on_step(loop.step, dict(logs))
+        everyone.on_train_end(dict(logs))
+        loop.agree()  # nobody leaves before all are done: without the chief, others would fail
+    return model.history
+
+
+@contextlib.contextmanager
+def _faults_shared(loop: Loop) -> Iterator[None]:
+    """Tells the other workers when this one fails between two calls into TensorFlow."""
+    try:
+        yield
+    except (PeerFailed, Stopped, tf.errors.OpError):
+        raise
+    except Exception as error:
+        loop.tell(error)
+        raise
+
+
+def check_model(model: keras.Model) -> None:
+    """Raises BadInput unless it is a compiled model of Keras 3 on TensorFlow."""
+    if not isinstance(model, keras.Model):
+        raise BadInput(
+            f"the model is a {type(model).__module__}.{type(model).__name__}, "
+            "and has to be a keras.Model of Keras 3"
+        )
+    if keras.config.backend() != "tensorflow":
+        raise BadInput(
+            f"Keras's backend is {keras.config.backend()}, and has to be tensorflow: "
+            "set KERAS_BACKEND=tensorflow"
+        )
+    if not model.compiled:
+        raise BadInput("the model is not compiled: call model.compile(…) in the strategy's scope")
+
+
+def _class_weighted(class_weight: Mapping[int, float] | None) -> Callable[..., Any] | None:
+    """Makes each example's weight its class's, times the weight that it has already."""
+    if class_weight is None:
+        return None
+    table = np.ones(max(class_weight) + 1, keras.config.floatx())
+    table[list(class_weight)] = list(class_weight.values())
+
+    def weighted(x: Any, y: tf.Tensor, sample_weight: tf.Tensor | None = None) -> Any:
+        one_hot = y.shape.rank == 2 and y.shape[1] != 1
+        classes = tf.argmax(y, axis=1) if one_hot else tf.reshape(y, [-1])
+        weights = tf.gather(tf.constant(table), tf.cast(classes, tf.int32))
+        return x, y, weights if sample_weight is None else weights * sample_weight
+
+    return weighted

@@ -1,0 +1,139 @@
+"""The loop: many updates in a call into TensorFlow, an agreement of all workers before each.
+
+A call takes about a second at the most, because nothing else gets a word in while it lasts: no
+signal, no callback, no news from another worker. How many updates that is, whether to stop, the
+learning rate and who has failed are agreed on by one small exchange, so that every worker does the
+same number of steps and every decision holds everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+
+from tfdp.errors import PeerFailed, Stopped
+from tfdp.feed import Batches
+from tfdp.steps import train_steps
+from tfdp.team import Team
+
+CALL_S = 0.8  # what a call should take
+GROWTH = 8  # how much longer the next call may be: the first ones are too short to judge by
+TELL_S = 10.0  # how long a failed worker waits for the others to hear of it
+
+
+class Loop:
+    """Updates of a model, from ``first_step`` on.
+
+    Args:
+        model: a built and compiled model.
+        batches: its training batches, starting with the one of ``first_step``.
+        team: the workers.
+        first_step: updates done before.
+        one_by_one: one update a call, for callbacks that want to see each.
+        told_to_stop: asked between calls; true ends the run on all workers.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        batches: Batches,
+        team: Team,
+        *,
+        first_step: int = 0,
+        one_by_one: bool = False,
+        told_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.step = first_step
+        self._model = model
+        self._team = team
+        self._iterator = iter(batches.dataset)
+        self._run = train_steps(model, batches)
+        self._one_by_one = one_by_one
+        self._told_to_stop = told_to_stop
+        self._steps_per_call = 1
+        self._steps = 1  # of the call that is announced
+        self._step_s: float | None = None  # of the last call
+
+    def until(self, last_step: int) -> Iterator[tuple[int, int]]:
+        """Splits the way to ``last_step`` into calls, to be made by ``call``.
+
+        It ends early if ``model.stop_training`` is set on any worker.
+
+        Yields:
+            The next call's first step, and the step after its last.
+        """
+        while True:
+            self._steps = min(self._steps_per_call, last_step - self.step)
+            yield self.step, self.step + self._steps
+            if self.step >= last_step or not self.agree():
+                return
+
+    def call(self) -> None:
+        """Makes the call that ``until`` has announced."""
+        began = time.perf_counter()
+        self._run(self._iterator, self.step, self._steps)
+        duration_s = time.perf_counter() - began
+        # The first call spends its time on tracing and tells nothing.
+        self._step_s = math.nan if self._step_s is None else duration_s / self._steps
+        self.step += self._steps
+
+    def agree(self) -> bool:
+        """Shares what each worker knows and wants; every worker comes to the same decisions.
+
+        Returns:
+            Whether to go on: false if ``model.stop_training`` is set on any worker.
+
+        Raises:
+            Stopped: if a worker was told to stop.
+            PeerFailed: if another worker has failed.
+        """
+        table = self._exchange(None)
+        self._model.stop_training = bool(table["stop_training"].any())
+        if not math.isnan(table["learning_rate"][0]) and len(set(table["learning_rate"])) > 1:
+            self._model.optimizer.learning_rate = table["learning_rate"][0]
+        if table["told_to_stop"].any():
+            raise Stopped(self.step, int(table["told_to_stop"].argmax()))
+        step_s = table["step_s"].max()
+        if not table["one_by_one"].any() and not math.isnan(step_s):
+            fitting = int(CALL_S / max(step_s, 1e-9))
+            self._steps_per_call = max(1, min(fitting, GROWTH * self._steps_per_call))
+        return not self._model.stop_training
+
+    def tell(self, error: BaseException) -> None:
+        """Lets the other workers know that this one ends by a fault of its own.
+
+        They hear of it when they come to their next agreement. If they never do, because they
+        wait for this worker in another place, they will find it gone.
+        """
+        telling = threading.Thread(target=self._exchange, args=(error,), daemon=True)
+        telling.start()
+        telling.join(TELL_S)
+
+    def _exchange(self, error: BaseException | None) -> dict[str, np.ndarray]:
+        mine = {
+            "failed": error is not None,
+            "told_to_stop": self._told_to_stop(),
+            "stop_training": bool(self._model.stop_training),
+            "learning_rate": _learning_rate(self._model),
+            "one_by_one": self._one_by_one,
+            "step_s": math.nan if self._step_s is None else self._step_s,
+        }
+        rows = self._team.gather(np.array(list(mine.values()), np.float64))
+        table = dict(zip(mine, rows.T, strict=True))
+        if table["failed"].any():
+            messages = self._team.gather_bytes(repr(error).encode())
+            if error is None:
+                culprit = int(table["failed"].argmax())
+                raise PeerFailed(f"worker {culprit} failed: {messages[culprit].decode()}")
+        return table
+
+
+def _learning_rate(model: keras.Model) -> float:
+    """The optimizer's learning rate, or NaN where nobody can set it: a schedule does."""
+    rate = getattr(model.optimizer, "learning_rate", None)
+    return float(rate.numpy()) if isinstance(rate, keras.Variable) else math.nan

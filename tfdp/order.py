@@ -1,0 +1,108 @@
+"""Which examples make global batch k: a pure function of (seed, step).
+
+Nothing here remembers anything. An epoch's order is a permutation that can be asked for any of its
+positions (``tf.random.experimental.index_shuffle``), a global batch is a run of positions, and a
+replica's slice is a run of those. So the order depends neither on how many workers there are nor
+on where a run was resumed, and a checkpoint needs no input state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from tfdp.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """The order in which a run of any length sees ``examples`` examples.
+
+    Args:
+        examples: length of the source, at least 1.
+        global_batch_size: examples per update over all replicas; the last batch of an epoch has
+            what is left.
+        seed: the run's seed.
+        shuffle: whether each epoch has a permutation of its own, or the source's order.
+
+    Raises:
+        BadInput: if a number is out of range.
+    """
+
+    examples: int
+    global_batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if self.examples < 1:
+            raise BadInput("the source is empty: it has to have at least one example")
+        if self.global_batch_size < 1:
+            raise BadInput(
+                f"global_batch_size is {self.global_batch_size}: it has to be 1 or more"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in an epoch, the last and maybe shorter one included."""
+        return -(-self.examples // self.global_batch_size)
+
+    @property
+    def last_batch_size(self) -> int:
+        """Examples in the last batch of an epoch."""
+        return self.examples - (self.steps_per_epoch - 1) * self.global_batch_size
+
+    def is_even(self, replicas: int) -> bool:
+        """Whether all replicas have equally many examples at every step."""
+        return self.global_batch_size % replicas == self.last_batch_size % replicas == 0
+
+    def leaves_replicas_idle(self, replicas: int) -> bool:
+        """Whether there are steps in which a replica has no example at all."""
+        return min(self.global_batch_size, self.last_batch_size) < replicas
+
+    def examples_before(self, step: int) -> int:
+        """Examples that the updates before ``step`` took, over all epochs."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return epoch * self.examples + batch * self.global_batch_size
+
+    def slice(self, step: tf.Tensor, replica: tf.Tensor, replicas: int) -> tuple[tf.Tensor, ...]:
+        """The examples of one replica at one step.
+
+        Args:
+            step: int64 scalar, updates done before this one.
+            replica: int64 scalar in ``[0, replicas)``.
+            replicas: how many replicas share the global batch.
+
+        Returns:
+            ``epoch`` (int64 scalar) and ``indices`` (int64[n]) into the source. Slices differ in
+            length by one at the most; the slices of all replicas, one after the other, are the
+            global batch whatever their number.
+        """
+        epoch, batch = step // self.steps_per_epoch, step % self.steps_per_epoch
+        first = batch * self.global_batch_size
+        size = tf.minimum(first + self.global_batch_size, self.examples) - first
+        positions = tf.range(
+            first + size * replica // replicas, first + size * (replica + 1) // replicas
+        )
+        return epoch, self.indices(epoch, positions)
+
+    def indices(self, epoch: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+        """Indices into the source (int64[n]) at ``positions`` (int64[n]) of ``epoch``."""
+        if not self.shuffle:
+            return positions
+        seed = tf.random.experimental.stateless_fold_in(words_of(self.seed), epoch)
+        return tf.random.experimental.index_shuffle(
+            positions, seed=seed, max_index=tf.constant(self.examples - 1, tf.int64)
+        )
+
+
+def words_of(seed: int) -> tf.Tensor:
+    """A run's seed (any 64-bit integer) as int32[2], the shape that stateless ops take."""
+    words = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
+    return tf.constant([word - (1 << 32) if word >> 31 else word for word in words], tf.int32)
+
+
+def share(examples: int, replica: int, replicas: int) -> range:
+    """Positions that a replica evaluates: contiguous, so that results line up in order."""
+    return range(examples * replica // replicas, examples * (replica + 1) // replicas)

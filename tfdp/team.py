@@ -1,0 +1,218 @@
+"""The workers of a run, as one of them sees them: meeting, and small exchanges between steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from cluster import exits
+from cluster.spec import Cluster, ClusterError, from_environment
+from tfdp.errors import BadInput
+
+Communication = Literal["auto", "ring", "nccl"]
+
+
+def connect(
+    communication: Communication = "auto", startup_timeout_s: float = 600.0
+) -> tf.distribute.Strategy:
+    """Joins the cluster that TF_CONFIG describes; without one, takes this machine's devices.
+
+    It has to come before any other use of TensorFlow in the process.
+
+    Args:
+        communication: how workers all-reduce: ``"nccl"`` (GPUs), ``"ring"`` (any device) or
+            ``"auto"``, TensorFlow's choice.
+        startup_timeout_s: seconds to wait for the other workers. TensorFlow itself waits for ever
+            and can't be interrupted, so then the process says who is missing and ends with 138.
+
+    Returns:
+        A MultiWorkerMirroredStrategy with TF_CONFIG; without, a MirroredStrategy over several
+        GPUs, or TensorFlow's default strategy.
+
+    Raises:
+        BadInput: if TF_CONFIG is wrong, NCCL is asked for and there is no GPU, or TensorFlow was
+            in use already.
+    """
+    cluster = cluster_here()
+    gpus = tf.config.list_physical_devices("GPU")
+    if communication == "nccl" and not gpus:
+        raise BadInput(
+            "communication is nccl, which needs GPUs, and TensorFlow sees none on this machine: "
+            "use ring or auto, or install the CUDA libraries (pip install 'tfdp[train,gpu]')"
+        )
+    if cluster is None:
+        return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+    implementation = getattr(tf.distribute.experimental.CommunicationImplementation, communication.upper())
+    options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+    with _Patience(cluster, startup_timeout_s):
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        except RuntimeError as error:
+            if "program startup" not in str(error):
+                raise
+            raise BadInput(
+                "TensorFlow was used before the workers were connected: make tensors, datasets "
+                "and models in functions that run after tfdp.connect(), not at import"
+            ) from error
+
+
+def cluster_here() -> Cluster | None:
+    """The cluster that TF_CONFIG describes, or None; BadInput if it is wrong."""
+    try:
+        return from_environment()
+    except ClusterError as error:
+        raise BadInput(str(error)) from None
+
+
+def is_chief() -> bool:
+    """Whether this process is the chief: the one that writes (always true without TF_CONFIG)."""
+    cluster = cluster_here()
+    return cluster is None or cluster.is_chief
+
+
+class _Patience:
+    """Ends the process if its ``with`` block, which can't be interrupted, takes too long."""
+
+    def __init__(self, cluster: Cluster, timeout_s: float) -> None:
+        self._cluster = cluster
+        self._timeout_s = timeout_s
+        self._done = threading.Event()
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    def _watch(self) -> None:
+        if self._done.wait(self._timeout_s):
+            return
+        missing = [
+            f"{name} ({address})"
+            for name, address in zip(self._cluster.names, self._cluster.addresses, strict=True)
+            if name != self._cluster.name and not _listens(address)
+        ]
+        print(
+            f"tfdp: waited {self._timeout_s:g} s for {', '.join(missing) or 'the other workers'}: "
+            "start them, correct TF_CONFIG, or raise --startup_timeout_s",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(exits.TRY_AGAIN)
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=None)
+def team_of(strategy: tf.distribute.Strategy) -> Team:
+    """The team of a strategy, made once: its exchanges are traced once too."""
+    return Team(strategy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Team:
+    """All workers of a strategy, and exchanges between them.
+
+    Every exchange is a collective: all workers call it, at the same point of the program.
+    """
+
+    strategy: tf.distribute.Strategy
+
+    @cached_property
+    def _members(self) -> list[tuple[str, int]]:
+        resolver = self.strategy.cluster_resolver
+        jobs = resolver.cluster_spec().as_dict() if resolver is not None else {}
+        return [(job, task) for job in ("chief", "worker") for task in range(len(jobs.get(job, ())))]
+
+    @property
+    def workers(self) -> int:
+        """How many processes there are."""
+        return max(1, len(self._members))
+
+    @cached_property
+    def index(self) -> int:
+        """This process's place among them, the chief's being 0."""
+        if self.workers == 1:
+            return 0
+        resolver = self.strategy.cluster_resolver
+        return self._members.index((resolver.task_type, resolver.task_id))
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes for all."""
+        return self.index == 0
+
+    @property
+    def replicas(self) -> int:
+        """Replicas over all workers."""
+        return int(self.strategy.num_replicas_in_sync)
+
+    @property
+    def local_replicas(self) -> int:
+        """Replicas of each worker."""
+        return self.replicas // self.workers
+
+    def gather(self, row: np.ndarray) -> np.ndarray:
+        """Every worker's ``row``, stacked in the workers' order: ``[workers, *row.shape]``.
+
+        Args:
+            row: an array of int32, int64, float32 or float64, of one shape and dtype everywhere.
+        """
+        if self.workers == 1:
+            return row[np.newaxis]
+        table = np.zeros((self.workers, *row.shape), row.dtype)
+        table[self.index] = row
+        return self._sum(tf.constant(table)).numpy()  # type: ignore[no-any-return]
+
+    def broadcast(self, data: bytes | None) -> bytes:
+        """The chief's ``data`` for everybody; what others pass is not looked at."""
+        if self.workers == 1:
+            return data or b""
+        size = int(self.gather(np.array([len(data or b"")], np.int64))[0, 0])
+        words = np.zeros(-(-size // 4), np.int32)  # summed as integers, so bits stay what they are
+        if self.is_chief and data:
+            words = np.frombuffer(data.ljust(4 * len(words), b"\0"), np.int32)
+        return self._sum(tf.constant(words)).numpy().tobytes()[:size]  # type: ignore[no-any-return]
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """Every worker's ``data``, in the workers' order."""
+        sizes = self.gather(np.array([len(data)], np.int64))[:, 0]
+        words = np.frombuffer(data.ljust(-(-int(sizes.max()) // 4) * 4, b"\0"), np.int32)
+        rows = self.gather(words)
+        return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
+
+    def barrier(self) -> None:
+        """Returns when every worker has come here."""
+        self.gather(np.zeros(1, np.int32))
+
+    @cached_property
+    def _sum(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        def on_replica(value: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            first = tf.equal(context.replica_id_in_sync_group % self.local_replicas, 0)
+            return context.all_reduce(
+                tf.distribute.ReduceOp.SUM, tf.where(first, value, tf.zeros_like(value))
+            )
+
+        @tf.function(reduce_retracing=True)
+        def everywhere(value: tf.Tensor) -> Any:
+            total = self.strategy.run(on_replica, args=(value,))
+            return self.strategy.experimental_local_results(total)[0]
+
+        return everywhere
