@@ -1,0 +1,1 @@
+"""The messages of TF Serving that the client speaks, under names of our own."""
