@@ -12,11 +12,12 @@ import tensorflow as tf
 
 from tfdp import feed, keras_private
 from tfdp.errors import BadInput
-from tfdp.feed import AutoShard, Preprocess
+from tfdp.feed import Preprocess
 from tfdp.loop import CALL_S
 from tfdp.sources import Source, as_data
 from tfdp.steps import predict_step, read_metrics, test_step, test_steps
 from tfdp.team import Team, team_of
+from tfdp.words import AutoShard
 
 
 def evaluate(
@@ -42,7 +43,7 @@ def evaluate(
         batch_size: examples a step over all replicas, for a source or arrays; 32 by default.
         sample_weight: float[examples], where ``x`` is arrays.
         steps: batches of a dataset to look at; all by default.
-        preprocess: applied to the features of each example of a source.
+        preprocess: applied to the features of each example.
         auto_shard: how TensorFlow divides a dataset; None leaves it to the dataset's options.
         callbacks: told of the test's begin and end.
 
@@ -60,7 +61,7 @@ def evaluate(
         _tell(callbacks, "on_test_begin", None)
         _run_all(test_steps(model), iter(_endless(dataset, team)), count)
     else:
-        dataset = feed.sharded(data if steps is None else data.take(steps), auto_shard)
+        dataset = _dataset(data, steps, preprocess, auto_shard)
         keras_private.build(model, dataset.element_spec)
         model.reset_metrics()
         _tell(callbacks, "on_test_begin", None)
@@ -90,7 +91,7 @@ def predict(
         x: a source, a batched ``tf.data.Dataset``, or arrays; labels are not looked at.
         batch_size: examples a step over all replicas, for a source or arrays; 32 by default.
         steps: batches of a dataset to predict; all by default.
-        preprocess: applied to the features of each example of a source.
+        preprocess: applied to the features of each example.
         auto_shard: how TensorFlow divides a dataset; None leaves it to the dataset's options.
 
     Returns:
@@ -107,13 +108,23 @@ def predict(
         batches = [strategy.experimental_local_results(step(next(iterator))) for _ in range(count)]
         in_order = [_arrays(rows) for replica in zip(*batches, strict=True) for rows in replica]
         return _from_all_workers(_concatenated(in_order), team)
-    dataset = feed.sharded(data if steps is None else data.take(steps), auto_shard)
+    dataset = _dataset(data, steps, preprocess, auto_shard)
     gathered = []
     for batch in strategy.experimental_distribute_dataset(dataset):
         gathered.append(_arrays(strategy.gather(step(batch), axis=0)))
     if not gathered:
         raise BadInput("the dataset is empty: it has to have at least one example")
     return _concatenated(gathered)
+
+
+def _dataset(
+    data: tf.data.Dataset,
+    steps: int | None,
+    preprocess: Preprocess | None,
+    auto_shard: AutoShard | None,
+) -> tf.data.Dataset:
+    data = data if steps is None else data.take(steps)
+    return feed.sharded(feed.preprocessed(data, preprocess), auto_shard)
 
 
 def _run_all(run: Callable[[Any, int], None], iterator: Any, steps: int) -> None:

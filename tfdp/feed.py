@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,8 +14,9 @@ from tfdp.errors import BadInput
 from tfdp.order import Order, share, words_of
 from tfdp.sources import Source
 from tfdp.team import Team
+from tfdp.words import AutoShard
 
-AutoShard = Literal["auto", "file", "data", "off"]
+
 Preprocess = Callable[[Any, bool, tf.Tensor], Any]  # (features, training, seed) -> model inputs
 
 
@@ -93,6 +94,8 @@ def from_dataset(
     steps_per_epoch: int | None = None,
     first_step: int = 0,
     auto_shard: AutoShard | None = None,
+    preprocess: Preprocess | None = None,
+    seed: int = 0,
     transform: Callable[..., Any] | None = None,
 ) -> Batches:
     """Training batches of a plain dataset of global batches, sharded by TensorFlow.
@@ -104,6 +107,8 @@ def from_dataset(
             reading it once where TensorFlow doesn't know it.
         first_step: updates done before the first batch; what they read is read again and dropped.
         auto_shard: how the workers divide the data; None leaves it to the dataset's options.
+        preprocess: applied to the features of each example.
+        seed: of the run; makes the seeds that ``preprocess`` gets.
         transform: applied to each batch at last.
 
     Raises:
@@ -115,6 +120,11 @@ def from_dataset(
     dataset = dataset.repeat()  # without an end, workers need not agree on one at every step
     if first_step:
         dataset = dataset.skip(first_step)
+    if preprocess is not None:
+        read = _batch_preprocessor(preprocess, training=True, seed=seed)
+        # Numbered by a scan: TensorFlow could not shard a zip with a counter by files.
+        dataset = dataset.scan(np.int64(first_step), lambda step, *batch: (step + 1, (step, *batch)))
+        dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
     if transform is not None:
         dataset = dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = sharded(dataset, auto_shard).prefetch(tf.data.AUTOTUNE)
@@ -229,18 +239,44 @@ def per_batch(preprocess: Preprocess, training: bool) -> Callable[..., Any]:
     return batch
 
 
+def preprocessed(dataset: tf.data.Dataset, preprocess: Preprocess | None) -> tf.data.Dataset:
+    """A dataset of batches for evaluation, with ``preprocess`` applied to each example."""
+    if preprocess is None:
+        return dataset
+    read = _batch_preprocessor(preprocess, training=False, seed=0)
+    return dataset.map(
+        lambda *batch: read(tf.constant(0, tf.int64), *batch), num_parallel_calls=tf.data.AUTOTUNE
+    )
+
+
+def _batch_preprocessor(preprocess: Preprocess, training: bool, seed: int) -> Callable[..., Any]:
+    """For batches that come from elsewhere, where an example is known by its place in its batch."""
+    one_by_one = per_batch(preprocess, training)
+
+    def read(step: tf.Tensor, features: Any, *rest: Any) -> Any:
+        places = tf.range(tf.shape(tf.nest.flatten(features)[0])[0])
+        return (one_by_one(features, _seeds(seed, step, places)), *rest)
+
+    return read
+
+
 def _reader(
     source: Source, preprocess: Preprocess | None, training: bool, seed: int
 ) -> Callable[[tf.Tensor, tf.Tensor], Any]:
     """Reads and preprocesses the examples at ``indices`` of ``epoch``."""
     if preprocess is None:
         return lambda epoch, indices: source.read(indices)
-    preprocessed = per_batch(preprocess, training)
+    one_by_one = per_batch(preprocess, training)
 
     def read(epoch: tf.Tensor, indices: tf.Tensor) -> Any:
         features, *rest = source.read(indices)
-        base = tf.random.experimental.stateless_fold_in(words_of(seed), epoch)
-        columns = [tf.fill(tf.shape(indices), base[0]), base[1] + tf.cast(indices, tf.int32)]
-        return (preprocessed(features, tf.stack(columns, axis=1)), *rest)
+        return (one_by_one(features, _seeds(seed, epoch, indices)), *rest)
 
     return read
+
+
+def _seeds(seed: int, epoch: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+    """A seed (int32[2]) for each example, made of the run's seed, the epoch and the index."""
+    base = tf.random.experimental.stateless_fold_in(words_of(seed), tf.cast(epoch, tf.int32))
+    columns = [tf.fill(tf.shape(indices), base[0]), base[1] + tf.cast(indices, tf.int32)]
+    return tf.stack(columns, axis=1)

@@ -91,7 +91,9 @@ class Order:
         """Indices into the source (int64[n]) at ``positions`` (int64[n]) of ``epoch``."""
         if not self.shuffle:
             return positions
-        seed = tf.random.experimental.stateless_fold_in(words_of(self.seed), epoch)
+        seed = tf.random.experimental.stateless_fold_in(
+            words_of(self.seed), tf.cast(epoch, tf.int32)
+        )
         return tf.random.experimental.index_shuffle(
             positions, seed=seed, max_index=tf.constant(self.examples - 1, tf.int64)
         )

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,8 +17,9 @@ import tensorflow as tf
 from cluster import exits
 from cluster.spec import Cluster, ClusterError, from_environment
 from tfdp.errors import BadInput
+from tfdp.words import Communication
 
-Communication = Literal["auto", "ring", "nccl"]
+
 
 
 def connect(

@@ -1,0 +1,159 @@
+"""Recipes: what a user writes, a Python file or module with a few functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tfdp.errors import BadInput
+
+_ARGUMENTS = {  # of the functions that a recipe may have; the first two it has to have
+    "build_model": ("hparams",),
+    "train_data": ("hparams",),
+    "eval_data": ("hparams",),
+    "preprocess": ("features", "training", "seed"),
+}
+_REQUIRED = ("build_model", "train_data")
+
+
+@dataclasses.dataclass(frozen=True)
+class NoHParams:
+    """What functions get from a recipe that has no hyperparameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A recipe, loaded and checked.
+
+    Args:
+        name: as the user named it.
+        hparams: its ``HParams`` with the user's values.
+        digest: sha256 of its source and hyperparameters; what it imports is not in it.
+        build_model: gives a compiled ``keras.Model``.
+        train_data: gives a source or a dataset of single examples.
+        eval_data: likewise, or None.
+        preprocess: ``(features, training, seed)`` of one example to model inputs, or None.
+    """
+
+    name: str
+    hparams: Any
+    digest: str
+    build_model: Callable[[Any], Any]
+    train_data: Callable[[Any], Any]
+    eval_data: Callable[[Any], Any] | None
+    preprocess: Callable[[Any, bool, Any], Any] | None
+
+
+def load(name: str, hparam: Sequence[str] = ()) -> Recipe:
+    """Imports a recipe and applies ``NAME=VALUE`` to its hyperparameters.
+
+    Args:
+        name: path of a Python file (ending in ``.py``), or a dotted module.
+        hparam: overrides of fields of its ``HParams``.
+
+    Raises:
+        BadInput: if it can't be imported, lacks a function, or a value does not fit its field.
+    """
+    module = _import(name)
+    functions: dict[str, Any] = {}
+    for function, arguments in _ARGUMENTS.items():
+        functions[function] = getattr(module, function, None)
+        if functions[function] is None:
+            if function in _REQUIRED:
+                raise BadInput(
+                    f"recipe {name} has no function {function}({', '.join(arguments)}): "
+                    f"a recipe needs {' and '.join(_REQUIRED)}"
+                )
+        elif not _takes(functions[function], len(arguments)):
+            raise BadInput(
+                f"recipe {name}: {function} has to be a function that takes "
+                f"({', '.join(arguments)})"
+            )
+    hparams = _hparams(name, getattr(module, "HParams", NoHParams), hparam)
+    source = Path(module.__file__ or "").read_bytes()
+    values = json.dumps(dataclasses.asdict(hparams), sort_keys=True, default=str)
+    digest = hashlib.sha256(source + values.encode()).hexdigest()
+    return Recipe(name=name, hparams=hparams, digest=digest, **functions)
+
+
+def _import(name: str) -> ModuleType:
+    path = Path(name)
+    is_file = path.suffix == ".py"
+    if is_file and not path.is_file():
+        raise BadInput(f"--recipe is {name}: there is no such file")
+    try:
+        if not is_file:
+            return importlib.import_module(name)
+        sys.path.insert(0, str(path.resolve().parent))  # for what it imports from beside it
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        return module
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise BadInput(
+                f"--recipe is {name}: there is no such module (a file has to end in .py)"
+            ) from None
+        raise BadInput(f"recipe {name} imports {error.name}, which is not installed") from error
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        raise BadInput(f"recipe {name} could not be imported:\n{trace}") from error
+
+
+def _takes(function: Any, arguments: int) -> bool:
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError:
+        return False
+    return True
+
+
+def _hparams(recipe: str, kind: Any, overrides: Sequence[str]) -> Any:
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise BadInput(f"recipe {recipe}: HParams has to be a dataclass")
+    types = typing.get_type_hints(kind)
+    fields = {field.name: types[field.name] for field in dataclasses.fields(kind)}
+    values = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise BadInput(f"--hparam={override}: it has to be NAME=VALUE")
+        if name not in fields:
+            raise BadInput(
+                f"--hparam={override}: recipe {recipe} has no such hyperparameter; "
+                f"it has {', '.join(fields) or 'none'}"
+            )
+        values[name] = _value(override, text, fields[name])
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"recipe {recipe}: HParams can't be made: {error}") from error
+
+
+def _value(override: str, text: str, kind: Any) -> Any:
+    if kind is str:
+        return text
+    try:
+        value = json.loads(text.lower() if kind is bool else text)
+    except json.JSONDecodeError:
+        value = None
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (int, float, bool) and type(value) is not kind:
+        raise BadInput(f"--hparam={override}: the value has to be of type {kind.__name__}")
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,122 @@
+"""What a run tells while it lasts: one progress line, and curves for TensorBoard."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdp.errors import Diverged
+from tfdp.feed import Batches
+from tfdp.log import say
+from tfdp.settings import Settings
+from tfdp.team import Team
+
+LINE_EVERY_S = 5.0  # where the line can't be rewritten, because nobody looks at a terminal
+
+
+class Report(keras.callbacks.Callback):
+    """Shows progress on the chief, and ends the run everywhere when the loss is not a number.
+
+    Args:
+        team: the workers.
+        settings: of the run.
+        batches: the training batches, for counting examples.
+        first_step: updates done before.
+        last_step: updates to have done at the end.
+    """
+
+    def __init__(
+        self, team: Team, settings: Settings, batches: Batches, first_step: int, last_step: int
+    ) -> None:
+        super().__init__()
+        self._is_chief = team.is_chief
+        self._epoch_steps = batches.steps_per_epoch
+        self._examples_before = batches.examples_before or (
+            lambda step: step * settings.global_batch_size
+        )
+        self._step = first_step
+        self._last_step = last_step
+        self._timed_from: tuple[float, int] | None = None  # the first call traces; not counted
+        self._last_line_s = -math.inf
+        self._scores: dict[str, Any] = {}
+        self._curves = (
+            tf.summary.create_file_writer(str(settings.workdir / "tensorboard"))
+            if team.is_chief and settings.tensorboard
+            else None
+        )
+
+    @property
+    def examples_per_s(self) -> float | None:
+        """Examples over seconds since the first call, over all replicas; None before that."""
+        if self._timed_from is None or self._timed_from[1] == self._step:
+            return None
+        began_s, first_step = self._timed_from
+        examples = self._examples_before(self._step) - self._examples_before(first_step)
+        return examples / (time.perf_counter() - began_s)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Notes the epoch, which batches are counted from."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Shows where the run stands."""
+        self._step = self._epoch * self._epoch_steps + batch + 1
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss is {loss} at step {self._step}: nothing of it was saved; a smaller "
+                "learning rate or gradient clipping may help"
+            )
+        if self._is_chief:
+            self._show(logs or {})
+            self._draw({f"train/{name}": value for name, value in (logs or {}).items()})
+        if self._timed_from is None:
+            self._timed_from = (time.perf_counter(), self._step)
+
+    def evaluated(self, step: int, scores: dict[str, Any]) -> None:
+        """Shows what an evaluation gave."""
+        self._scores = scores
+        self._last_line_s = -math.inf
+        self._draw({f"eval/{name}": value for name, value in scores.items()})
+
+    def close(self) -> None:
+        """Ends the progress line and the curves' file."""
+        if self._is_chief and sys.stderr.isatty():
+            print(file=sys.stderr)
+        if self._curves is not None:
+            self._curves.close()
+
+    def _draw(self, values: dict[str, Any]) -> None:
+        if self._curves is None:
+            return
+        rate = self.examples_per_s
+        if rate is not None:
+            values = values | {"train/examples_per_s": rate}
+        with self._curves.as_default(step=self._step):
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    tf.summary.scalar(name, value)
+
+    def _show(self, logs: dict[str, Any]) -> None:
+        now_s = time.monotonic()
+        is_last = self._step == self._last_step
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{self._line(logs)}", end="", file=sys.stderr, flush=True)
+        elif is_last or now_s - self._last_line_s >= LINE_EVERY_S:
+            self._last_line_s = now_s
+            say(self._line(logs))
+
+    def _line(self, logs: dict[str, Any]) -> str:
+        parts = [f"step {self._step}/{self._last_step}", f"epoch {self._epoch + 1}"]
+        shown = logs | {f"eval_{name}": value for name, value in self._scores.items()}
+        parts += [f"{name} {v:.4f}" for name, v in shown.items() if isinstance(v, (int, float))]
+        rate = self.examples_per_s
+        if rate is not None:
+            examples = self._examples_before(self._last_step) - self._examples_before(self._step)
+            parts += [f"{rate:,.0f} examples/s", f"{examples / rate:.0f} s left"]
+        return "  ".join(parts)

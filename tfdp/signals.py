@@ -1,0 +1,56 @@
+"""SIGTERM and SIGINT, waited for in a thread.
+
+Python runs handlers between two bytecodes of the main thread, so none runs while a call into
+TensorFlow lasts, and TensorFlow puts a handler of its own on SIGTERM, which swallows it. A signal
+that all threads block, and one waits for, reaches us at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+from tfdp.log import say
+
+_WATCHED = (signal.SIGTERM, signal.SIGINT)
+
+
+class Signals:
+    """The first signal asks the run to stop, the second ends the process.
+
+    Make it before anything starts a thread: threads inherit what is blocked.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._is_training = False
+        signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+        threading.Thread(target=self._wait, name="signals", daemon=True).start()
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """While it lasts, a signal is only noted: there is a state to be saved first."""
+        self._is_training = True
+        try:
+            yield
+        finally:
+            self._is_training = False
+
+    def _wait(self) -> None:
+        number = signal.sigwait(_WATCHED)
+        if not self._is_training:
+            _leave(number)
+        self.received = number
+        say(f"got {signal.Signals(number).name}: saving, then stopping (a second one ends at once)")
+        _leave(signal.sigwait(_WATCHED))
+
+
+def _leave(number: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + number)

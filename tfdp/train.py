@@ -1,0 +1,151 @@
+"""One worker of a run: ``python -m tfdp.train --recipe=… --workdir=…``.
+
+Started on every node, with TF_CONFIG saying who the nodes are; without TF_CONFIG it trains on this
+machine's devices. Exit codes are those of ``cluster.exits``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags
+
+from cluster import exits
+from cluster.spec import ClusterError, from_environment
+from tfdp import checkpoints, log
+from tfdp.errors import BadInput, Stopped, TrainingError
+from tfdp.log import say
+from tfdp.settings import Settings
+from tfdp.signals import Signals
+
+_FLAGS = flags.FlagValues()
+
+
+def _define() -> None:
+    def integer(name: str, default: int | None, text: str) -> None:
+        flags.DEFINE_integer(name, default, text, flag_values=_FLAGS)
+
+    def string(name: str, default: str | None, text: str) -> None:
+        flags.DEFINE_string(name, default, text, flag_values=_FLAGS)
+
+    string("recipe", "", "Python file or dotted module with build_model and train_data.")
+    string("workdir", "", "Folder for checkpoints, logs, curves and summary.json.")
+    integer("steps", None, "Updates to have done at the end; or give --epochs.")
+    integer("epochs", None, "Passes over the data to have done at the end; 10 by default.")
+    integer("global_batch_size", 64, "Examples per update, over all replicas.")
+    integer("seed", 0, "Makes initial weights, the order of examples and random layers.")
+    flags.DEFINE_multi_string(
+        "hparam", [], "NAME=VALUE for a field of the recipe's HParams.", flag_values=_FLAGS
+    )
+    integer("checkpoint_every_steps", 1000, "Updates from one checkpoint to the next.")
+    integer("keep_checkpoints", 3, "How many of the newest checkpoints stay.")
+    integer("eval_every_steps", 0, "Updates from one evaluation to the next; 0: at the end only.")
+    string("export_dir", None, "Where versions are published: WORKDIR/model; none: nowhere.")
+    string("communication", "auto", "How workers all-reduce: auto, ring or nccl.")
+    string("auto_shard", "auto", "How TensorFlow shards a tf.data.Dataset: auto, file, data, off.")
+    flags.DEFINE_float(
+        "startup_timeout_s", 600.0, "Seconds to wait for the other workers.", flag_values=_FLAGS
+    )
+    flags.DEFINE_boolean("tensorboard", True, "Write WORKDIR/tensorboard.", flag_values=_FLAGS)
+
+
+_define()
+
+
+def main(argv: list[str]) -> int:
+    """Runs one worker and returns its exit code."""
+    if any(each in ("--help", "-help", "--helpfull") for each in argv):
+        print(f"{__doc__}\n{_FLAGS.get_help()}")
+        return exits.FINISHED
+    try:
+        settings = _settings(argv)
+        cluster = from_environment()
+        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+        if backend != "tensorflow":
+            raise BadInput(f"KERAS_BACKEND is {backend}: it has to be tensorflow, or not set")
+        is_chief = cluster is None or cluster.is_chief
+        lock = checkpoints.own(settings.workdir) if is_chief else None
+    except (BadInput, ClusterError) as error:
+        return _failed(exits.BAD_INPUT, error)
+    except OSError as error:
+        return _failed(exits.BAD_INPUT, BadInput(f"--workdir={settings.workdir}: {error.strerror}"))
+    signals = Signals()
+    log_path = log.open_log(settings.workdir / "logs", 0 if cluster is None else cluster.index)
+    try:
+        return _train(settings, signals, log_path)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _train(settings: Settings, signals: Signals, log_path: Path) -> int:
+    # From here on TensorFlow is imported, and starts threads.
+    import tensorflow as tf
+
+    from tfdp import recipe
+    from tfdp.training import train
+
+    try:
+        train(settings, recipe.load(settings.recipe, settings.hparam), signals)
+    except BadInput as error:
+        return _failed(exits.BAD_INPUT, error)
+    except Stopped as stopped:
+        say(f"{stopped}; its state is saved, and the same command goes on from there")
+        return exits.TRY_AGAIN if signals.received is None else 128 + signals.received
+    except TrainingError as error:
+        return _failed(exits.FAILED, error)
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        logging.getLogger("tfdp").exception("a call into TensorFlow failed")
+        say(f"another worker was lost: {str(error).splitlines()[0][:200]} (all of it: {log_path})")
+        return exits.TRY_AGAIN
+    except Exception as error:  # a bug, in the recipe or here
+        logging.getLogger("tfdp").exception("failed")
+        traceback.print_exc(file=sys.stderr)
+        say(f"ended by the error above ({type(error).__name__}); more of it is in {log_path}")
+        return exits.FAILED
+    return exits.FINISHED
+
+
+def _settings(argv: list[str]) -> Settings:
+    try:
+        rest = _FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise BadInput(f"{error} (--help lists the flags)") from None
+    if rest:
+        raise BadInput(f"{rest[0]!r} is not a flag: flags begin with -- (--help lists them)")
+    values = {name: _FLAGS[name].value for name in Settings.__dataclass_fields__}
+    export_dir = values["export_dir"]
+    return Settings(
+        **values
+        | {
+            "workdir": Path(values["workdir"]),
+            "export_dir": None if export_dir is None else Path(export_dir),
+            "hparam": tuple(values["hparam"]),
+        }
+    )
+
+
+def _failed(code: int, error: BaseException) -> int:
+    say(f"{error}" if isinstance(error, (TrainingError, ClusterError)) else f"{error!r}")
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process without taking TensorFlow down piece by piece.
+
+    Workers that leave one after the other make TensorFlow's coordination service abort those that
+    are still busy with leaving.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _leave(main(sys.argv))

@@ -1,0 +1,378 @@
+"""What ``python -m tfdp.train`` does, from the first meeting of the workers to the summary."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import tfdp
+from tfdp import evaluation, exporting, feed, keras_private, state
+from tfdp.callbacks import AtSteps
+from tfdp.checkpoints import Checkpoint, Checkpoints, write_whole
+from tfdp.errors import BadInput, Stopped, TrainingError
+from tfdp.fitting import check_model, run
+from tfdp.log import say
+from tfdp.order import Order
+from tfdp.recipe import Recipe
+from tfdp.reports import Report
+from tfdp.settings import Settings
+from tfdp.signals import Signals
+from tfdp.sources import Source
+from tfdp.steps import read_metrics
+from tfdp.team import Team, connect, team_of
+
+DEFAULT_EPOCHS = 10
+Data = Source | tf.data.Dataset
+
+
+def train(settings: Settings, recipe: Recipe, signals: Signals) -> None:
+    """Trains, evaluates, publishes and sums up; the same call goes on where an earlier one ended.
+
+    Raises:
+        BadInput: before training, on every worker.
+        Stopped: when a signal ended it; what was done is saved.
+        TrainingError: when it can't go on.
+    """
+    strategy = connect(settings.communication, settings.startup_timeout_s)
+    team = team_of(strategy)
+    _compare(team, settings, recipe)
+
+    keras.utils.set_random_seed(settings.seed % (1 << 32))
+    with strategy.scope():
+        model = recipe.build_model(recipe.hparams)
+    check_model(model)
+    train_data = _data(recipe, "train_data")
+    eval_data = _data(recipe, "eval_data") if recipe.eval_data is not None else None
+
+    with Run(settings, recipe, team, model, train_data, eval_data) as the_run:
+        if the_run.is_finished():
+            if team.is_chief:
+                say(f"{settings.workdir} is finished at step {the_run.last_step}: nothing to do")
+            team.barrier()
+            return
+        with signals.awaited():
+            the_run.fit(lambda: signals.received is not None)
+        the_run.conclude()
+
+
+class Run:
+    """A run in its workdir: where it stands, and what is left to do.
+
+    Everything here happens on all workers at the same time; the chief alone touches the workdir,
+    and tells the others what it found.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        recipe: Recipe,
+        team: Team,
+        model: keras.Model,
+        train_data: Data,
+        eval_data: Data | None,
+    ) -> None:
+        self._settings = settings
+        self._recipe = recipe
+        self._team = team
+        self._model = model
+        self._train_data = train_data
+        self._eval_data = eval_data
+        self._checkpoints = (
+            Checkpoints(settings.workdir / "checkpoints", settings.keep_checkpoints)
+            if team.is_chief
+            else None
+        )
+        self._scores: dict[str, Any] = {}
+        self._logs: dict[str, Any] = {}
+        self._examples_per_s: float | None = None
+        self._saved_step = -1
+
+        found = self._from_chief(self._find)
+        self._about: dict[str, Any] = found["about"]
+        self._summary: dict[str, Any] = found["summary"]
+        self.first_step: int = found["step"]
+        self._batches = self._make_batches()
+        keras_private.build(model, self._batches.element_spec)
+        if found["has_checkpoint"]:
+            bytes_ = team.broadcast(self._found.state if self._found is not None else None)
+            state.restore(model, team, Checkpoint(self.first_step, {}, bytes_).arrays())
+            self._found = None
+            self._saved_step = self.first_step
+        epochs = settings.epochs or DEFAULT_EPOCHS
+        self.last_step = settings.steps or epochs * self._batches.steps_per_epoch
+        if self.first_step > self.last_step:
+            raise BadInput(
+                f"{settings.workdir} is at step {self.first_step}, past the {self.last_step} that "
+                "this run asks for: ask for more --steps or --epochs, or use another --workdir"
+            )
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do: trained, published and summed up."""
+        return self._summary.get("steps") == self.last_step == self.first_step and (
+            self._settings.publish_dir is None or self._summary.get("export_path") is not None
+        )
+
+    def fit(self, told_to_stop: Callable[[], bool]) -> None:
+        """Trains from where the run stands to its last step, saving on the way."""
+        if self.first_step and self._team.is_chief:
+            say(f"going on from step {self.first_step} of {self.last_step}")
+        report = Report(self._team, self._settings, self._batches, self.first_step, self.last_step)
+        acts: list[keras.callbacks.Callback] = [report]
+        if self._settings.eval_every_steps and self._eval_data is not None:
+            acts.append(_Act(self._settings.eval_every_steps, self._evaluate_between, report))
+        acts.append(_Act(self._settings.checkpoint_every_steps, self._save, report))
+        try:
+            run(
+                self._model,
+                self._batches,
+                self._team,
+                steps_per_epoch=self._batches.steps_per_epoch,
+                first_step=self.first_step,
+                last_step=self.last_step,
+                callbacks=acts,
+                told_to_stop=told_to_stop,
+            )
+        except Stopped as stopped:
+            self._save(stopped.step)
+            self._wait_for_chief()
+            raise
+        finally:
+            report.close()
+        self._examples_per_s = report.examples_per_s
+
+    def conclude(self) -> None:
+        """Evaluates, publishes and writes the summary."""
+        digests = self._team.gather_bytes(state.weights_sha256(self._model).encode())
+        if len(set(digests)) > 1:
+            raise TrainingError(f"the workers' weights differ: {[d.decode() for d in digests]}")
+        self._logs = read_metrics(self._model)()
+        if self._eval_data is not None:
+            self._scores = self._evaluate()
+        if self._team.is_chief:
+            assert self._checkpoints is not None
+            self._checkpoints.wait()
+            path = self._publish(digests[0].decode())
+            self._sum_up(digests[0].decode(), path)
+        self._team.barrier()  # nobody leaves before the chief is done
+
+    def _find(self) -> dict[str, Any]:
+        """What the chief finds in the workdir."""
+        assert self._checkpoints is not None
+        mine = {
+            "recipe_sha256": self._recipe.digest,
+            "seed": self._settings.seed,
+            "global_batch_size": self._settings.global_batch_size,
+        }
+        self._found = self._checkpoints.latest()
+        if self._found is None:
+            about = {"run": uuid.uuid4().hex, "restarts": 0, "settings": mine}
+            return {"step": 0, "about": about, "summary": {}, "has_checkpoint": False}
+        about = dict(self._found.about)
+        differences = [
+            f"{name} was {about['settings'].get(name)} and is {value}"
+            for name, value in mine.items()
+            if about["settings"].get(name) != value
+        ]
+        if differences:
+            raise BadInput(
+                f"{self._settings.workdir} belongs to another run: {'; '.join(differences)}. "
+                "Use another --workdir, or what it was started with"
+            )
+        summary_path = self._settings.workdir / "summary.json"
+        summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
+        if summary.get("steps") != self._found.step:
+            about["restarts"] += 1
+        return {
+            "step": self._found.step,
+            "about": about,
+            "summary": summary,
+            "has_checkpoint": True,
+        }
+
+    _found: Checkpoint | None = None
+
+    def _from_chief(self, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What ``find`` gives on the chief, or the BadInput that it raises there, everywhere."""
+        found: dict[str, Any] = {}
+        if self._team.is_chief:
+            try:
+                found = {"found": find()}
+            except BadInput as error:
+                found = {"bad_input": str(error)}
+        found = json.loads(self._team.broadcast(json.dumps(found).encode()))
+        if "bad_input" in found:
+            raise BadInput(found["bad_input"])
+        return found["found"]  # type: ignore[no-any-return]
+
+    def _make_batches(self) -> feed.Batches:
+        settings, preprocess = self._settings, self._recipe.preprocess
+        if isinstance(self._train_data, Source):
+            order = Order(len(self._train_data), settings.global_batch_size, settings.seed)
+            return feed.from_source(
+                self._train_data,
+                order,
+                self._team,
+                first_step=self.first_step,
+                preprocess=preprocess,
+            )
+        if self._team.is_chief:
+            say(
+                "train_data is a tf.data.Dataset: TensorFlow shards it, the order of examples "
+                "depends on it, and a resumed run reads again what it had read (a tfdp.Source "
+                "has neither limit)"
+            )
+        return feed.from_dataset(
+            self._train_data.batch(settings.global_batch_size),
+            self._team,
+            steps_per_epoch=settings.steps if _is_endless(self._train_data) else None,
+            first_step=self.first_step,
+            auto_shard=settings.auto_shard,
+            preprocess=preprocess,
+            seed=settings.seed,
+        )
+
+    def _evaluate(self) -> dict[str, Any]:
+        data = self._eval_data
+        is_source = isinstance(data, Source)
+        return evaluation.evaluate(
+            self._model,
+            data if is_source else data.batch(self._settings.global_batch_size),
+            batch_size=self._settings.global_batch_size if is_source else None,
+            preprocess=self._recipe.preprocess,
+            auto_shard=self._settings.auto_shard,
+        )
+
+    def _evaluate_between(self, step: int, report: Report) -> None:
+        """Evaluates in the middle of training, whose own metrics must not notice."""
+        if step == self.last_step:
+            return  # conclude() does
+        rows = state.metric_rows(self._model)
+        scores = self._evaluate()
+        state.set_metric_rows(self._model, rows)
+        report.evaluated(step, scores)
+
+    def _save(self, step: int, report: Report | None = None) -> None:
+        if step == self._saved_step:
+            return
+        arrays = state.capture(self._model, self._team)
+        if self._checkpoints is not None:
+            self._checkpoints.save(step, arrays, self._about)
+        self._saved_step = step
+
+    def _wait_for_chief(self) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+        self._team.barrier()
+
+    def _publish(self, weights_sha256: str) -> Path | None:
+        folder = self._settings.publish_dir
+        if folder is None:
+            return None
+        about = {"run": self._about["run"], "step": self.last_step}
+        already = exporting.published(folder, about)  # killed between publishing and summary
+        if already is not None:
+            return already
+        is_source = isinstance(self._train_data, Source)
+        spec = None if is_source else _single(self._train_data.element_spec)
+        return exporting.export(
+            self._model,
+            folder,
+            preprocess=self._recipe.preprocess,
+            features=self._train_data if is_source else spec,
+            about={
+                **about,
+                "recipe": self._recipe.name,
+                "recipe_sha256": self._recipe.digest,
+                "weights_sha256": weights_sha256,
+                "eval_metrics": self._scores,
+                **_versions(),
+            },
+        )
+
+    def _sum_up(self, weights_sha256: str, path: Path | None) -> None:
+        examples = self._batches.examples_before
+        summary = {
+            "steps": self.last_step,
+            "examples": (
+                examples(self.last_step)
+                if examples is not None
+                else self.last_step * self._settings.global_batch_size
+            ),
+            "workers": self._team.workers,
+            "replicas": self._team.replicas,
+            "seed": self._settings.seed,
+            "metrics": self._logs,
+            "eval_metrics": self._scores,
+            "examples_per_s": self._examples_per_s,
+            "restarts": self._about["restarts"],
+            "weights_sha256": weights_sha256,
+            "export_path": None if path is None else str(path),
+            **_versions(),
+        }
+        write_whole(self._settings.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        scores = "  ".join(f"{name} {value:.4f}" for name, value in self._scores.items())
+        published = "" if path is None else f", published as {path}"
+        say(f"finished at step {self.last_step}{published}" + (f"  {scores}" if scores else ""))
+
+
+class _Act(AtSteps):
+    def __init__(self, every_steps: int, act: Callable[[int, Report], None], report: Report) -> None:
+        super().__init__(every_steps)
+        self._act = act
+        self._report = report
+
+    def on_step(self, step: int, logs: dict[str, float]) -> None:
+        self._act(step, self._report)
+
+
+def _compare(team: Team, settings: Settings, recipe: Recipe) -> None:
+    """Raises BadInput on every worker unless all were started alike."""
+    mine = settings.shared() | {"recipe's sha256": recipe.digest} | _versions()
+    mine["--recipe"] = Path(settings.recipe).name
+    rows = [json.loads(row) for row in team.gather_bytes(json.dumps(mine).encode())]
+    for worker, row in enumerate(rows):
+        for name, value in rows[0].items():
+            if row[name] != value:
+                raise BadInput(
+                    f"workers differ: {name} is {value} on worker 0 and {row[name]} on worker "
+                    f"{worker}; start all of them with the same command, recipe and packages"
+                )
+
+
+def _data(recipe: Recipe, name: str) -> Data:
+    data = getattr(recipe, name)(recipe.hparams)
+    if isinstance(data, (Source, tf.data.Dataset)):
+        return data
+    raise BadInput(
+        f"recipe {recipe.name}: {name} gave a {type(data).__name__}, and has to give a tfdp.Source "
+        "(tfdp.from_arrays makes one) or a tf.data.Dataset of single examples"
+    )
+
+
+def _is_endless(dataset: tf.data.Dataset) -> bool:
+    return int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
+
+
+def _single(element_spec: Any) -> Any:
+    return element_spec[0] if isinstance(element_spec, tuple) else element_spec
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "tfdp": tfdp.__version__,
+    }

@@ -1,0 +1,8 @@
+"""Words that flags and arguments share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+AutoShard = Literal["auto", "file", "data", "off"]
+Communication = Literal["auto", "ring", "nccl"]
