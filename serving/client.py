@@ -9,7 +9,6 @@ The same on a command line: ``python -m serving.client --help``.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -19,7 +18,6 @@ import grpc
 
 from serving import messages, tensors
 from serving.errors import (
-    Asked,
     DeadlineExceeded,
     InvalidInput,
     InvalidRequest,
@@ -37,24 +35,24 @@ DEFAULT_SIGNATURE: Final = "serving_default"
 _Key = tuple[str, str | None, int | None, str | None]  # model, signature, version, label
 
 # UNAVAILABLE means that no server worked on the call, and every call here may be made twice anyway.
-# gRPC draws each pause at random around these values, and never goes on past the deadline.
-_SERVICE_CONFIG: Final = {
+# gRPC draws each pause at random around these values, and never goes on past the deadline. States
+# are asked for to learn whether a server is there at all: the first answer counts, and
+# wait_until_ready asks again by itself.
+_SERVICE_CONFIG: Final = """{
     "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
+    "methodConfig": [{
+        "name": [{"service": "tensorflow.serving.PredictionService"}],
+        "retryPolicy": {
+            "maxAttempts": 5,
+            "initialBackoff": "0.05s",
+            "maxBackoff": "1s",
+            "backoffMultiplier": 2,
+            "retryableStatusCodes": ["UNAVAILABLE"]
         }
-    ],
-}
+    }]
+}"""
 _CHANNEL_OPTIONS: Final = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),  # gRPC's own limit is 4 MB
     ("grpc.per_rpc_retry_buffer_size", 1 << 26),  # larger requests than this are not retried
@@ -253,8 +251,8 @@ class Client:
         try:
             return self._calls[method](request, timeout=timeout_s)
         except grpc.RpcError as error:
-            asked = Asked(self.target, model, method.path.rpartition("/")[2])
-            raise call_failed(asked, error.code(), error.details()) from None
+            name = method.path.rpartition("/")[2]
+            raise call_failed(self.target, model, name, error.code(), error.details()) from None
         except ValueError as error:  # gRPC's way to say that the channel is closed
             raise InvalidInput(f"the client of {self.target}: {error}") from None
 

@@ -20,8 +20,6 @@ ServingError
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import grpc
 
 
@@ -41,32 +39,25 @@ class NotReady(ServingError):
     """A model did not become available."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What was asked: where, of which model, by which method."""
-
-    target: str
-    model: str
-    method: str
-
-    def __str__(self) -> str:
-        return f"{self.method} of model {self.model!r} at {self.target}"
-
-
 class CallFailed(ServingError):
     """A call ended with a gRPC status other than OK.
 
     Attributes:
-        asked: target, model and method of the call.
+        target, model, method: what was asked, and where.
         code: the gRPC status.
         details: the server's message, as it came.
     """
 
     advice = "See the server's log."
 
-    def __init__(self, asked: Asked, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(f"{asked} failed with {code.name}: {details.rstrip('.')}. {self.advice}")
-        self.asked = asked
+    def __init__(
+        self, target: str, model: str, method: str, code: grpc.StatusCode, details: str
+    ) -> None:
+        said = f"{code.name}: {details.rstrip('.')}"
+        super().__init__(f"{method} of model {model!r} at {target} failed: {said}. {self.advice}")
+        self.target = target
+        self.model = model
+        self.method = method
         self.code = code
         self.details = details
 
@@ -138,6 +129,9 @@ _ERRORS: dict[grpc.StatusCode, type[CallFailed]] = {
 }
 
 
-def call_failed(asked: Asked, code: grpc.StatusCode, details: str | None) -> CallFailed:
+def call_failed(
+    target: str, model: str, method: str, code: grpc.StatusCode, details: str | None
+) -> CallFailed:
     """The error for a status; statuses that the table doesn't name are the server's failure."""
-    return _ERRORS.get(code, ServerError)(asked, code, details or "no message")
+    kind = _ERRORS.get(code, ServerError)
+    return kind(target, model, method, code, details or "no message")

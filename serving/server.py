@@ -20,7 +20,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
-import grpc
 from absl import flags
 
 _GRACE_S = 5.0  # for calls under way when told to stop
@@ -48,12 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     signals: SimpleQueue[int] = SimpleQueue()
     for each in _EXIT_CODES:
         signal.signal(each, lambda number, _: signals.put(number))
-    with quiet_tensorflow():
-        from serving import savedmodel, servables, service
 
-    servable = servables.Servable(
-        options.model_name, options.model_base_path, savedmodel.SavedModel, say
-    )
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported
+    import grpc
+
     server = grpc.server(
         ThreadPoolExecutor(max_workers=max(16, 4 * (os.cpu_count() or 1))),
         options=(
@@ -62,13 +59,20 @@ def main(arguments: Sequence[str]) -> int:
             ("grpc.so_reuseport", 0),  # two servers on one port would share its calls
         ),
     )
-    server.add_generic_rpc_handlers(service.handlers({servable.name: servable}, say))
     address = f"{options.host}:{options.port}"
     try:
         port = server.add_insecure_port(address)
     except RuntimeError:
         say(f"can't listen on {address}: the port is taken, or the host isn't this machine's")
         return 1
+
+    with quiet_tensorflow():
+        from serving import savedmodel, servables, service
+
+    servable = servables.Servable(
+        options.model_name, options.model_base_path, savedmodel.SavedModel, say
+    )
+    server.add_generic_rpc_handlers(service.handlers({servable.name: servable}, say))
     server.start()
     servable.watch(options.file_system_poll_wait_seconds)
 
@@ -147,7 +151,6 @@ def quiet_tensorflow() -> Iterator[None]:
     What C++ writes to stderr meanwhile is kept aside, and shown only if the import fails.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with tempfile.TemporaryFile() as aside:
         terminal = os.dup(2)
         os.dup2(aside.fileno(), 2)

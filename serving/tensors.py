@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -22,47 +21,37 @@ Array = NDArray[Any]
 
 # A few bytes on the wire may claim a huge tensor by repeating one value: larger claims are refused.
 _MAX_REPEATED_BYTES = 1 << 28
-_MAX_RANK = 254
 _DT_STRING = 7
 _DT_BFLOAT16 = 14
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """One element type: its name, the repeated field that holds it, and how elements are stored."""
-
-    name: str
-    field: str
-    stored_as: str  # numpy dtype of what the field holds
-    per_element: int = 1  # entries of the field that make an element
-
-
-_KINDS = {
-    1: _Kind("float32", "float_val", "float32"),
-    2: _Kind("float64", "double_val", "float64"),
-    3: _Kind("int32", "int_val", "int32"),
-    4: _Kind("uint8", "int_val", "int32"),
-    5: _Kind("int16", "int_val", "int32"),
-    6: _Kind("int8", "int_val", "int32"),
-    _DT_STRING: _Kind("string", "string_val", "object"),
-    8: _Kind("complex64", "scomplex_val", "float32", per_element=2),
-    9: _Kind("int64", "int64_val", "int64"),
-    10: _Kind("bool", "bool_val", "bool"),
-    _DT_BFLOAT16: _Kind("bfloat16", "half_val", "int32"),
-    17: _Kind("uint16", "int_val", "int32"),
-    18: _Kind("complex128", "dcomplex_val", "float64", per_element=2),
-    19: _Kind("float16", "half_val", "int32"),
-    22: _Kind("uint32", "uint32_val", "uint32"),
-    23: _Kind("uint64", "uint64_val", "uint64"),
+# Each element type: its name, the repeated field that holds it, and that field's dtype in numpy.
+_TYPES = {
+    1: ("float32", "float_val", "float32"),
+    2: ("float64", "double_val", "float64"),
+    3: ("int32", "int_val", "int32"),
+    4: ("uint8", "int_val", "int32"),
+    5: ("int16", "int_val", "int32"),
+    6: ("int8", "int_val", "int32"),
+    _DT_STRING: ("string", "string_val", "object"),
+    8: ("complex64", "scomplex_val", "float32"),
+    9: ("int64", "int64_val", "int64"),
+    10: ("bool", "bool_val", "bool"),
+    _DT_BFLOAT16: ("bfloat16", "half_val", "int32"),
+    17: ("uint16", "int_val", "int32"),
+    18: ("complex128", "dcomplex_val", "float64"),
+    19: ("float16", "half_val", "int32"),
+    22: ("uint32", "uint32_val", "uint32"),
+    23: ("uint64", "uint64_val", "uint64"),
 }
 # For each kind of dtype, as numpy abbreviates it: kinds whose values it can hold.
 _KINDS_WITHIN = {"O": "O", "b": "b", "i": "iu", "u": "iu", "f": "biuf", "V": "biuf", "c": "biufc"}
-_NUMBERS = {kind.name: number for number, kind in _KINDS.items()}
+_NUMBERS = {name: number for number, (name, _, _) in _TYPES.items()}
 
 
 def dtype_name(number: int) -> str:
     """TensorFlow's name of the element type ``number``: ``float32``, ``string`` and so on."""
-    return _KINDS[number].name if number in _KINDS else f"dtype {number}"
+    return _TYPES[number][0] if number in _TYPES else f"dtype {number}"
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -139,20 +128,24 @@ def write(array: Array, message: Any, *, as_content: bool = True) -> None:
     for size in array.shape:
         message.tensor_shape.dim.add().size = size
     if name == "string":
-        message.string_val.extend(_strings(array))
+        strings = [s.encode() if isinstance(s, str) else s for s in array.reshape(-1).tolist()]
+        try:
+            message.string_val.extend(strings)
+        except TypeError as error:
+            raise ValueError(f"an array of objects may hold bytes and str only: {error}") from None
         return
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if as_content:
         message.tensor_content = _little_endian(array).tobytes()
     else:
-        kind = _KINDS[message.dtype]
-        if kind.field == "half_val":  # the bits, as an integer
+        _, field, stored_as = _TYPES[message.dtype]
+        if field == "half_val":  # the bits, as an integer
             array = array.view(np.uint16)
         values = array.reshape(-1)
-        if kind.stored_as in ("float32", "float64"):
-            _merge_packed(_little_endian(values).tobytes(), message, kind.field)
+        if stored_as in ("float32", "float64"):
+            _merge_packed(_little_endian(values).tobytes(), message, field)
         else:
-            getattr(message, kind.field).extend(values.tolist())
+            getattr(message, field).extend(values.tolist())
 
 
 def read(message: Any) -> Array:
@@ -161,28 +154,28 @@ def read(message: Any) -> Array:
     Raises:
         ValueError: the message is malformed or claims too much, or its element type is unknown.
     """
-    if message.dtype not in _KINDS:
+    if message.dtype not in _TYPES:
         raise ValueError(f"element type {message.dtype} is unknown")
     shape = _shape(message.tensor_shape)
     size = math.prod(shape)
-    kind = _KINDS[message.dtype]
-    dtype = numpy_dtype(kind.name)
+    name, field, stored_as = _TYPES[message.dtype]
+    dtype = numpy_dtype(name)
     content = message.tensor_content
     if content:
-        if kind.name == "string":
+        if name == "string":
             return _objects(_split_strings(content, size)).reshape(shape)
         if len(content) != size * dtype.itemsize:
-            raise ValueError(f"{len(content)} bytes are no {kind.name} tensor of shape {shape}")
+            raise ValueError(f"{len(content)} bytes are no {name} tensor of shape {shape}")
         return _little_endian(np.frombuffer(content, dtype).reshape(shape)).copy()
 
-    stored = getattr(message, kind.field)
-    if kind.name == "string":
+    stored = getattr(message, field)
+    if name == "string":
         values = _objects(stored)
     else:
-        values = np.array(stored, dtype=kind.stored_as)
-        if kind.field == "half_val":
+        values = np.array(stored, dtype=stored_as)
+        if field == "half_val":
             values = values.astype(np.uint16).view(dtype)
-        elif kind.per_element == 2:
+        elif dtype.kind == "c":  # real and imaginary parts in turn
             values = values[: len(values) // 2 * 2].view(dtype)
         else:
             values = values.astype(dtype, copy=False)
@@ -209,17 +202,9 @@ def _varint(value: int) -> bytes:
 
 def _shape(message: Any) -> tuple[int, ...]:
     shape = tuple(dim.size for dim in message.dim)
-    if message.unknown_rank or len(shape) > _MAX_RANK or min(shape, default=0) < 0:
-        raise ValueError("a tensor's shape has to be known, of few dimensions, none negative")
-    if math.prod(shape) * 16 > sys.maxsize:
-        raise ValueError(f"a tensor of shape {shape} is too large")
-    if len(shape) > _numpy_max_rank():
-        raise ValueError(f"numpy has no arrays of {len(shape)} dimensions")
+    if message.unknown_rank or min(shape, default=0) < 0:
+        raise ValueError("the shape is not known in full")
     return shape
-
-
-def _numpy_max_rank() -> int:
-    return 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
 
 
 def _spread(values: Array, size: int) -> Array:
@@ -238,17 +223,6 @@ def _spread(values: Array, size: int) -> Array:
 def _little_endian(array: Array) -> Array:
     """From this machine's byte order to the wire's, or back; nearly always the array itself."""
     return array.byteswap() if sys.byteorder == "big" else array
-
-
-def _strings(array: Array) -> list[bytes]:
-    items = array.reshape(-1).tolist()
-    encoded = [item.encode() if isinstance(item, str) else item for item in items]
-    for item in encoded:
-        if not isinstance(item, bytes):
-            raise ValueError(
-                f"an array of objects may hold bytes and str, not {type(item).__name__}"
-            )
-    return cast("list[bytes]", encoded)
 
 
 def _objects(strings: Any) -> Array:

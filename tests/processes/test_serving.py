@@ -1,0 +1,280 @@
+"""The embedded server as a process of its own: publishing, swapping, failing, stopping."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from serving import errors
+from serving.client import Client
+from tests.running import Process, free_port, run, wait_until
+
+
+class Numbered(tf.Module):
+    """Tells its number, echoes what it gets, and can be kept busy."""
+
+    def __init__(self, number: int) -> None:
+        self.number = tf.Variable(float(number))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], name="x")])
+    def answer(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"number": tf.zeros_like(x) + self.number, "x": x}
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32, name="turns")])
+    def work(self, turns: tf.Tensor) -> dict[str, tf.Tensor]:
+        square = tf.ones([200, 200])
+        for _ in tf.range(turns):
+            square = tf.linalg.matmul(square, square) * 0.005
+        return {"sum": tf.reduce_sum(square)}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Versions 1 to 4, not published yet."""
+    folder = tmp_path_factory.mktemp("exported")
+    for number in range(1, 5):
+        module = Numbered(number)
+        signatures = {"serving_default": module.answer, "work": module.work}
+        tf.saved_model.save(module, str(folder / str(number)), signatures=signatures)
+    return folder
+
+
+def publish(exported: Path, base: Path, number: int, name: str | None = None) -> None:
+    """Version ``number`` appears whole, by one rename, under the name of another if wished."""
+    base.mkdir(exist_ok=True)
+    hidden = base / ".incoming"
+    shutil.copytree(exported / str(number), hidden)
+    hidden.rename(base / (name or str(number)))
+
+
+@contextmanager
+def serve(base: Path, *flags: str, ready: bool = True) -> Iterator[tuple[Process, str]]:
+    """A server of model ``m``; gives its process and where it listens."""
+    command = ["python", "-m", "serving.server", "--model_name=m", f"--model_base_path={base}"]
+    port = 0 if ready else free_port()
+    options = [f"--port={port}", "--file_system_poll_wait_seconds=0.05", *flags]
+    with Process([*command, *options], env={"CUDA_VISIBLE_DEVICES": ""}) as process:
+        if ready:
+            port = int(process.wait_for(r"ready on 127\.0\.0\.1:(\d+), model m version \d+\n")[1])
+        yield process, f"127.0.0.1:{port}"
+
+
+def number_of(client: Client) -> int:
+    return int(client.predict("m", {"x": np.zeros(1, np.float32)})["number"][0])
+
+
+def test_says_one_line_and_answers(exported: Path, tmp_path: Path):
+    publish(exported, tmp_path / "m", 1)
+    with serve(tmp_path / "m") as (process, target), Client(target) as client:
+        assert process.output == f"serving.server: ready on {target}, model m version 1\n"
+        x = np.array([1.5, 2.5], np.float32)
+        outputs = client.predict("m", x)
+        assert outputs["x"].tolist() == [1.5, 2.5]
+        assert outputs["number"].tolist() == [1, 1]
+        assert client.wait_until_ready("m").version == 1
+        process.signal(signal.SIGTERM)
+        assert process.wait(0).count("\n") == 1  # TensorFlow has not said a word
+
+
+def test_new_versions_are_picked_up_without_a_failed_call(exported: Path, tmp_path: Path):
+    base = tmp_path / "m"
+    publish(exported, base, 1)
+    done = threading.Event()
+    with serve(base) as (process, target), Client(target) as client:
+
+        def ask() -> list[int]:
+            seen = [number_of(client)]
+            while not done.is_set():
+                seen.append(number_of(client))
+            return seen
+
+        with ThreadPoolExecutor(3) as pool:
+            asking = [pool.submit(ask) for _ in range(3)]
+            try:
+                for number in (2, 3, 4):
+                    publish(exported, base, number)
+                    wait_until(lambda n=number: number_of(client) == n, 30, f"{number} answers")
+            finally:
+                done.set()
+            for future in asking:
+                seen = future.result()  # raises if any call failed
+                assert seen == sorted(seen)
+                assert (seen[0], seen[-1]) == (1, 4)
+        statuses = wait_until(
+            lambda: (
+                [
+                    (status.version, status.state)
+                    for status in client.status("m")
+                    if status.state in ("AVAILABLE", "END")
+                ][3:]
+                and client.status("m")
+            ),
+            10,
+            "the old versions are unloaded",
+        )
+        expected = [(4, "AVAILABLE"), (3, "END"), (2, "END"), (1, "END")]
+        assert [(status.version, status.state) for status in statuses] == expected
+        assert "version 4 is served now" in process.output
+
+
+def test_a_call_under_way_ends_on_the_version_that_it_began_on(exported: Path, tmp_path: Path):
+    base = tmp_path / "m"
+    publish(exported, base, 1)
+    with serve(base) as (_, target), Client(target, timeout_s=60) as client:
+        work = {"turns": np.int32(3000)}
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(client.predict, "m", work, signature="work")
+            publish(exported, base, 2)
+            wait_until(lambda: number_of(client) == 2, 30, "version 2 answers")
+            states = {status.version: status.state for status in client.status("m")}
+            assert not slow.done(), "the slow call is too fast for this test"
+            assert states[1] == "UNLOADING"
+            assert slow.result()["sum"] > 0
+        wait_until(
+            lambda: client.status("m", version=1)[0].state == "END", 10, "version 1 is unloaded"
+        )
+
+
+def test_a_version_that_fails_to_load_leaves_the_old_one_serving(exported: Path, tmp_path: Path):
+    base = tmp_path / "m"
+    publish(exported, base, 1)
+    (exported / "9").mkdir(exist_ok=True)
+    (exported / "9" / "saved_model.pb").write_bytes(b"not a model")
+    with serve(base) as (process, target), Client(target) as client:
+        publish(exported, base, 9)
+        process.wait_for("model m version 9 failed to load: .+")
+        (status,) = client.status("m", version=9)
+        assert status.state == "END"
+        assert status.error and "saved_model.pb" in status.error
+        assert number_of(client) == 1
+        with pytest.raises(errors.NotReady, match="version 9"):
+            client.wait_until_ready("m", version=9)
+        with pytest.raises(errors.NotFound, match=r"Specific\(m, 9\)"):
+            client.predict("m", {"x": np.zeros(1, np.float32)}, version=9)
+        publish(exported, base, 2, name="10")
+        wait_until(lambda: number_of(client) == 2, 30, "version 10 answers")
+
+
+def test_waits_for_a_first_version_and_says_so_once(exported: Path, tmp_path: Path):
+    base = tmp_path / "m"
+    with serve(base, ready=False) as (process, target), Client(target) as client:
+        process.wait_for(f"no version of model m in {base} yet; waiting")
+        with pytest.raises(errors.NotFound, match="any versions of model m"):
+            client.status("m")
+        with pytest.raises(errors.NotFound, match=r"Latest\(m\)"):
+            client.predict("m", {"x": np.zeros(1, np.float32)})
+        assert "ready" not in process.output
+        publish(exported, base, 3)
+        assert client.wait_until_ready("m").version == 3
+        process.wait_for("ready on .*, model m version 3\n")
+        assert process.output.count("waiting") == 1
+
+
+def test_a_deadline_ends_the_work_on_the_server_too(exported: Path, tmp_path: Path):
+    publish(exported, tmp_path / "m", 1)
+    with serve(tmp_path / "m") as (process, target), Client(target) as client:
+        with pytest.raises(errors.DeadlineExceeded):
+            client.predict("m", {"turns": np.int32(10**9)}, signature="work", timeout_s=0.5)
+        assert number_of(client) == 1
+        # Nothing computes any more, so stopping waits for nobody.
+        start = time.monotonic()
+        process.signal(signal.SIGTERM)
+        process.wait(0)
+        assert time.monotonic() - start < 4
+
+
+def test_messages_over_4_mb(exported: Path, tmp_path: Path):
+    publish(exported, tmp_path / "m", 1)
+    x = np.arange(3_000_000, dtype=np.float32)
+    with serve(tmp_path / "m") as (_, target), Client(target) as client:
+        np.testing.assert_array_equal(client.predict("m", x, timeout_s=60)["x"], x)
+
+
+def test_bad_requests_never_stop_it(exported: Path, tmp_path: Path):
+    publish(exported, tmp_path / "m", 1)
+    rng = np.random.default_rng(0)
+    method = "/tensorflow.serving.PredictionService/Predict"
+    with serve(tmp_path / "m") as (process, target), Client(target) as client:
+        with grpc.insecure_channel(target) as channel:
+            call = channel.unary_unary(method)
+            for size in (0, 1, 7, 100, 5000):
+                with pytest.raises(grpc.RpcError):
+                    call(rng.bytes(size), timeout=10)
+        for bad in (np.zeros((2, 2), np.int8), np.array(["text"]), np.zeros((1,) * 30, np.float16)):
+            with pytest.raises(errors.CallFailed):
+                client.predict("m", {"x": bad})
+        with pytest.raises(errors.NotFound):
+            client.predict("other", {"x": np.zeros(1)})
+        with pytest.raises(errors.InvalidRequest, match="not found"):
+            client.predict("m", {"x": np.zeros(1)}, signature="nope")
+        with socket.create_connection(("127.0.0.1", int(target.rpartition(":")[2]))) as raw:
+            raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert number_of(client) == 1
+        assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_stops_after_the_calls_under_way(
+    exported: Path, tmp_path: Path, number: signal.Signals, code: int
+):
+    publish(exported, tmp_path / "m", 1)
+    with serve(tmp_path / "m") as (process, target), Client(target, timeout_s=60) as client:
+        with ThreadPoolExecutor(1) as pool:
+            work = {"turns": np.int32(2000)}
+            slow = pool.submit(client.predict, "m", work, signature="work")
+            wait_until(lambda: slow.running() and number_of(client), 10, "the call is under way")
+            process.signal(number)
+            assert slow.result()["sum"] > 0
+        process.wait(code)
+        with pytest.raises(errors.Unavailable):
+            client.status("m")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_stops_while_it_waits_for_a_version(tmp_path: Path, number: signal.Signals, code: int):
+    with serve(tmp_path / "none", ready=False) as (process, _):
+        process.wait_for("waiting")
+        process.signal(number)
+        process.wait(code)
+
+
+def test_a_bad_flag_exits_with_2_before_tensorflow_is_imported(tmp_path: Path):
+    start = time.monotonic()
+    output = run(["python", "-m", "serving.server", "--port=0"], expect=2)
+    assert "model_base_path" in output and output.count("\n") == 1
+    assert time.monotonic() - start < 2.5
+
+
+def test_a_taken_port_is_said(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = ["python", "-m", "serving.server", f"--model_base_path={tmp_path}"]
+        output = run([*command, f"--port={port}"], expect=1)
+    assert f"can't listen on 127.0.0.1:{port}" in output and output.count("\n") == 1
+
+
+def test_the_command_line_end_to_end(exported: Path, tmp_path: Path):
+    publish(exported, tmp_path / "m", 1)
+    np.save(tmp_path / "x.npy", np.array([1.0, 2.0], np.float32))
+    with serve(tmp_path / "m") as (_, target):
+        client = ["python", "-m", "serving.client"]
+        where = ["--target", target, "--model", "m"]
+        assert run([*client, "wait", *where]) == "model m is ready, version 1\n"
+        asked = run([*client, "predict", *where, "--input", f"@{tmp_path}/x.npy", "--output", "-"])
+        assert asked == '{"number": [1.0, 1.0], "x": [1.0, 2.0]}\n'
+        assert "x: float32 [any]" in run([*client, "metadata", *where])
+        assert "Latest(nope)" in run([*client, "metadata", "--target", target, "--model=nope"], 1)

@@ -1,0 +1,91 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pb2
+from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    predict_pb2,
+    status_pb2,
+)
+
+from serving.protos import serving_pb2
+from tests.running import ROOT
+
+THEIRS = {
+    "TensorProto": tensor_pb2.TensorProto,
+    "TensorShapeProto": tensor_shape_pb2.TensorShapeProto,
+    "ModelSpec": model_pb2.ModelSpec,
+    "PredictRequest": predict_pb2.PredictRequest,
+    "PredictResponse": predict_pb2.PredictResponse,
+    "GetModelMetadataRequest": get_model_metadata_pb2.GetModelMetadataRequest,
+    "GetModelMetadataResponse": get_model_metadata_pb2.GetModelMetadataResponse,
+    "SignatureDefMap": get_model_metadata_pb2.SignatureDefMap,
+    "SignatureDef": meta_graph_pb2.SignatureDef,
+    "TensorInfo": meta_graph_pb2.TensorInfo,
+    "GetModelStatusRequest": get_model_status_pb2.GetModelStatusRequest,
+    "GetModelStatusResponse": get_model_status_pb2.GetModelStatusResponse,
+    "ModelVersionStatus": get_model_status_pb2.ModelVersionStatus,
+    "StatusProto": status_pb2.StatusProto,
+}
+TYPE = descriptor_pb2.FieldDescriptorProto.Type
+
+
+def test_every_message_is_compared():
+    assert set(THEIRS) == set(serving_pb2.DESCRIPTOR.message_types_by_name)
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_fields_have_the_numbers_and_types_of_the_wire(name):
+    theirs = {field.number: field for field in THEIRS[name].DESCRIPTOR.fields}
+    for field in serving_pb2.DESCRIPTOR.message_types_by_name[name].fields:
+        original = theirs[field.number]
+        assert field.name == original.name
+        assert field.is_repeated == original.is_repeated
+        types = {field.type, original.type}
+        # An enum travels as an int32.
+        assert len(types) == 1 or types == {TYPE.TYPE_INT32, TYPE.TYPE_ENUM}, field.name
+
+
+def test_element_types_and_states_have_their_numbers():
+    for name, number in serving_pb2.DataType.items():
+        assert types_pb2.DataType.Value(name) == number
+    theirs = get_model_status_pb2.ModelVersionStatus.State
+    assert dict(serving_pb2.ModelVersionStatus.State.items()) == dict(theirs.items())
+
+
+def test_committed_code_is_what_the_proto_generates(tmp_path: Path):
+    generated = tmp_path / "descriptors"
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", f"--descriptor_set_out={generated}"]
+    command = [*protoc, "-I.", f"--pyi_out={tmp_path}", "serving/protos/serving.proto"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    (fresh,) = descriptor_pb2.FileDescriptorSet.FromString(generated.read_bytes()).file
+    committed = descriptor_pb2.FileDescriptorProto()
+    serving_pb2.DESCRIPTOR.CopyToProto(committed)
+    for file in (fresh, committed):
+        for message in file.message_type:
+            for field in message.field:
+                field.ClearField("json_name")  # derived from the name; protoc adds it
+            for nested in message.nested_type:
+                for field in nested.field:
+                    field.ClearField("json_name")
+    assert committed == fresh
+
+    stub = Path("serving/protos/serving_pb2.pyi")
+    assert (ROOT / stub).read_text() == (tmp_path / stub).read_text()
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_lives_beside_tensorflows_protos(ours_first: bool):
+    ours = "import serving.client"
+    theirs = "import tensorflow, tensorflow_serving.apis.prediction_service_pb2"
+    order = [ours, theirs] if ours_first else [theirs, ours]
+    done = subprocess.run(
+        [sys.executable, "-c", "; ".join(order)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from serving.servables import NotServed, Servable, VersionState
+from tests.running import wait_until
+
+
+class Model:
+    """A version's folder as a model: its file's text is the answer, and ``broken`` can't load."""
+
+    def __init__(self, folder: Path) -> None:
+        self.answer = (folder / "answer").read_text()
+        self.closed = False
+        if self.answer == "broken":
+            raise ValueError("this one is broken")
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+
+
+def publish(base: Path, name: str, answer: str) -> Path:
+    folder = base / name
+    folder.mkdir(parents=True)
+    (folder / "answer").write_text(answer)
+    return folder
+
+
+def answer(servable: Servable[Model], number: int | None = None) -> tuple[int, str]:
+    with servable.use(number) as (version, model):
+        return version, model.answer
+
+
+def states(servable: Servable[Model]) -> list[tuple[int, str]]:
+    return [(state.number, state.state) for state in servable.states()]
+
+
+@pytest.fixture
+def reports() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def servable(tmp_path: Path, reports: list[str]) -> Servable[Model]:
+    return Servable("m", tmp_path / "m", Model, reports.append)
+
+
+def test_nothing_is_served_before_a_version_is_there(servable: Servable[Model], reports: list[str]):
+    servable.poll()
+    servable.poll()
+    assert servable.states() == []
+    assert not servable.wait(0)
+    assert len(reports) == 1 and "waiting" in reports[0]
+    with pytest.raises(NotServed, match=r"Latest\(m\)"):
+        answer(servable)
+
+
+def test_the_newest_version_is_loaded_and_other_names_are_ignored(servable: Servable[Model]):
+    for name in ("9", "10", ".11", "12.tmp", "-13", "latest", "١٤"):
+        publish(servable.base_path, name, f"from {name}")
+    (servable.base_path / "15").write_text("a file")
+    servable.poll()
+    assert servable.wait(0)
+    assert states(servable) == [(10, "AVAILABLE")]
+    assert answer(servable) == answer(servable, 10) == (10, "from 10")
+    with pytest.raises(NotServed, match=r"Specific\(m, 9\)"):
+        answer(servable, 9)
+
+
+def test_a_new_version_takes_over_and_the_old_one_ends_after_its_last_call(
+    servable: Servable[Model],
+):
+    publish(servable.base_path, "1", "one")
+    servable.poll()
+    with servable.use() as (_, outer), servable.use() as (_, inner):
+        publish(servable.base_path, "2", "two")
+        servable.poll()
+        assert states(servable) == [(2, "AVAILABLE"), (1, "UNLOADING")]
+        assert answer(servable) == (2, "two")
+        assert outer is inner and not outer.closed
+    assert outer.closed
+    assert states(servable) == [(2, "AVAILABLE"), (1, "END")]
+
+
+def test_the_old_version_answers_while_the_new_one_loads(tmp_path: Path):
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(folder: Path) -> Model:
+        if folder.name == "2":
+            loading.set()
+            assert go_on.wait(10)
+        return Model(folder)
+
+    servable = Servable("m", tmp_path, load)
+    publish(tmp_path, "1", "one")
+    servable.poll()
+    publish(tmp_path, "2", "two")
+    servable.watch(every_s=0.01)
+    assert loading.wait(10)
+    assert states(servable) == [(2, "LOADING"), (1, "AVAILABLE")]
+    assert answer(servable) == (1, "one")
+    with pytest.raises(NotServed):
+        answer(servable, 2)
+    go_on.set()
+    wait_until(lambda: answer(servable) == (2, "two"), 10, "version 2 takes over")
+    servable.stop()
+
+
+def test_a_version_that_fails_leaves_the_old_one_serving(
+    servable: Servable[Model], reports: list[str]
+):
+    publish(servable.base_path, "1", "one")
+    servable.poll()
+    publish(servable.base_path, "2", "broken")
+    servable.poll()
+    servable.poll()
+    assert len(reports) == 1 and "version 2 failed to load: this one is broken" in reports[0]
+    assert answer(servable) == (1, "one")
+    newest = servable.states()[0]
+    assert isinstance(newest.error, ValueError)
+    assert newest == VersionState(2, "END", newest.error)
+
+
+def test_a_failed_version_is_tried_again_once_its_files_change(servable: Servable[Model]):
+    folder = publish(servable.base_path, "1", "broken")
+    servable.poll()
+    assert states(servable) == [(1, "END")]
+    (folder / "answer").write_text("whole by now")
+    servable.poll()
+    assert answer(servable) == (1, "whole by now")
+    assert servable.states() == [VersionState(1, "AVAILABLE", None)]
+
+
+def test_removing_the_newest_folder_goes_back_and_removing_all_changes_nothing(
+    servable: Servable[Model],
+):
+    one = publish(servable.base_path, "1", "one")
+    servable.poll()
+    two = publish(servable.base_path, "2", "two")
+    servable.poll()
+    two.rename(two.with_name(".2"))
+    servable.poll()
+    assert answer(servable) == (1, "one")
+    assert states(servable) == [(2, "END"), (1, "AVAILABLE")]
+    one.rename(one.with_name(".1"))
+    servable.poll()
+    assert answer(servable) == (1, "one")
+    two.with_name(".2").rename(two)
+    servable.poll()
+    assert answer(servable) == (2, "two")
+
+
+def test_an_error_in_a_call_still_gives_the_version_back(servable: Servable[Model]):
+    publish(servable.base_path, "1", "one")
+    servable.poll()
+    with pytest.raises(ZeroDivisionError), servable.use() as (_, model):
+        raise ZeroDivisionError
+    publish(servable.base_path, "2", "two")
+    servable.poll()
+    assert model.closed

@@ -1,0 +1,101 @@
+"""The embedded server's flags, and what its service checks before a model is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import predict_pb2
+
+from serving import server, service
+from serving.savedmodel import SavedModel
+from serving.servables import Servable
+
+
+def test_defaults_are_tf_servings_but_for_the_host():
+    options = server.parse(["--model_base_path=/models/m"])
+    expected = server.Options("127.0.0.1", 8500, "default", Path("/models/m"), 1.0)
+    assert options == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "model_base_path"),
+        (["--model_base_path=m", "--port=http"], "port"),
+        (["--model_base_path=m", "--port=70000"], "port=70000"),
+        (["--model_base_path=m", "--file_system_poll_wait_seconds=0"], "poll_wait_seconds"),
+        (["--model_base_path=m", "--rest_api_port=8501"], "rest_api_port"),
+        (["--model_base_path=m", "--model_name="], "model_name"),
+        (["--model_base_path=gs://bucket/m"], "gs://bucket/m"),
+        (["--model_base_path=m", "stray"], "stray"),
+    ],
+)
+def test_bad_flags_exit_with_2_and_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(flags.Error, match=message):
+        server.parse(arguments)
+    assert server.main(arguments) == 2  # before anything is imported or listens
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err and printed.err.count("\n") == 1
+
+
+class Add(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None], name="x"), tf.TensorSpec([None], name="y")])
+    def add(self, x: tf.Tensor, y: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"sum": x + y}
+
+
+@pytest.fixture(scope="module")
+def servables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Servable[SavedModel]]:
+    base = tmp_path_factory.mktemp("add")
+    module = Add()
+    tf.saved_model.save(module, str(base / "1"), signatures=module.add)
+    # What an exporter puts there if an input may be left out.
+    path = base / "1" / "saved_model.pb"
+    proto = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    definition = proto.meta_graphs[0].signature_def["serving_default"]
+    definition.defaults["y"].CopyFrom(tf.make_tensor_proto([100.0]))
+    path.write_bytes(proto.SerializeToString())
+    servable = Servable("add", base, SavedModel)
+    servable.poll()
+    return {"add": servable}
+
+
+def request(**inputs: Any) -> predict_pb2.PredictRequest:
+    message = predict_pb2.PredictRequest()
+    message.model_spec.name = "add"
+    for name, values in inputs.items():
+        message.inputs[name].CopyFrom(tf.make_tensor_proto(np.array(values, np.float32)))
+    return message
+
+
+def test_an_input_with_a_default_may_be_left_out(servables: dict[str, Servable[SavedModel]]):
+    given = service.predict(servables, request(x=[1.0], y=[2.0]), None)
+    assert list(given.outputs["sum"].float_val) == [3]
+    left_out = service.predict(servables, request(x=[1.0, 2.0]), None)
+    assert list(left_out.outputs["sum"].float_val) == [101, 102]
+
+
+@pytest.mark.parametrize("inputs", [{}, {"y": [1.0]}, {"x": [1.0], "y": [1.0], "z": [1.0]}])
+def test_an_input_without_default_may_not(
+    servables: dict[str, Servable[SavedModel]], inputs: dict[str, list[float]]
+):
+    with pytest.raises(service.Refused) as caught:
+        service.predict(servables, request(**inputs), None)
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_the_initializer_is_no_signature(servables: dict[str, Servable[SavedModel]]):
+    message = request(x=[1.0])
+    message.model_spec.signature_name = "__saved_model_init_op"
+    with pytest.raises(service.Refused, match="not found"):
+        service.predict(servables, message, None)
