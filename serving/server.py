@@ -18,9 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags
+
+if TYPE_CHECKING:
+    import grpc
 
 _GRACE_S = 5.0  # for calls under way when told to stop
 _EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
@@ -48,22 +51,10 @@ def main(arguments: Sequence[str]) -> int:
     for each in _EXIT_CODES:
         signal.signal(each, lambda number, _: signals.put(number))
 
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported
-    import grpc
-
-    server = grpc.server(
-        ThreadPoolExecutor(max_workers=max(16, 4 * (os.cpu_count() or 1))),
-        options=(
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.so_reuseport", 0),  # two servers on one port would share its calls
-        ),
-    )
-    address = f"{options.host}:{options.port}"
     try:
-        port = server.add_insecure_port(address)
-    except RuntimeError:
-        say(f"can't listen on {address}: the port is taken, or the host isn't this machine's")
+        server, port = listen(options.host, options.port)
+    except OSError as error:
+        say(f"{error}")
         return 1
 
     with quiet_tensorflow():
@@ -137,6 +128,27 @@ def parse(arguments: Sequence[str]) -> Options:
         model_base_path=Path(values.model_base_path),
         file_system_poll_wait_seconds=values.file_system_poll_wait_seconds,
     )
+
+
+def listen(host: str, port: int) -> tuple[grpc.Server, int]:
+    """A gRPC server, not started yet, and its port; raises OSError if the port can't be had."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported
+    import grpc
+
+    server = grpc.server(
+        ThreadPoolExecutor(max_workers=max(16, 4 * (os.cpu_count() or 1))),
+        options=(
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.so_reuseport", 0),  # two servers on one port would share its calls
+        ),
+    )
+    address = f"{host}:{port}"
+    try:
+        return server, server.add_insecure_port(address)
+    except RuntimeError:
+        message = f"can't listen on {address}: the port is taken, or the host isn't this machine's"
+        raise OSError(message) from None
 
 
 def say(line: str) -> None:

@@ -60,9 +60,7 @@ def channels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, grp
     bases = {"kitchen": RECORDED / "models" / "kitchen", "kitchen 1": first}
     with ExitStack() as stack:
         servers = {
-            name: stack.enter_context(
-                Process([*SERVER, f"--model_base_path={base}"], env={"CUDA_VISIBLE_DEVICES": ""})
-            )
+            name: stack.enter_context(Process([*SERVER, f"--model_base_path={base}"]))
             for name, base in bases.items()
         }
         yield {
