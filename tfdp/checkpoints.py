@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +20,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from tfdp.errors import BadInput, Diverged, WorkdirInUse
+from tfdp.errors import BadInput, Diverged
+from tfdp.files import sync_folder, write_durably
 from tfdp.log import say
 
 FORMAT = 1
@@ -152,49 +151,3 @@ class Checkpoints:
         sync_folder(self._folder)
         for old in sorted(self._steps())[: -self._keep]:
             shutil.rmtree(self._folder / str(old))
-
-
-def own(workdir: Path) -> int:
-    """Takes a workdir for this process, until it ends.
-
-    Returns:
-        The descriptor that holds the lock; keep it open.
-
-    Raises:
-        WorkdirInUse: if another process has it.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise WorkdirInUse(
-            f"another run uses --workdir={workdir}: wait for it, stop it, or take another folder"
-        ) from None
-    return lock
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that readers see the old content or the new one, never half."""
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    write_durably(hidden, text.encode())
-    hidden.rename(path)
-    sync_folder(path.parent)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes a new file that is on the disk when this returns."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in ``folder`` last through a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,10 @@ class Diverged(TrainingError):  # noqa: N818
     """The loss or a weight is NaN or infinite; nothing of it was saved (exit code 1)."""
 
 
+class PeerMissing(TrainingError):  # noqa: N818
+    """Another worker never came (exit code 138)."""
+
+
 class PeerFailed(TrainingError):  # noqa: N818
     """Another worker ended the run by a fault of its own, which the message repeats (exit code 1)."""
 

@@ -13,9 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.checkpoints import sync_folder, write_durably
 from tfdp.errors import BadInput, TrainingError
 from tfdp.feed import Preprocess, per_batch
+from tfdp.files import sync_folder, write_durably
 from tfdp.sources import Source
 
 _ABOUT = "tfdp.json"  # beside saved_model.pb: where a version came from
@@ -61,9 +61,10 @@ def export(
     hidden = folder / f".unpublished-{os.getpid()}"
     shutil.rmtree(hidden, ignore_errors=True)
     try:
-        module = tf.Module()
-        module.model, module.serve = model, serve
-        tf.saved_model.save(module, str(hidden), signatures={"serving_default": serve})
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        archive.add_endpoint("serving_default", serve, input_signature=[spec])
+        archive.write_out(str(hidden), verbose=False)
         _check(hidden, serve, probes)
         write_durably(hidden / _ABOUT, json.dumps(dict(about or {}), indent=2).encode())
         return _publish(hidden, folder)
@@ -171,13 +172,18 @@ def _serving_function(
 
 
 def _check(path: Path, serve: Any, probes: dict[str, Any] | None) -> None:
-    """Loads a SavedModel and compares its answers with the live model's."""
-    answer = tf.saved_model.load(str(path)).signatures["serving_default"]
+    """Loads a SavedModel as TF Serving does, in a session, and compares its answers."""
     if probes is None:
         return
-    live, loaded = serve(probes), answer(**probes)
-    for name, expected in live.items():
-        if not np.allclose(expected.numpy(), loaded[name].numpy(), rtol=1e-4, atol=1e-5):
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(path))
+        signature = loaded.signature_def["serving_default"]
+        answers = session.run(
+            {name: tensor.name for name, tensor in signature.outputs.items()},
+            {signature.inputs[name].name: probe.numpy() for name, probe in probes.items()},
+        )
+    for name, expected in serve(probes).items():
+        if not np.allclose(expected.numpy(), answers[name], rtol=1e-4, atol=1e-5):
             raise TrainingError(
                 f"the exported model answers {name} differently from the live one: not published"
             )

@@ -16,7 +16,6 @@ from tfdp.sources import Source
 from tfdp.team import Team
 from tfdp.words import AutoShard
 
-
 Preprocess = Callable[[Any, bool, tf.Tensor], Any]  # (features, training, seed) -> model inputs
 
 
@@ -123,7 +122,9 @@ def from_dataset(
     if preprocess is not None:
         read = _batch_preprocessor(preprocess, training=True, seed=seed)
         # Numbered by a scan: TensorFlow could not shard a zip with a counter by files.
-        dataset = dataset.scan(np.int64(first_step), lambda step, *batch: (step + 1, (step, *batch)))
+        dataset = dataset.scan(
+            np.int64(first_step), lambda step, *batch: (step + 1, (step, *batch))
+        )
         dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
     if transform is not None:
         dataset = dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE)

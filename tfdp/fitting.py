@@ -97,7 +97,9 @@ def fit(
             "batch it by the global batch size and leave batch_size out"
         )
     else:
-        batches = feed.from_dataset(data, team, steps_per_epoch=steps_per_epoch, transform=transform)
+        batches = feed.from_dataset(
+            data, team, steps_per_epoch=steps_per_epoch, transform=transform
+        )
         steps = batches.steps_per_epoch
         first_step = initial_epoch * steps
 
@@ -192,7 +194,9 @@ def run(
             if batch == 0 or loop.step == first_step:
                 everyone.on_epoch_begin(epoch)
             epoch_end = (epoch + 1) * steps_per_epoch
-            stop_at = min([epoch_end, last_step, *(each.next_after(loop.step) for each in at_steps)])
+            stop_at = min(
+                [epoch_end, last_step, *(each.next_after(loop.step) for each in at_steps)]
+            )
             for first, next_step in loop.until(stop_at):
                 everyone.on_train_batch_begin(first % steps_per_epoch)
                 loop.call()

@@ -39,9 +39,7 @@ class Order:
         if self.examples < 1:
             raise BadInput("the source is empty: it has to have at least one example")
         if self.global_batch_size < 1:
-            raise BadInput(
-                f"global_batch_size is {self.global_batch_size}: it has to be 1 or more"
-            )
+            raise BadInput(f"global_batch_size is {self.global_batch_size}: it has to be 1 or more")
 
     @property
     def steps_per_epoch(self) -> int:

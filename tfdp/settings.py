@@ -61,7 +61,9 @@ class Settings:
         if not -(1 << 63) <= self.seed < 1 << 63:
             raise BadInput(f"--seed is {self.seed}: it has to fit into 64 bits")
         if not self.startup_timeout_s > 0:
-            raise BadInput(f"--startup_timeout_s is {self.startup_timeout_s}: it has to be positive")
+            raise BadInput(
+                f"--startup_timeout_s is {self.startup_timeout_s}: it has to be positive"
+            )
         for name, choices in (
             ("communication", get_args(Communication)),
             ("auto_shard", get_args(AutoShard)),

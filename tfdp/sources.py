@@ -109,7 +109,9 @@ def as_data(x: Any, y: Any = None, sample_weight: Any = None) -> Source | tf.dat
             the dataset is distributed already.
     """
     if isinstance(x, tf.distribute.DistributedDataset):
-        raise BadInput("the dataset is distributed already: pass the tf.data.Dataset it was made of")
+        raise BadInput(
+            "the dataset is distributed already: pass the tf.data.Dataset it was made of"
+        )
     if not isinstance(x, (Source, tf.data.Dataset)):
         return from_arrays(x, y, sample_weight)
     if y is not None or sample_weight is not None:

@@ -69,8 +69,10 @@ def restore(model: keras.Model, team: Team, arrays: Mapping[str, np.ndarray]) ->
     for name in _metric_names(model):
         rows = arrays[name]
         if len(rows) != team.replicas:
-            rows = np.concatenate([rows.sum(axis=0, keepdims=True, dtype=rows.dtype)] + [
-                np.zeros_like(rows[:1])] * (team.replicas - 1))
+            rows = np.concatenate(
+                [rows.sum(axis=0, keepdims=True, dtype=rows.dtype)]
+                + [np.zeros_like(rows[:1])] * (team.replicas - 1)
+            )
         local.append(rows[first : first + team.local_replicas])
     set_metric_rows(model, local)
 

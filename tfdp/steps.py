@@ -54,7 +54,10 @@ def train_steps(model: keras.Model, batches: Batches) -> Callable[[Any, int, int
     @tf.function
     def run(iterator: Any, first_step: tf.Tensor, steps: tf.Tensor) -> None:
         for i in tf.range(steps):
-            with keras_private.seeds_drawn_from(first_step + i), keras_private.reduced_first(reduce):
+            with (
+                keras_private.seeds_drawn_from(first_step + i),
+                keras_private.reduced_first(reduce),
+            ):
                 strategy.run(on_replica, args=(next(iterator),))
 
     return lambda iterator, first_step, steps: run(

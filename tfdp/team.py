@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
-import socket
-import sys
+import signal
 import threading
-from collections.abc import Callable
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from cluster import exits
+from cluster import rendezvous
 from cluster.spec import Cluster, ClusterError, from_environment
-from tfdp.errors import BadInput
+from tfdp.errors import BadInput, PeerMissing
+from tfdp.log import say
 from tfdp.words import Communication
-
-
 
 
 def connect(
@@ -32,8 +30,8 @@ def connect(
     Args:
         communication: how workers all-reduce: ``"nccl"`` (GPUs), ``"ring"`` (any device) or
             ``"auto"``, TensorFlow's choice.
-        startup_timeout_s: seconds to wait for the other workers. TensorFlow itself waits for ever
-            and can't be interrupted, so then the process says who is missing and ends with 138.
+        startup_timeout_s: seconds to wait for the other workers, which TensorFlow itself would do
+            for ever.
 
     Returns:
         A MultiWorkerMirroredStrategy with TF_CONFIG; without, a MirroredStrategy over several
@@ -42,6 +40,7 @@ def connect(
     Raises:
         BadInput: if TF_CONFIG is wrong, NCCL is asked for and there is no GPU, or TensorFlow was
             in use already.
+        PeerMissing: if a worker did not come; the message names it.
     """
     cluster = cluster_here()
     gpus = tf.config.list_physical_devices("GPU")
@@ -52,9 +51,15 @@ def connect(
         )
     if cluster is None:
         return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
-    implementation = getattr(tf.distribute.experimental.CommunicationImplementation, communication.upper())
+    try:
+        rendezvous.meet(cluster, startup_timeout_s, waiting=say)
+    except rendezvous.MissingWorkers as error:
+        raise PeerMissing(str(error)) from None
+    except OSError as error:
+        raise BadInput(f"can't listen at {cluster.address}, as TF_CONFIG says: {error}") from None
+    implementation = tf.distribute.experimental.CommunicationImplementation[communication.upper()]
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
-    with _Patience(cluster, startup_timeout_s):
+    with _alarm(startup_timeout_s):
         try:
             return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         except RuntimeError as error:
@@ -80,47 +85,25 @@ def is_chief() -> bool:
     return cluster is None or cluster.is_chief
 
 
-class _Patience:
-    """Ends the process if its ``with`` block, which can't be interrupted, takes too long."""
+@contextlib.contextmanager
+def _alarm(timeout_s: float) -> Iterator[None]:
+    """Ends the process by SIGALRM if its block takes longer.
 
-    def __init__(self, cluster: Cluster, timeout_s: float) -> None:
-        self._cluster = cluster
-        self._timeout_s = timeout_s
-        self._done = threading.Event()
-
-    def __enter__(self) -> None:
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-
-    def _watch(self) -> None:
-        if self._done.wait(self._timeout_s):
-            return
-        missing = [
-            f"{name} ({address})"
-            for name, address in zip(self._cluster.names, self._cluster.addresses, strict=True)
-            if name != self._cluster.name and not _listens(address)
-        ]
-        print(
-            f"tfdp: waited {self._timeout_s:g} s for {', '.join(missing) or 'the other workers'}: "
-            "start them, correct TF_CONFIG, or raise --startup_timeout_s",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(exits.TRY_AGAIN)
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
+    TensorFlow holds Python's lock while it waits, so that nothing gentler would have its turn.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
-            return True
-    except OSError:
-        return False
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
-@lru_cache(maxsize=None)
+@cache
 def team_of(strategy: tf.distribute.Strategy) -> Team:
     """The team of a strategy, made once: its exchanges are traced once too."""
     return Team(strategy)
@@ -139,7 +122,9 @@ class Team:
     def _members(self) -> list[tuple[str, int]]:
         resolver = self.strategy.cluster_resolver
         jobs = resolver.cluster_spec().as_dict() if resolver is not None else {}
-        return [(job, task) for job in ("chief", "worker") for task in range(len(jobs.get(job, ())))]
+        return [
+            (job, task) for job in ("chief", "worker") for task in range(len(jobs.get(job, ())))
+        ]
 
     @property
     def workers(self) -> int:

@@ -17,8 +17,8 @@ from absl import flags
 
 from cluster import exits
 from cluster.spec import ClusterError, from_environment
-from tfdp import checkpoints, log
-from tfdp.errors import BadInput, Stopped, TrainingError
+from tfdp import files, log
+from tfdp.errors import BadInput, PeerMissing, Stopped, TrainingError
 from tfdp.log import say
 from tfdp.settings import Settings
 from tfdp.signals import Signals
@@ -62,6 +62,7 @@ def main(argv: list[str]) -> int:
     if any(each in ("--help", "-help", "--helpfull") for each in argv):
         print(f"{__doc__}\n{_FLAGS.get_help()}")
         return exits.FINISHED
+    signals = Signals()  # before anything, NumPy included, starts a thread
     try:
         settings = _settings(argv)
         cluster = from_environment()
@@ -69,12 +70,11 @@ def main(argv: list[str]) -> int:
         if backend != "tensorflow":
             raise BadInput(f"KERAS_BACKEND is {backend}: it has to be tensorflow, or not set")
         is_chief = cluster is None or cluster.is_chief
-        lock = checkpoints.own(settings.workdir) if is_chief else None
+        lock = files.own(settings.workdir) if is_chief else None
     except (BadInput, ClusterError) as error:
         return _failed(exits.BAD_INPUT, error)
     except OSError as error:
         return _failed(exits.BAD_INPUT, BadInput(f"--workdir={settings.workdir}: {error.strerror}"))
-    signals = Signals()
     log_path = log.open_log(settings.workdir / "logs", 0 if cluster is None else cluster.index)
     try:
         return _train(settings, signals, log_path)
@@ -97,6 +97,8 @@ def _train(settings: Settings, signals: Signals, log_path: Path) -> int:
     except Stopped as stopped:
         say(f"{stopped}; its state is saved, and the same command goes on from there")
         return exits.TRY_AGAIN if signals.received is None else 128 + signals.received
+    except PeerMissing as error:
+        return _failed(exits.TRY_AGAIN, error)
     except TrainingError as error:
         return _failed(exits.FAILED, error)
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:

@@ -14,8 +14,9 @@ import tensorflow as tf
 import tfdp
 from tfdp import evaluation, exporting, feed, keras_private, state
 from tfdp.callbacks import AtSteps
-from tfdp.checkpoints import Checkpoint, Checkpoints, write_whole
+from tfdp.checkpoints import Checkpoint, Checkpoints
 from tfdp.errors import BadInput, Stopped, TrainingError
+from tfdp.files import write_whole
 from tfdp.fitting import check_model, run
 from tfdp.log import say
 from tfdp.order import Order
@@ -329,7 +330,9 @@ class Run:
 
 
 class _Act(AtSteps):
-    def __init__(self, every_steps: int, act: Callable[[int, Report], None], report: Report) -> None:
+    def __init__(
+        self, every_steps: int, act: Callable[[int, Report], None], report: Report
+    ) -> None:
         super().__init__(every_steps)
         self._act = act
         self._report = report
