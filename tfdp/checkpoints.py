@@ -62,7 +62,7 @@ class Checkpoint:
         """The arrays by name."""
         return {
             name: np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
-            for name, part in safetensors.deserialize(self.state)
+            for name, part in safetensors.deserialize(self.state)  # type: ignore[no-untyped-call]
         }
 
 

@@ -24,7 +24,7 @@ class PeerMissing(TrainingError):  # noqa: N818
 
 
 class PeerFailed(TrainingError):  # noqa: N818
-    """Another worker ended the run by a fault of its own, which the message repeats (exit code 1)."""
+    """Another worker failed by its own fault, which the message repeats (exit code 1)."""
 
 
 class Stopped(TrainingError):  # noqa: N818

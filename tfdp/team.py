@@ -201,4 +201,4 @@ class Team:
             total = self.strategy.run(on_replica, args=(value,))
             return self.strategy.experimental_local_results(total)[0]
 
-        return everywhere
+        return everywhere  # type: ignore[no-any-return]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
 
 import tfdp
-from tfdp import evaluation, exporting, feed, keras_private, state
+from tfdp import evaluation, exporting, feed, keras_private, standing, state
 from tfdp.callbacks import AtSteps
-from tfdp.checkpoints import Checkpoint, Checkpoints
+from tfdp.checkpoints import Checkpoints
 from tfdp.errors import BadInput, Stopped, TrainingError
 from tfdp.files import write_whole
 from tfdp.fitting import check_model, run
@@ -29,7 +28,7 @@ from tfdp.steps import read_metrics
 from tfdp.team import Team, connect, team_of
 
 DEFAULT_EPOCHS = 10
-Data = Source | tf.data.Dataset
+Data: TypeAlias = "Source | tf.data.Dataset"
 
 
 def train(settings: Settings, recipe: Recipe, signals: Signals) -> None:
@@ -92,19 +91,23 @@ class Run:
         self._scores: dict[str, Any] = {}
         self._logs: dict[str, Any] = {}
         self._examples_per_s: float | None = None
-        self._saved_step = -1
 
-        found = self._from_chief(self._find)
-        self._about: dict[str, Any] = found["about"]
-        self._summary: dict[str, Any] = found["summary"]
-        self.first_step: int = found["step"]
+        self._standing = standing.find(
+            team,
+            self._checkpoints,
+            settings.workdir / "summary.json",
+            {
+                "recipe_sha256": recipe.digest,
+                "seed": settings.seed,
+                "global_batch_size": settings.global_batch_size,
+            },
+        )
+        self.first_step = self._standing.step
         self._batches = self._make_batches()
         keras_private.build(model, self._batches.element_spec)
-        if found["has_checkpoint"]:
-            bytes_ = team.broadcast(self._found.state if self._found is not None else None)
-            state.restore(model, team, Checkpoint(self.first_step, {}, bytes_).arrays())
-            self._found = None
-            self._saved_step = self.first_step
+        if self._standing.checkpoint is not None:
+            state.restore(model, team, self._standing.checkpoint.arrays())
+        self._saved_step = self.first_step
         epochs = settings.epochs or DEFAULT_EPOCHS
         self.last_step = settings.steps or epochs * self._batches.steps_per_epoch
         if self.first_step > self.last_step:
@@ -122,8 +125,9 @@ class Run:
 
     def is_finished(self) -> bool:
         """Whether there is nothing left to do: trained, published and summed up."""
-        return self._summary.get("steps") == self.last_step == self.first_step and (
-            self._settings.publish_dir is None or self._summary.get("export_path") is not None
+        summary = self._standing.summary
+        return summary.get("steps") == self.last_step == self.first_step and (
+            self._settings.publish_dir is None or summary.get("export_path") is not None
         )
 
     def fit(self, told_to_stop: Callable[[], bool]) -> None:
@@ -169,55 +173,6 @@ class Run:
             self._sum_up(digests[0].decode(), path)
         self._team.barrier()  # nobody leaves before the chief is done
 
-    def _find(self) -> dict[str, Any]:
-        """What the chief finds in the workdir."""
-        assert self._checkpoints is not None
-        mine = {
-            "recipe_sha256": self._recipe.digest,
-            "seed": self._settings.seed,
-            "global_batch_size": self._settings.global_batch_size,
-        }
-        self._found = self._checkpoints.latest()
-        if self._found is None:
-            about = {"run": uuid.uuid4().hex, "restarts": 0, "settings": mine}
-            return {"step": 0, "about": about, "summary": {}, "has_checkpoint": False}
-        about = dict(self._found.about)
-        differences = [
-            f"{name} was {about['settings'].get(name)} and is {value}"
-            for name, value in mine.items()
-            if about["settings"].get(name) != value
-        ]
-        if differences:
-            raise BadInput(
-                f"{self._settings.workdir} belongs to another run: {'; '.join(differences)}. "
-                "Use another --workdir, or what it was started with"
-            )
-        summary_path = self._settings.workdir / "summary.json"
-        summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
-        if summary.get("steps") != self._found.step:
-            about["restarts"] += 1
-        return {
-            "step": self._found.step,
-            "about": about,
-            "summary": summary,
-            "has_checkpoint": True,
-        }
-
-    _found: Checkpoint | None = None
-
-    def _from_chief(self, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What ``find`` gives on the chief, or the BadInput that it raises there, everywhere."""
-        found: dict[str, Any] = {}
-        if self._team.is_chief:
-            try:
-                found = {"found": find()}
-            except BadInput as error:
-                found = {"bad_input": str(error)}
-        found = json.loads(self._team.broadcast(json.dumps(found).encode()))
-        if "bad_input" in found:
-            raise BadInput(found["bad_input"])
-        return found["found"]  # type: ignore[no-any-return]
-
     def _make_batches(self) -> feed.Batches:
         settings, preprocess = self._settings, self._recipe.preprocess
         if isinstance(self._train_data, Source):
@@ -247,11 +202,12 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any]:
         data = self._eval_data
-        is_source = isinstance(data, Source)
+        assert data is not None
+        batch_size = self._settings.global_batch_size
         return evaluation.evaluate(
             self._model,
-            data if is_source else data.batch(self._settings.global_batch_size),
-            batch_size=self._settings.global_batch_size if is_source else None,
+            data if isinstance(data, Source) else data.batch(batch_size),
+            batch_size=batch_size if isinstance(data, Source) else None,
             preprocess=self._recipe.preprocess,
             auto_shard=self._settings.auto_shard,
         )
@@ -270,7 +226,7 @@ class Run:
             return
         arrays = state.capture(self._model, self._team)
         if self._checkpoints is not None:
-            self._checkpoints.save(step, arrays, self._about)
+            self._checkpoints.save(step, arrays, self._standing.about)
         self._saved_step = step
 
     def _wait_for_chief(self) -> None:
@@ -282,7 +238,7 @@ class Run:
         folder = self._settings.publish_dir
         if folder is None:
             return None
-        about = {"run": self._about["run"], "step": self.last_step}
+        about = {"run": self._standing.about["run"], "step": self.last_step}
         already = exporting.published(folder, about)  # killed between publishing and summary
         if already is not None:
             return already
@@ -318,7 +274,7 @@ class Run:
             "metrics": self._logs,
             "eval_metrics": self._scores,
             "examples_per_s": self._examples_per_s,
-            "restarts": self._about["restarts"],
+            "restarts": self._standing.about["restarts"],
             "weights_sha256": weights_sha256,
             "export_path": None if path is None else str(path),
             **_versions(),
@@ -366,7 +322,7 @@ def _data(recipe: Recipe, name: str) -> Data:
 
 
 def _is_endless(dataset: tf.data.Dataset) -> bool:
-    return int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
+    return bool(dataset.cardinality() == tf.data.INFINITE_CARDINALITY)
 
 
 def _single(element_spec: Any) -> Any:

@@ -1,7 +1,4 @@
-"""Handwritten digits: the 1,797 scans of 8×8 grey pixels (0 to 16) that scikit-learn ships.
-
-A fifth of them, drawn by a fixed seed, is held out for evaluation.
-"""
+"""Handwritten digits: a small convolutional net, and the scans that scikit-learn ships."""
 
 from __future__ import annotations
 
@@ -9,10 +6,10 @@ import dataclasses
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import tfdp
+from tfdp.recipes.scans import scans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +57,3 @@ def eval_data(hparams: HParams) -> tfdp.Source:
 def preprocess(features: Any, training: bool, seed: tf.Tensor) -> tf.Tensor:
     """One raw scan, uint8[8, 8], to what the model takes."""
     return tf.cast(features, tf.float32)[..., tf.newaxis] / 16.0
-
-
-def scans(held_out: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Raw scans (uint8[n, 8, 8]) and what they show (int32[n]).
-
-    Args:
-        held_out: the fifth for evaluation, or the rest.
-    """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    order = np.random.default_rng(1797).permutation(len(digits.target))
-    fifth = len(order) // 5
-    chosen = order[:fifth] if held_out else order[fifth:]
-    return digits.images[chosen].astype(np.uint8), digits.target[chosen].astype(np.int32)

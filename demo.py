@@ -1,0 +1,154 @@
+"""What ``make demo`` shows: train on two workers, publish, serve, ask.
+
+It uses tfdp as anybody would: three commands (the launcher, the server, the client's library) and
+the files between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from serving.client import Client
+from tfdp.recipes.scans import scans
+
+ROOT = Path(__file__).resolve().parent
+WORKDIR = Path("runs/demo")
+LEAST_ACCURACY = 0.97
+STOP_TIMEOUT_S = 40.0  # more than the launcher gives its workers
+READY_TIMEOUT_S = 60.0
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def main() -> None:
+    """Runs the demo; SystemExit says what did not do what it should."""
+    began_s = time.monotonic()
+    shutil.rmtree(ROOT / WORKDIR, ignore_errors=True)
+    images, labels = scans(held_out=True)
+
+    tell(f"training on two workers, in {WORKDIR}")
+    summary = train()
+    tell(
+        f"{summary['steps']} steps on {summary['workers']} workers, published as {summary['export_path']}"
+    )
+
+    tell("serving it, and asking about images that it never saw")
+    with server() as target, Client(target) as client:
+        client.wait_until_ready("digits")
+        logits = client.predict("digits", {"features": images})["outputs"]
+    answers = logits.argmax(axis=1)
+    show(images, labels, answers)
+
+    served = float(np.mean(answers == labels))
+    evaluated = summary["eval_metrics"]["accuracy"]
+    print(
+        f"accuracy of the served answers  {served:.4f}  ({np.sum(answers == labels)} of {len(labels)})"
+    )
+    print(f"accuracy by tfdp.evaluate       {evaluated:.4f}")
+    if not np.isclose(served, evaluated, rtol=0, atol=1e-6):
+        raise SystemExit("demo: the served model answers differently from the trained one")
+    if served < LEAST_ACCURACY:
+        raise SystemExit(f"demo: the accuracy is below {LEAST_ACCURACY}")
+    tell(f"done in {time.monotonic() - began_s:.0f} s; everything is in {WORKDIR}")
+
+
+def train() -> dict[str, object]:
+    """Trains the digits on two workers and returns the run's summary."""
+    command = ["-m", "cluster.launch", "--workers=2", "--"]
+    command += [sys.executable, "-m", "tfdp.train", "--recipe=tfdp.recipes.digits"]
+    command += [f"--workdir={WORKDIR}", "--epochs=20"]
+    with child(command) as launcher:
+        code = launcher.wait()
+    if code != 0:
+        raise SystemExit(f"demo: training ended with {code}; its logs are in {WORKDIR / 'logs'}")
+    return json.loads((ROOT / WORKDIR / "summary.json").read_text())
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """Serves what was published, for as long as the block lasts; gives its address."""
+    command = ["-m", "serving.server", "--port=0", "--model_name=digits"]
+    command += [f"--model_base_path={ROOT / WORKDIR / 'model'}"]
+    with child(command, stdout=subprocess.PIPE) as process:
+        alarm = signal.signal(signal.SIGALRM, _too_late)
+        signal.alarm(int(READY_TIMEOUT_S))
+        line = process.stdout.readline().strip()
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, alarm)
+        ready = re.search(r"ready on (\S+),", line)
+        if ready is None:
+            raise SystemExit(f"demo: the server did not start: {line or process.wait()}")
+        print(line)
+        yield ready[1]
+
+
+def _too_late(*_: object) -> None:
+    raise SystemExit(f"demo: the server was not ready after {READY_TIMEOUT_S:g} s")
+
+
+@contextlib.contextmanager
+def child(arguments: Sequence[str], **options: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that ends with the block: by itself, when asked, or when killed.
+
+    It has a session of its own, so that Ctrl-C comes here alone, and dies with this process.
+    """
+    libc = ctypes.CDLL(None)
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+        text=True,
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is being ended already
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def show(images: np.ndarray, labels: np.ndarray, answers: np.ndarray) -> None:
+    """Draws six images with what the model says, a wrong one among them if there is one."""
+    wrong = np.flatnonzero(answers != labels)[:1]
+    chosen = [*range(6 - len(wrong)), *wrong]
+    shades = " .:-=+*#@"
+    print()
+    for row in range(8):
+        drawn = ("".join(2 * shades[pixel // 2] for pixel in images[i][row]) for i in chosen)
+        print("  ".join(drawn).rstrip())
+    for i in chosen:
+        text = f"says {answers[i]}, is {labels[i]}"
+        print(f"{text:<18}", end="")
+    print("\n")
+
+
+def tell(message: str) -> None:
+    """Says what happens next."""
+    print(f"demo: {message}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
