@@ -128,9 +128,9 @@ def child(arguments: Sequence[str], **options: object) -> Iterator[subprocess.Po
 
 
 def show(images: np.ndarray, labels: np.ndarray, answers: np.ndarray) -> None:
-    """Draws six images with what the model says, a wrong one among them if there is one."""
+    """Draws four images with what the model says, a wrong one among them if there is one."""
     wrong = np.flatnonzero(answers != labels)[:1]
-    chosen = [*range(6 - len(wrong)), *wrong]
+    chosen = [*range(4 - len(wrong)), *wrong]
     shades = " .:-=+*#@"
     print()
     for row in range(8):
