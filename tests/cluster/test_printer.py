@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -54,9 +55,9 @@ def test_lines_do_not_depend_on_how_they_come(monkeypatch: pytest.MonkeyPatch) -
 
 def test_progress_is_printed_now_and_then_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
-    monkeypatch.setattr(printer.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
     lines = Lines()
-    shown = []
+    shown: list[bytes] = []
     for step in range(1000):
         shown += lines.feed(b"\b\b\b\b\rstep %d" % step)  # as Keras does it
         now_s += printer.PROGRESS_EVERY_S / 100
@@ -118,6 +119,7 @@ def test_lines_of_two_workers_have_their_names_and_are_not_torn(pipe: Pipe) -> N
     assert pipe.text == "[worker 1] whole\n[worker 0] half of a line\n"
 
 
+@pytest.mark.timeout(20)
 def test_what_an_ended_worker_left_is_printed_though_another_holds_its_pipe(pipe: Pipe) -> None:
     writer, source = pipe.add("worker 0")  # the writing end stays open
     os.write(writer, b"x\n" * 30_000 + b"no end")
@@ -127,6 +129,7 @@ def test_what_an_ended_worker_left_is_printed_though_another_holds_its_pipe(pipe
     assert source.closed
 
 
+@pytest.mark.timeout(20)
 def test_a_reader_that_does_not_read_stops_the_reading_not_the_printer(pipe: Pipe) -> None:
     blocked, nobody = os.pipe()
     try:
@@ -138,6 +141,8 @@ def test_a_reader_that_does_not_read_stops_the_reading_not_the_printer(pipe: Pip
             pipe.printer.read(source)
         assert not pipe.printer.sources, "it goes on reading without bounds"
         assert pipe.printer.targets == [nobody]
+        while select.select([], pipe.printer.targets, [], 0)[1]:
+            pipe.printer.write()
         os.close(blocked)
         blocked = -1
         while pipe.printer.targets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -187,6 +188,15 @@ def test_a_failure_that_comes_a_little_later_still_wins(mark: str) -> None:
     assert "starting anew" not in output
 
 
+def test_how_a_worker_ends_that_was_stopped_because_of_another_does_not_count(mark: str) -> None:
+    script = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+sys.exit(138) if place else sleep()
+"""
+    output = run(command(script, mark), expect=138)
+    assert "sending SIGTERM to worker 0" in output
+
+
 def test_one_that_finishes_first_waits_for_the_others(mark: str) -> None:
     with Process(command("sleep() if place else None", mark)) as launcher:
         wait_until(is_asleep(launcher, 1), LIMIT_S, "worker 1 sleeps")
@@ -247,7 +257,6 @@ def test_a_signal_is_passed_on_and_workers_may_save(
     with Process(command(SAVES, mark, "--max_restarts=3"), limit_s=LIMIT_S) as launcher:
         wait_until(is_asleep(launcher), LIMIT_S, "both workers sleep")
         launcher.signal(sent)
-        launcher.signal(sent)  # as timeout(1) does: to the process, then to its group
         output = launcher.wait(code)
     assert output.count(f"saved on {passed_on}") == 2
     assert f"[launch] stopped by {passed_on}" in output
@@ -286,16 +295,6 @@ def test_a_save_that_fails_is_not_hidden_by_the_signal(mark: str) -> None:
         launcher.wait(1)
 
 
-def test_nohup_is_respected(mark: str) -> None:
-    shell = ["bash", "-c", "trap '' HUP; exec \"$@\"", "bash"]
-    launch = [sys.executable, *command(SAVES, mark)[1:]]
-    with Process([*shell, *launch], limit_s=LIMIT_S) as launcher:
-        wait_until(is_asleep(launcher), LIMIT_S, "both workers sleep")
-        launcher.signal(signal.SIGHUP)
-        launcher.signal(signal.SIGINT)
-        assert "stopped by SIGINT" in launcher.wait(130)
-
-
 # A shell with a child, as people write it: the child is not the launcher's own.
 FAMILY = 'subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", sys.argv[1]])\n'
 
@@ -305,11 +304,15 @@ def test_what_a_finished_worker_leaves_behind_is_killed(mark: str) -> None:
     wait_until_gone(mark)
 
 
-def test_nothing_outlives_a_killed_launcher(mark: str) -> None:
+@pytest.mark.parametrize("kill", [os.kill, os.killpg])
+def test_nothing_outlives_a_killed_launcher(
+    kill: Callable[[int, signal.Signals], None], mark: str
+) -> None:
     with Process(command(FAMILY + "sleep()", mark)) as launcher:
         wait_until(is_asleep(launcher), LIMIT_S, "both workers sleep")
         assert len(marked(mark, launcher)) == 4
-        launcher.signal(signal.SIGKILL)
+        kill(launcher.pid, signal.SIGKILL)
+        launcher.wait(-signal.SIGKILL)
         wait_until_gone(mark)
 
 

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from cluster import signals
+from cluster.signals import Signals
+
+
+@pytest.fixture
+def now_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands; its hand is the first and only item."""
+    now_s = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+    return now_s
+
+
+@pytest.fixture
+def received(now_s: list[float]) -> Iterator[Signals]:
+    with Signals() as received:
+        yield received
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGHUP, signal.SIGTERM),
+    ],
+)
+def test_a_signal_is_received(
+    sent: signal.Signals, told: signal.Signals, received: Signals
+) -> None:
+    assert received.receive() == []
+    signal.raise_signal(sent)
+    assert select.select([received], [], [], 0)[0] == [received]
+    assert received.receive() == [told]
+    assert select.select([received], [], [], 0)[0] == []
+
+
+def test_an_echo_is_not_a_second_signal(received: Signals, now_s: list[float]) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    assert received.receive() == [signal.SIGTERM]
+    now_s[0] += signals.ECHO_S / 2
+    signal.raise_signal(signal.SIGTERM)
+    assert received.receive() == []
+    now_s[0] += signals.ECHO_S
+    signal.raise_signal(signal.SIGTERM)
+    assert received.receive() == [signal.SIGTERM]
+
+
+def test_a_childs_end_wakes_and_is_no_signal_to_stop(received: Signals) -> None:
+    subprocess.run(["true"], check=True)
+    assert select.select([received], [], [], 10)[0] == [received]
+    assert received.receive() == []
+
+
+def test_an_ignored_signal_stays_ignored_and_all_is_put_back() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with Signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGINT) != interrupt
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) == interrupt
+    finally:
+        signal.signal(signal.SIGHUP, before)
