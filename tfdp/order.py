@@ -92,9 +92,12 @@ class Order:
         seed = tf.random.experimental.stateless_fold_in(
             words_of(self.seed), tf.cast(epoch, tf.int32)
         )
+        # One more than asked for, because the op refuses an empty vector: an idle replica's slice.
         return tf.random.experimental.index_shuffle(
-            positions, seed=seed, max_index=tf.constant(self.examples - 1, tf.int64)
-        )
+            tf.concat([positions, [0]], axis=0),
+            seed=seed,
+            max_index=tf.constant(self.examples - 1, tf.int64),
+        )[:-1]
 
 
 def words_of(seed: int) -> tf.Tensor:
