@@ -48,7 +48,11 @@ def train_steps(model: keras.Model, batches: Batches) -> Callable[[Any, int, int
         for state, old in zip(states, before, strict=True):
             state.assign(tf.where(examples > 0, state, old))
 
+    has_sparse = False  # known once the first call is traced
+
     def reduce(gradients: list[Any]) -> list[Any]:
+        nonlocal has_sparse
+        has_sparse |= any(isinstance(gradient, tf.IndexedSlices) for gradient in gradients)
         return _mean(gradients, mine.examples, batches.is_even)
 
     @tf.function
@@ -60,9 +64,14 @@ def train_steps(model: keras.Model, batches: Batches) -> Callable[[Any, int, int
             ):
                 strategy.run(on_replica, args=(next(iterator),))
 
-    return lambda iterator, first_step, steps: run(
-        iterator, tf.constant(first_step, tf.int64), tf.constant(steps, tf.int64)
-    )
+    def call(iterator: Any, first_step: int, steps: int) -> None:
+        # Within a call, TensorFlow holds a collective to the shape that it had first, and sparse
+        # gradients (of embeddings) have a row for every word of a batch, be it full or the last.
+        at_once = 1 if has_sparse and strategy.num_replicas_in_sync > 1 else steps
+        for step in range(first_step, first_step + steps, at_once):
+            run(iterator, tf.constant(step, tf.int64), tf.constant(at_once, tf.int64))
+
+    return call
 
 
 def until_recompiled(make: Callable[[keras.Model], Made]) -> Callable[[keras.Model], Made]:
