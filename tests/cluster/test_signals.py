@@ -11,6 +11,14 @@ from cluster import signals
 from cluster.signals import Signals
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """A shell starts what it puts into the background with SIGINT ignored; these tests need it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def now_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands; its hand is the first and only item."""
@@ -20,7 +28,7 @@ def now_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def received(now_s: list[float]) -> Iterator[Signals]:
+def received(now_s: list[float], as_in_a_terminal: None) -> Iterator[Signals]:
     with Signals() as received:
         yield received
 

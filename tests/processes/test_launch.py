@@ -30,6 +30,14 @@ def sleep(): say("asleep"); time.sleep(600)
 """
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """A shell starts what it puts into the background with SIGINT ignored; these tests need it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def mark() -> Iterator[str]:
     """A word for workers' command lines; nothing with it may be left in the end."""
