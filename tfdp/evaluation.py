@@ -69,6 +69,7 @@ def evaluate(
         for batch in team.strategy.experimental_distribute_dataset(dataset):
             test(batch)
     logs = read_metrics(model)()
+    team.settle()
     _tell(callbacks, "on_test_end", logs)
     return logs
 
@@ -107,13 +108,16 @@ def predict(
         iterator = iter(_endless(dataset, team))
         batches = [strategy.experimental_local_results(step(next(iterator))) for _ in range(count)]
         in_order = [_arrays(rows) for replica in zip(*batches, strict=True) for rows in replica]
-        return _from_all_workers(_concatenated(in_order), team)
+        rows = _from_all_workers(_concatenated(in_order), team)
+        team.settle()
+        return rows
     dataset = _dataset(data, steps, preprocess, auto_shard)
     gathered = []
     for batch in strategy.experimental_distribute_dataset(dataset):
         gathered.append(_arrays(strategy.gather(step(batch), axis=0)))
     if not gathered:
         raise BadInput("the dataset is empty: it has to have at least one example")
+    team.settle()
     return _concatenated(gathered)
 
 

@@ -193,6 +193,7 @@ def run(
                 model.reset_metrics()
             if batch == 0 or loop.step == first_step:
                 everyone.on_epoch_begin(epoch)
+                loop.agree()  # on what callbacks have set for this epoch
             epoch_end = (epoch + 1) * steps_per_epoch
             stop_at = min(
                 [epoch_end, last_step, *(each.next_after(loop.step) for each in at_steps)]
@@ -210,8 +211,11 @@ def run(
             for each in at_steps:
                 if loop.step == each.next_after(loop.step - 1) or loop.step == last_step:
                     each.on_step(loop.step, dict(logs))
+        if loop.step:  # with use_ema, the weights become their averages here
+            model.optimizer.finalize_variable_values(model.trainable_weights)
         everyone.on_train_end(dict(logs))
-        loop.agree()  # nobody leaves before all are done: without the chief, others would fail
+        loop.agree()  # others may have failed since
+    team.settle()
     return model.history
 
 

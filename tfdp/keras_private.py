@@ -45,7 +45,8 @@ def reduced_first(reduce: Callable[[Gradients], Gradients]) -> Iterator[None]:
     happens to gradients that are reduced already, and Keras's own reduction does nothing.
 
     Leans on ``apply`` of ``BaseOptimizer`` and ``LossScaleOptimizer`` being the outermost call that
-    sees the gradients, and on ``TFOptimizer._all_reduce_sum_gradients`` being the only reduction.
+    sees the gradients, on ``LossScaleOptimizer._stateful_handle_finite_grads`` calling the wrapped
+    optimizer's, and on ``TFOptimizer._all_reduce_sum_gradients`` being the only reduction.
     """
     inside = threading.local()  # MirroredStrategy traces each replica in a thread of its own
 
@@ -53,18 +54,26 @@ def reduced_first(reduce: Callable[[Gradients], Gradients]) -> Iterator[None]:
         def wrapper(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
             if getattr(inside, "apply", False):  # an optimizer that wraps another
                 return apply(self, grads, trainable_variables)
+            return as_inside(apply)(self, reduce(list(grads)), trainable_variables)
+
+        return wrapper
+
+    def as_inside(apply: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any) -> Any:
             inside.apply = True
             try:
-                return apply(self, reduce(list(grads)), trainable_variables)
+                return apply(*args)
             finally:
                 inside.apply = False
 
         return wrapper
 
-    outer = (BaseOptimizer, keras.optimizers.LossScaleOptimizer)
+    scaled = keras.optimizers.LossScaleOptimizer
+    finish = "_stateful_handle_finite_grads"  # in a new thread on several replicas
     with contextlib.ExitStack() as stack:
-        for optimizer in outer:
+        for optimizer in (BaseOptimizer, scaled):
             stack.enter_context(_replaced(optimizer, "apply", reducing(optimizer.apply)))
+        stack.enter_context(_replaced(scaled, finish, as_inside(getattr(scaled, finish))))
         stack.enter_context(
             _replaced(TFOptimizer, "_all_reduce_sum_gradients", lambda _, pairs: list(pairs))
         )

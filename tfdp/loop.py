@@ -54,6 +54,7 @@ class Loop:
         self._iterator = iter(batches.dataset)
         self._run = train_steps(model, batches)
         self._one_by_one = one_by_one
+        self._one_by_one_for_all = False
         self._told_to_stop = told_to_stop
         self._steps_per_call = 1
         self._steps = 1  # of the call that is announced
@@ -75,6 +76,8 @@ class Loop:
 
     def call(self) -> None:
         """Makes the call that ``until`` has announced."""
+        if self._one_by_one_for_all:
+            self.agree()  # a callback may just have set the learning rate for this very step
         began = time.perf_counter()
         self._run(self._iterator, self.step, self._steps)
         duration_s = time.perf_counter() - began
@@ -98,8 +101,9 @@ class Loop:
             self._model.optimizer.learning_rate = table["learning_rate"][0]
         if table["told_to_stop"].any():
             raise Stopped(self.step, int(table["told_to_stop"].argmax()))
+        self._one_by_one_for_all = bool(table["one_by_one"].any())
         step_s = table["step_s"].max()
-        if not table["one_by_one"].any() and not math.isnan(step_s):
+        if not self._one_by_one_for_all and not math.isnan(step_s):
             fitting = int(CALL_S / max(step_s, 1e-9))
             self._steps_per_call = max(1, min(fitting, GROWTH * self._steps_per_call))
         return not self._model.stop_training

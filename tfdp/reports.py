@@ -114,7 +114,7 @@ class Report(keras.callbacks.Callback):
     def _line(self, logs: dict[str, Any]) -> str:
         parts = [f"step {self._step}/{self._last_step}", f"epoch {self._epoch + 1}"]
         shown = logs | {f"eval_{name}": value for name, value in self._scores.items()}
-        parts += [f"{name} {v:.4f}" for name, v in shown.items() if isinstance(v, (int, float))]
+        parts += [f"{name} {v:.4g}" for name, v in shown.items() if isinstance(v, (int, float))]
         rate = self.examples_per_s
         if rate is not None:
             examples = self._examples_before(self._last_step) - self._examples_before(self._step)

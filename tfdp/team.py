@@ -187,6 +187,17 @@ class Team:
         """Returns when every worker has come here."""
         self.gather(np.zeros(1, np.int32))
 
+    def settle(self) -> None:
+        """A barrier after which any worker may leave without harm to the others.
+
+        A worker that has what it wants of an exchange may be gone before another has fetched its
+        part. So there is a second barrier: who comes to it has seen all others at the first, and
+        nobody leaves before it, so that it does no harm if it fails.
+        """
+        self.barrier()
+        with contextlib.suppress(tf.errors.OpError):
+            self.barrier()
+
     @cached_property
     def _sum(self) -> Callable[[tf.Tensor], tf.Tensor]:
         def on_replica(value: tf.Tensor) -> tf.Tensor:

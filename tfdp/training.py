@@ -54,7 +54,7 @@ def train(settings: Settings, recipe: Recipe, signals: Signals) -> None:
         if the_run.is_finished():
             if team.is_chief:
                 say(f"{settings.workdir} is finished at step {the_run.last_step}: nothing to do")
-            team.barrier()
+            team.settle()
             return
         with signals.awaited():
             the_run.fit(lambda: signals.received is not None)
@@ -171,7 +171,7 @@ class Run:
             self._checkpoints.wait()
             path = self._publish(digests[0].decode())
             self._sum_up(digests[0].decode(), path)
-        self._team.barrier()  # nobody leaves before the chief is done
+        self._team.settle()  # nobody leaves before the chief is done
 
     def _make_batches(self) -> feed.Batches:
         settings, preprocess = self._settings, self._recipe.preprocess
@@ -232,7 +232,7 @@ class Run:
     def _wait_for_chief(self) -> None:
         if self._checkpoints is not None:
             self._checkpoints.wait()
-        self._team.barrier()
+        self._team.settle()
 
     def _publish(self, weights_sha256: str) -> Path | None:
         folder = self._settings.publish_dir
@@ -280,7 +280,7 @@ class Run:
             **_versions(),
         }
         write_whole(self._settings.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-        scores = "  ".join(f"{name} {value:.4f}" for name, value in self._scores.items())
+        scores = "  ".join(f"{name} {value:.4g}" for name, value in self._scores.items())
         published = "" if path is None else f", published as {path}"
         say(f"finished at step {self.last_step}{published}" + (f"  {scores}" if scores else ""))
 
