@@ -115,7 +115,7 @@ def child(arguments: Sequence[str], **options: object) -> Iterator[subprocess.Po
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is being ended already
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             try:
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdp.errors import BadInput
 from tfdp.order import Order, share, words_of
-from tfdp.sources import Source
+from tfdp.sources import Batch, Source
 from tfdp.team import Team
 from tfdp.words import AutoShard
 
@@ -123,7 +123,7 @@ def from_dataset(
         read = _batch_preprocessor(preprocess, training=True, seed=seed)
         # Numbered by a scan: TensorFlow could not shard a zip with a counter by files.
         dataset = dataset.scan(
-            np.int64(first_step), lambda step, *batch: (step + 1, (step, *batch))
+            np.int64(first_step), lambda step, batch: (step + 1, (step, *as_tuple(batch)))
         )
         dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
     if transform is not None:
@@ -238,6 +238,11 @@ def per_batch(preprocess: Preprocess, training: bool) -> Callable[..., Any]:
         return tf.map_fn(one, (features, seeds), fn_output_signature=signature)
 
     return batch
+
+
+def as_tuple(element: Any) -> Batch:
+    """An element of a dataset, as the tuple that it is unless it has features alone."""
+    return element if isinstance(element, tuple) else (element,)
 
 
 def preprocessed(dataset: tf.data.Dataset, preprocess: Preprocess | None) -> tf.data.Dataset:

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from tfdp.log import say
 
+ECHO_S = 0.3  # some parents signal the process and then its group: that counts as one
 _WATCHED = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -47,6 +48,7 @@ class Signals:
             _leave(number)
         self.received = number
         say(f"got {signal.Signals(number).name}: saving, then stopping (a second one ends at once)")
+        signal.sigtimedwait(_WATCHED, ECHO_S)
         _leave(signal.sigwait(_WATCHED))
 
 

@@ -107,8 +107,8 @@ def _train(settings: Settings, signals: Signals, log_path: Path) -> int:
         return exits.TRY_AGAIN
     except Exception as error:  # a bug, in the recipe or here
         logging.getLogger("tfdp").exception("failed")
-        traceback.print_exc(file=sys.stderr)
-        say(f"ended by the error above ({type(error).__name__}); more of it is in {log_path}")
+        print(_for_people(error), file=sys.stderr)
+        say(f"ended by the error above; all of it is in {log_path}")
         return exits.FAILED
     return exits.FINISHED
 
@@ -130,6 +130,18 @@ def _settings(argv: list[str]) -> Settings:
             "hparam": tuple(values["hparam"]),
         }
     )
+
+
+def _for_people(error: Exception) -> str:
+    """A traceback without the frames of libraries, which are in the log."""
+    short = traceback.TracebackException.from_exception(error)
+    own = [
+        frame
+        for frame in short.stack
+        if "site-packages" not in frame.filename and "__autograph" not in frame.filename
+    ]
+    short.stack = traceback.StackSummary.from_list(own)
+    return "".join(short.format(chain=False)).rstrip()
 
 
 def _failed(code: int, error: BaseException) -> int:

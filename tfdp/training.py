@@ -243,7 +243,7 @@ class Run:
         if already is not None:
             return already
         is_source = isinstance(self._train_data, Source)
-        spec = None if is_source else _single(self._train_data.element_spec)
+        spec = None if is_source else feed.as_tuple(self._train_data.element_spec)[0]
         return exporting.export(
             self._model,
             folder,
@@ -323,10 +323,6 @@ def _data(recipe: Recipe, name: str) -> Data:
 
 def _is_endless(dataset: tf.data.Dataset) -> bool:
     return bool(dataset.cardinality() == tf.data.INFINITE_CARDINALITY)
-
-
-def _single(element_spec: Any) -> Any:
-    return element_spec[0] if isinstance(element_spec, tuple) else element_spec
 
 
 def _versions() -> dict[str, str]:
