@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def main() -> None:
     tell(f"done in {time.monotonic() - began_s:.0f} s; everything is in {WORKDIR}")
 
 
-def train() -> dict[str, object]:
+def train() -> dict[str, Any]:
     """Trains the digits on two workers and returns the run's summary."""
     command = ["-m", "cluster.launch", "--workers=2", "--"]
     command += [sys.executable, "-m", "tfdp.train", "--recipe=tfdp.recipes.digits"]
@@ -69,7 +70,7 @@ def train() -> dict[str, object]:
         code = launcher.wait()
     if code != 0:
         raise SystemExit(f"demo: training ended with {code}; its logs are in {WORKDIR / 'logs'}")
-    return json.loads((ROOT / WORKDIR / "summary.json").read_text())
+    return json.loads((ROOT / WORKDIR / "summary.json").read_text())  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
@@ -80,6 +81,7 @@ def server() -> Iterator[str]:
     with child(command, stdout=subprocess.PIPE) as process:
         alarm = signal.signal(signal.SIGALRM, _too_late)
         signal.alarm(int(READY_TIMEOUT_S))
+        assert process.stdout is not None
         line = process.stdout.readline().strip()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, alarm)
@@ -95,7 +97,7 @@ def _too_late(*_: object) -> None:
 
 
 @contextlib.contextmanager
-def child(arguments: Sequence[str], **options: object) -> Iterator[subprocess.Popen[str]]:
+def child(arguments: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
     """A Python process that ends with the block: by itself, when asked, or when killed.
 
     It has a session of its own, so that Ctrl-C comes here alone, and dies with this process.
