@@ -1,0 +1,72 @@
+"""The workers of one run as real processes, each told by TF_CONFIG who it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+from cluster import spec
+from tests.running import Process, free_port
+
+
+class Workers:
+    """One process for each command; use it in a ``with`` block.
+
+    Args:
+        commands: of worker 0 and on; ``[command] * 2`` for two that are started alike.
+        env: variables that all of them get besides TF_CONFIG.
+        limit_s: they are killed after this many seconds, whatever they do.
+    """
+
+    def __init__(
+        self,
+        commands: Sequence[Sequence[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        limit_s: float = 60,
+    ) -> None:
+        configs = tf_configs(len(commands))
+        with contextlib.ExitStack() as stack:
+            self.all = [
+                stack.enter_context(
+                    Process(command, env={"TF_CONFIG": config, **(env or {})}, limit_s=limit_s)
+                )
+                for command, config in zip(commands, configs, strict=True)
+            ]
+            self._stack = stack.pop_all()
+
+    def __getitem__(self, index: int) -> Process:
+        return self.all[index]
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def wait(self, *expect: int) -> list[str]:
+        """Waits for all and returns their outputs; fails unless they exit with ``expect``."""
+        try:
+            return [process.wait(code) for process, code in zip(self.all, expect, strict=True)]
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n\nAll of them:\n{self.tails()}") from None
+
+    def signal(self, number: int) -> None:
+        """Sends every worker a signal."""
+        for process in self.all:
+            process.signal(number)
+
+    def tails(self) -> str:
+        """The last lines of every worker."""
+        return "\n".join(
+            f"--- worker {i} ({process.popen.poll()})\n{process.tail(30)}"
+            for i, process in enumerate(self.all)
+        )
+
+
+def tf_configs(count: int) -> list[str]:
+    """TF_CONFIG of each of ``count`` workers on free ports of this machine."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return [spec.local(list(ports), index).tf_config() for index in range(count)]
