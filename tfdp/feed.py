@@ -283,6 +283,7 @@ def _reader(
 
 def _seeds(seed: int, epoch: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     """A seed (int32[2]) for each example, made of the run's seed, the epoch and the index."""
-    base = tf.random.experimental.stateless_fold_in(words_of(seed), tf.cast(epoch, tf.int32))
-    columns = [tf.fill(tf.shape(indices), base[0]), base[1] + tf.cast(indices, tf.int32)]
+    fold_in = tf.random.experimental.stateless_fold_in  # gives [a hash of the seed, the data]
+    of_epoch = fold_in(fold_in(words_of(seed), tf.cast(epoch, tf.int32)), 0)[0]
+    columns = [tf.fill(tf.shape(indices), of_epoch), tf.cast(indices, tf.int32)]
     return tf.stack(columns, axis=1)
