@@ -213,4 +213,12 @@ def read_metrics(model: keras.Model) -> Callable[[], dict[str, Any]]:
     def read() -> Any:
         return model.get_metrics_result()
 
-    return lambda: {name: value.numpy().tolist() for name, value in read().items()}
+    return lambda: _numbers(read())
+
+
+def _numbers(results: dict[str, Any]) -> dict[str, Any]:
+    """Metrics' results by name; a metric may give several, in a dict, which Keras flattens too."""
+    numbers: dict[str, Any] = {}
+    for name, value in results.items():
+        numbers |= _numbers(value) if isinstance(value, dict) else {name: value.numpy().tolist()}
+    return numbers
