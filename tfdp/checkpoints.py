@@ -96,7 +96,8 @@ class Checkpoints:
             OSError: if the one before could not be written.
         """
         for name, array in arrays.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            is_float = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+            if is_float and not np.isfinite(array).all():
                 raise Diverged(f"{name} has a NaN or infinity at step {step}: nothing is saved")
         self.wait()
         self._writing = self._writer.submit(self._write, step, arrays, dict(about))
