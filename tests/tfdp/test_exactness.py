@@ -71,6 +71,15 @@ def clipnorm() -> tuple[keras.Model, Arguments]:
 
 
 @case
+def an_optimizer_for_each_kind_of_weight() -> tuple[keras.Model, Arguments]:
+    def chosen(weight: Any) -> keras.optimizers.Optimizer:
+        is_bias = weight.path.endswith("bias")
+        return optimizers.SGD(0.3) if is_bias else optimizers.Adam(0.02, clipnorm=0.05)
+
+    return classifier(optimizers.MultiOptimizer(chosen)), arrays()
+
+
+@case
 def learning_rate_schedule_and_averaged_weights() -> tuple[keras.Model, Arguments]:
     schedule = optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
     return classifier(optimizers.AdamW(schedule, use_ema=True, weight_decay=0.1)), arrays()
