@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.processes.workers import Workers
-from tests.running import run
+from tests.running import Process
 
 SCRIPT = Path(__file__).with_name("fit_cases.py")
 LIMIT_S = 200
@@ -24,14 +24,14 @@ ON_THREE = [
     "uneven_batches",
     "shuffled",
     "global_clipnorm",
-    "embedding",
-    "validation_of_a_dataset",
     "evaluating",
     "predicting",
 ]
 ON_TWO = [
     "tutorial",
     *ON_THREE,
+    "embedding",
+    "validation_of_a_dataset",
     "clipnorm",
     "clipvalue",
     "custom_train_step",
@@ -70,14 +70,6 @@ class Group:
         return [json.loads(path.read_text()) for path in paths]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Group:
-    """Plain Keras, in one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    output = run(["python", str(SCRIPT), str(folder), *ON_TWO], limit_s=LIMIT_S)
-    return Group(folder, [output])
-
-
 def together(workers: int, cases: list[str], folder: Path) -> Group:
     command = ["python", str(SCRIPT), str(folder), *cases, *ONLY_TOGETHER[workers]]
     with Workers([command] * workers, limit_s=LIMIT_S) as group:
@@ -85,8 +77,22 @@ def together(workers: int, cases: list[str], folder: Path) -> Group:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Group:
-    return together(2, ON_TWO, tmp_path_factory.mktemp("two"))
+def two_and_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Group, Group]:
+    """Two workers, and at the same time plain Keras in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    with Process(["python", str(SCRIPT), str(folder), *ON_TWO], limit_s=LIMIT_S) as process:
+        two = together(2, ON_TWO, tmp_path_factory.mktemp("two"))
+        return two, Group(folder, [process.wait()])
+
+
+@pytest.fixture(scope="module")
+def two(two_and_alone: tuple[Group, Group]) -> Group:
+    return two_and_alone[0]
+
+
+@pytest.fixture(scope="module")
+def alone(two_and_alone: tuple[Group, Group]) -> Group:
+    return two_and_alone[1]
 
 
 @pytest.fixture(scope="module")

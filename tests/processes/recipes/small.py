@@ -1,0 +1,95 @@
+"""A recipe that is over in a moment: 200 random examples, a small net with dropout.
+
+Variables of the environment make it misbehave, or wait for a test: ``HOLD=path:count`` reads
+``count`` batches and no more while the file at ``path`` exists; ``FAULT_OF=index`` lets that worker
+fail in build_model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfdp
+from cluster.spec import from_environment
+
+EXAMPLES = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class HParams:
+    data: str = "source"
+    units: int = 4
+    learning_rate: float = 0.01
+
+
+def build_model(hparams: HParams) -> keras.Model:
+    cluster = from_environment()
+    if cluster is not None and os.environ.get("FAULT_OF") == str(cluster.index):
+        raise ZeroDivisionError("this worker can't build")
+    model = keras.Sequential(
+        [
+            keras.layers.Input((6,)),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(hparams.units),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(hparams.learning_rate), "mse", metrics=["mae"])
+    return model
+
+
+def train_data(hparams: HParams) -> Any:
+    source = tfdp.from_arrays(*examples(EXAMPLES, hparams.units, seed=1))
+    if hparams.data == "dataset":
+        numbers = tf.data.Dataset.range(EXAMPLES)
+        return numbers.map(lambda i: tuple(leaf[0] for leaf in source.read(i[tf.newaxis])))
+    return Held(source) if "HOLD" in os.environ else source
+
+
+def eval_data(hparams: HParams) -> tfdp.Source:
+    return tfdp.from_arrays(*examples(33, hparams.units, seed=2))
+
+
+def preprocess(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
+    noise = 0.1 * tf.random.stateless_normal([6], seed) if training else 0.0
+    return tf.cast(features, tf.float32) / 100.0 + noise
+
+
+def examples(count: int, units: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Raw features (int32[count, 6]) and labels (float32[count, units])."""
+    rng = np.random.default_rng(seed)
+    features = rng.integers(-100, 100, (count, 6), np.int32)
+    return features, rng.normal(size=(count, units)).astype(np.float32)
+
+
+class Held(tfdp.Source):
+    """A source that stops in the middle, for as long as a test wants."""
+
+    def __init__(self, source: tfdp.Source) -> None:
+        path, _, count = os.environ["HOLD"].partition(":")
+        self._path, self._left = Path(path), int(count)
+        self._source = source
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: tf.Tensor) -> Any:
+        with tf.control_dependencies([tf.numpy_function(self._wait, [], tf.int64)]):
+            return self._source.read(tf.identity(indices))
+
+    def _wait(self) -> np.ndarray:
+        with self._lock:
+            self._left -= 1
+            while self._left < 0 and self._path.exists():
+                time.sleep(0.01)
+        return np.int64(0)

@@ -1,0 +1,336 @@
+"""``python -m tfdp.train`` with real workers: finishing, dying, stopping, going on."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import safetensors.numpy
+import tensorflow as tf
+
+from tests.processes.workers import Workers, tf_configs
+from tests.running import Process, run, wait_until
+
+RECIPE = Path(__file__).parent / "recipes" / "small.py"
+STEPS = 40  # of 12 in an epoch, so that runs end in the middle of one
+BATCH_SIZE = 17  # 8 + 9 examples on two workers
+
+
+def command(workdir: Path, *flags: str) -> list[str]:
+    """A worker's command line; what ``flags`` say again is taken from there."""
+    return [
+        *("python", "-m", "tfdp.train", f"--recipe={RECIPE}", f"--workdir={workdir}"),
+        *(f"--steps={STEPS}", f"--global_batch_size={BATCH_SIZE}"),
+        *("--checkpoint_every_steps=4", "--keep_checkpoints=100", *flags),
+    ]
+
+
+def summary(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def checkpoints(workdir: Path) -> dict[int, str]:
+    """The sha256 of the state at each step that has a checkpoint."""
+    return {
+        int(path.parent.name): json.loads(path.read_text())["sha256"]
+        for path in workdir.glob("checkpoints/*/manifest.json")
+    }
+
+
+def versions(workdir: Path) -> list[str]:
+    return sorted(path.name for path in (workdir / "model").iterdir())
+
+
+def finish(workdir: Path, *flags: str) -> list[str]:
+    """Two workers to their end, who may not say more than a few words of their own."""
+    with Workers([command(workdir, *flags)] * 2) as workers:
+        outputs = workers.wait(0, 0)
+    assert_only_own_words(*outputs)
+    return outputs
+
+
+def assert_only_own_words(*outputs: str) -> None:
+    for output in outputs:
+        assert re.fullmatch(r"(tfdp: .+\n)*", output), output
+
+
+class Hold:
+    """Lets workers do about eleven updates and then wait, for as long as wished."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "hold"
+        self._path.touch()
+        self.env: Mapping[str, str] = {"HOLD": f"{self._path}:11"}
+
+    def end(self) -> None:
+        self._path.unlink()
+
+
+def ended_by(process: Process, number: int) -> bool:
+    process.signal(number)
+    return process.popen.poll() is not None
+
+
+def wait_for_checkpoint(workdir: Path, step: int) -> None:
+    path = workdir / "checkpoints" / str(step)
+    wait_until(path.exists, 40, f"{path} is there")
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("unharmed") / "run"
+    chief, other = finish(workdir)
+    assert f"tfdp: finished at step {STEPS}, published as {workdir}/model/1" in chief
+    assert other == ""
+    return workdir
+
+
+def test_a_run_leaves_what_was_promised(unharmed: Path) -> None:
+    told = summary(unharmed)
+    assert {name: type(value) for name, value in told.items()} == {
+        "steps": int,
+        "examples": int,
+        "workers": int,
+        "replicas": int,
+        "seed": int,
+        "metrics": dict,
+        "eval_metrics": dict,
+        "examples_per_s": float,
+        "restarts": int,
+        "weights_sha256": str,
+        "export_path": str,
+        "tensorflow": str,
+        "keras": str,
+        "tfdp": str,
+    }
+    assert (told["steps"], told["workers"], told["replicas"], told["seed"]) == (STEPS, 2, 2, 0)
+    assert told["examples"] == 3 * 200 + 4 * BATCH_SIZE
+    assert told["restarts"] == 0
+    assert told["metrics"].keys() == told["eval_metrics"].keys() == {"loss", "mae"}
+    assert told["export_path"] == str(unharmed / "model" / "1")
+    assert sorted(checkpoints(unharmed)) == list(range(4, STEPS + 1, 4))
+    assert versions(unharmed) == ["1"]
+    assert sorted(path.name for path in (unharmed / "logs").iterdir()) == [
+        "worker-0.log",
+        "worker-1.log",
+    ]
+    assert "finished at step" in (unharmed / "logs" / "worker-0.log").read_text()
+    assert list((unharmed / "tensorboard").glob("events.out.tfevents.*"))
+    assert not list(unharmed.rglob(".*[0-9]")), "something was left half done"
+
+
+def test_the_published_model_answers_raw_features_with_the_saved_weights(unharmed: Path) -> None:
+    state = safetensors.numpy.load_file(unharmed / "checkpoints" / str(STEPS) / "state.safetensors")
+    weights = [array for name, array in sorted(state.items()) if name.startswith("model/")]
+    kernel, bias, last_kernel, last_bias = (each for each in weights if each.dtype == np.float32)
+    raw = np.random.default_rng(4).integers(-100, 100, (5, 6), np.int32)
+    expected = np.maximum(raw / 100.0 @ kernel + bias, 0) @ last_kernel + last_bias
+
+    model = tf.saved_model.load(str(unharmed / "model" / "1"))
+    signature = model.signatures["serving_default"]
+    features = signature.structured_input_signature[1]["features"]
+    assert (features.dtype, features.shape.as_list()) == (tf.int32, [None, 6])
+    answer = signature(features=tf.constant(raw))
+    assert answer.keys() == {"outputs"}
+    np.testing.assert_allclose(answer["outputs"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_kills_and_a_stop_leave_no_trace_in_the_weights(unharmed: Path, tmp_path: Path) -> None:
+    """Each start is stopped in another way; every checkpoint has to be that of the unharmed run."""
+    workdir = tmp_path / "run"
+
+    hold = Hold(tmp_path)
+    with Workers([command(workdir)] * 2, env=hold.env) as workers:
+        wait_for_checkpoint(workdir, 8)
+        workers[1].signal(signal.SIGKILL)
+        hold.end()
+        chief, _ = workers.wait(138, -signal.SIGKILL)
+        assert "tfdp: another worker was lost" in chief
+        assert_only_own_words(chief)
+    assert summary_is_missing(workdir)
+
+    hold = Hold(tmp_path)
+    with Workers([command(workdir)] * 2, env=hold.env) as workers:
+        wait_for_checkpoint(workdir, 16)
+        workers[0].signal(signal.SIGKILL)
+        hold.end()
+        _, other = workers.wait(-signal.SIGKILL, 138)
+        assert "tfdp: another worker was lost" in other
+        assert_only_own_words(other)
+    assert summary_is_missing(workdir)
+
+    hold = Hold(tmp_path)
+    with Workers([command(workdir)] * 2, env=hold.env) as workers:
+        wait_for_checkpoint(workdir, 24)
+        workers[1].signal(signal.SIGTERM)
+        workers[1].wait_for("got SIGTERM")
+        hold.end()
+        chief, other = workers.wait(138, 143)
+        stopped = re.search(r"stopped at step (\d+), as worker 1 was told to", chief)
+        assert stopped and stopped[0] in other
+        assert max(checkpoints(workdir)) == int(stopped[1]) < STEPS
+        assert_only_own_words(chief, other)
+    assert summary_is_missing(workdir)
+
+    chief, _ = finish(workdir)
+    assert f"going on from step {stopped[1]} of {STEPS}" in chief
+    reached = checkpoints(workdir)
+    assert {step: reached[step] for step in checkpoints(unharmed)} == checkpoints(unharmed)
+    told, expected = summary(workdir), summary(unharmed)
+    for name in ("weights_sha256", "steps", "examples", "metrics", "eval_metrics"):
+        assert told[name] == expected[name], name
+    assert told["restarts"] == 3
+    assert versions(workdir) == ["1"]
+
+
+def summary_is_missing(workdir: Path) -> bool:
+    return not (workdir / "summary.json").exists()
+
+
+def test_the_launcher_brings_a_killed_worker_back(unharmed: Path, tmp_path: Path) -> None:
+    workdir, hold = tmp_path / "run", Hold(tmp_path)
+    launch = ["python", "-m", "cluster.launch", "--workers=2", "--max_restarts=1", "--"]
+    with Process([*launch, *command(workdir)], env=hold.env) as launcher:
+        wait_for_checkpoint(workdir, 8)
+        for process in psutil.Process(launcher.pid).children():
+            task = json.loads(process.environ().get("TF_CONFIG", "{}")).get("task", {})
+            if task.get("index") == 1:
+                process.kill()
+        hold.end()
+        launcher.wait(0)
+    assert summary(workdir)["weights_sha256"] == summary(unharmed)["weights_sha256"]
+    assert summary(workdir)["restarts"] == 1
+
+
+def test_a_finished_run_does_nothing_publishes_once_and_can_be_extended(
+    unharmed: Path, tmp_path: Path
+) -> None:
+    def files() -> dict[str, int]:
+        return {
+            str(path): path.stat().st_mtime_ns
+            for path in tmp_path.rglob("*")
+            if path.is_file() and path.parent.name != "logs"
+        }
+
+    finish(tmp_path, "--steps=10")
+    before, first = files(), summary(tmp_path)
+
+    chief, other = finish(tmp_path, "--steps=10")
+    assert chief == f"tfdp: {tmp_path} is finished at step 10: nothing to do\n"
+    assert other == ""
+    assert files() == before
+
+    (tmp_path / "summary.json").unlink()  # as if killed between publishing and summing up
+    assert_only_own_words(run(command(tmp_path, "--steps=10")))
+    again = summary(tmp_path)
+    for name in ("steps", "weights_sha256", "export_path"):
+        assert again[name] == first[name], name
+    assert versions(tmp_path) == ["1"]
+
+    finish(tmp_path)
+    assert summary(tmp_path)["weights_sha256"] == summary(unharmed)["weights_sha256"]
+    assert summary(tmp_path)["export_path"] == str(tmp_path / "model" / "2")
+    assert versions(tmp_path) == ["1", "2"]
+
+    output = run(command(tmp_path, "--seed=5"), expect=2)
+    assert "seed was 0 and is 5" in output and "--workdir" in output
+    assert summary(tmp_path)["seed"] == 0
+
+
+def test_sigint_to_all_saves_and_ends_all(tmp_path: Path) -> None:
+    workdir, hold = tmp_path / "run", Hold(tmp_path)
+    with Workers([command(workdir)] * 2, env=hold.env) as workers:
+        wait_for_checkpoint(workdir, 4)
+        workers.signal(signal.SIGINT)
+        for worker in workers.all:
+            worker.wait_for("got SIGINT")
+        hold.end()
+        outputs = workers.wait(130, 130)
+    stopped = re.search(r"stopped at step (\d+)", outputs[0])
+    assert stopped and max(checkpoints(workdir)) == int(stopped[1])
+    assert_only_own_words(*outputs)
+
+
+def test_one_process_keeps_its_workdir_from_others_and_ends_at_a_second_signal(
+    tmp_path: Path,
+) -> None:
+    workdir, hold = tmp_path / "run", Hold(tmp_path)
+    with Process(command(workdir), env=hold.env) as first:
+        wait_for_checkpoint(workdir, 8)
+        output = run(command(workdir), expect=2, limit_s=20)
+        assert f"another run uses --workdir={workdir}" in output
+        assert first.popen.poll() is None
+        first.signal(signal.SIGTERM)
+        first.wait_for("got SIGTERM")
+        # One right after the first may be the terminal's and the launcher's: somebody insists.
+        wait_until(lambda: ended_by(first, signal.SIGTERM), 20, "it ends")
+        first.wait(143)  # though its data is held, so that nothing could be saved
+    assert summary_is_missing(workdir)
+    output = run(command(workdir))
+    assert f"finished at step {STEPS}" in output
+    assert summary(workdir)["workers"] == summary(workdir)["replicas"] == 1
+    assert_only_own_words(output)
+
+
+def test_a_plain_dataset_trains_hparams_arrive_and_checkpoints_are_counted(tmp_path: Path) -> None:
+    hparams = ("--hparam=data=dataset", "--hparam=units=3")
+    flags = ("--keep_checkpoints=2", "--export_dir=none", "--notensorboard")
+    once = [part for part in command(tmp_path) if not part.startswith("--steps")]
+    each = [*once, "--epochs=2", "--eval_every_steps=10", *hparams, *flags]
+    with Workers([each] * 2) as workers:
+        chief, other = workers.wait(0, 0)
+    assert "train_data is a tf.data.Dataset" in chief
+    assert other == ""
+    assert_only_own_words(chief)
+    assert summary(tmp_path)["steps"] == 24
+    assert summary(tmp_path)["export_path"] is None
+    assert sorted(checkpoints(tmp_path)) == [20, 24]
+    state = safetensors.numpy.load_file(tmp_path / "checkpoints" / "24" / "state.safetensors")
+    assert (16, 3) in {array.shape for array in state.values()}
+    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_loss_that_is_no_number_ends_all_and_nothing_of_it_is_saved(tmp_path: Path) -> None:
+    with Workers([command(tmp_path, "--hparam=learning_rate=1e30")] * 2) as workers:
+        outputs = workers.wait(1, 1)
+    assert re.search(r"tfdp: the loss is (inf|nan) at step \d", outputs[0])
+    assert_only_own_words(*outputs)
+    assert checkpoints(tmp_path) == {}
+    assert not (tmp_path / "model").exists()
+    assert summary_is_missing(tmp_path)
+
+
+def test_workers_of_different_flags_all_say_so(tmp_path: Path) -> None:
+    commands = [command(tmp_path, f"--seed={seed}") for seed in (1, 2)]
+    with Workers(commands) as workers:
+        for output in workers.wait(2, 2):
+            assert "workers differ: --seed is 1 on worker 0 and 2 on worker 1" in output
+            assert_only_own_words(output)
+    assert checkpoints(tmp_path) == {}
+
+
+def test_a_recipe_that_fails_on_one_worker_shows_its_traceback_there(tmp_path: Path) -> None:
+    with Workers([command(tmp_path)] * 2, env={"FAULT_OF": "1"}) as workers:
+        output = workers[1].wait(1)
+        assert "small.py" in output and "in build_model" in output
+        assert "ZeroDivisionError: this worker can't build" in output
+        assert workers[0].wait(None) and workers[0].popen.returncode in (1, 138), workers.tails()
+    assert checkpoints(tmp_path) == {}
+
+
+def test_a_worker_that_never_comes_is_named(tmp_path: Path) -> None:
+    config = tf_configs(2)[0]
+    missing = json.loads(config)["cluster"]["worker"][1]
+    environ = {"TF_CONFIG": config}
+    output = run(command(tmp_path, "--startup_timeout_s=3"), expect=138, env=environ)
+    assert f"waited 3 s for worker 1 ({missing})" in output
+    assert_only_own_words(output)
