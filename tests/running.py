@@ -7,6 +7,7 @@ output is kept, and shown with the failure if it did not end as expected.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -119,7 +120,8 @@ class Process:
 
         try:
             limit_s = max(0.0, self.deadline - time.monotonic())
-            return wait_until(found, limit_s, f"{pattern!r} is printed")  # type: ignore[no-any-return]
+            match: re.Match[str] = wait_until(found, limit_s, f"{pattern!r} is printed")
+            return match
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.tail()}") from None
 
@@ -128,10 +130,8 @@ class Process:
 
     def kill(self) -> None:
         """Kills the process and whatever of its session is left, and waits for it."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.popen.wait()
 
     def __enter__(self) -> Process:
