@@ -94,9 +94,8 @@ def test_a_version_answers_raw_features_in_another_process(tmp_path: Path) -> No
     source = tfdp.from_arrays(ROWS, np.zeros(12))
     version = tfdp.export(dense(), tmp_path, preprocess=scaled, features=source)
     expected = dense().predict(ROWS / np.float32(255), verbose=0)
-    for rows in (ROWS, ROWS[:1]):
-        said = ask(version, {"features": rows})
-        np.testing.assert_allclose(said["answers"]["outputs"], expected[: len(rows)], rtol=1e-5)
+    said = ask(version, {"features": ROWS})
+    np.testing.assert_allclose(said["answers"]["outputs"], expected, rtol=1e-5)
     assert said["answers"].keys() == {"outputs"}
     assert said["inputs"] == {"features": [-1, 4]}
     assert said["method"] == "tensorflow/serving/predict"
