@@ -109,7 +109,7 @@ class Process:
         return self.output
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Waits until the output has ``pattern`` (a regular expression); fails if it ends before."""
+        """Waits until the output matches ``pattern``; fails if the process ends before."""
 
         def found() -> re.Match[str] | None:
             ended = self.popen.poll() is not None
