@@ -18,7 +18,7 @@ from tests.processes.workers import Workers
 from tests.running import Process
 
 SCRIPT = Path(__file__).with_name("fit_cases.py")
-LIMIT_S = 200
+LIMIT_S = 150
 
 ON_THREE = [
     "uneven_batches",
@@ -55,25 +55,33 @@ class Group:
 
     Args:
         folder: results, by worker and case.
-        outputs: what each worker printed.
+        codes: how each worker ended.
+        outputs: what it printed.
     """
 
     folder: Path
+    codes: list[int]
     outputs: list[str]
 
     def __getitem__(self, case: str) -> list[Any]:
         """What the case gave on each worker."""
         paths = [self.folder / str(i) / f"{case}.json" for i in range(len(self.outputs))]
         if not all(path.exists() for path in paths):
-            tails = [output[-4000:] for output in self.outputs]
-            pytest.fail("the group did not come so far:\n" + "\n---\n".join(tails))
+            pytest.fail(f"not all workers came so far:\n{self.tails()}")
         return [json.loads(path.read_text()) for path in paths]
+
+    def tails(self) -> str:
+        return "\n".join(
+            f"--- worker {i} ({code})\n{output[-4000:]}"
+            for i, (code, output) in enumerate(zip(self.codes, self.outputs, strict=True))
+        )
 
 
 def together(workers: int, cases: list[str], folder: Path) -> Group:
     command = ["python", str(SCRIPT), str(folder), *cases, *ONLY_TOGETHER[workers]]
     with Workers([command] * workers, limit_s=LIMIT_S) as group:
-        return Group(folder, group.wait(*[1] * workers))  # the last case is a fault
+        codes = group.end()  # however they end: the test of each case says what is wrong with it
+        return Group(folder, codes, [process.output for process in group.all])
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,7 @@ def two_and_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Group, Grou
     folder = tmp_path_factory.mktemp("alone")
     with Process(["python", str(SCRIPT), str(folder), *ON_TWO], limit_s=LIMIT_S) as process:
         two = together(2, ON_TWO, tmp_path_factory.mktemp("two"))
-        return two, Group(folder, [process.wait()])
+        return two, Group(folder, [0], [process.wait()])
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +177,9 @@ def test_a_fault_ends_all_and_names_its_worker(
     workers: int, request: pytest.FixtureRequest
 ) -> None:
     group: Group = request.getfixturevalue({2: "two", 3: "three"}[workers])
+    assert group.codes == [1] * workers, group.tails()
     for worker, output in enumerate(group.outputs):
-        assert "case fault_of_worker_1" in output, output[-4000:]
+        assert "case fault_of_worker_1" in output, group.tails()
         last_line = output.rstrip().splitlines()[-1]
         if worker == 1:
             assert "in on_epoch_end" in output

@@ -51,6 +51,15 @@ class Workers:
         except AssertionError as error:
             raise AssertionError(f"{error}\n\nAll of them:\n{self.tails()}") from None
 
+    def end(self) -> list[int]:
+        """Waits for all, however they end, and returns their exit codes."""
+        codes = []
+        for process in self.all:
+            with contextlib.suppress(AssertionError):
+                process.wait(None)
+            codes.append(process.popen.returncode)
+        return codes
+
     def signal(self, number: int) -> None:
         """Sends every worker a signal."""
         for process in self.all:
