@@ -23,6 +23,10 @@ from tfdp.steps import read_metrics
 from tfdp.team import Team, cluster_here, team_of
 
 
+# Keras takes these decisions in a branch of the graph, where replicas can't come together.
+_ONE_REPLICA_ONLY = ("gradient_accumulation_steps", "ema_overwrite_frequency")
+
+
 def fit(
     model: keras.Model,
     x: Any,
@@ -245,6 +249,14 @@ def check_model(model: keras.Model) -> None:
         )
     if not model.compiled:
         raise BadInput("the model is not compiled: call model.compile(…) in the strategy's scope")
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        for option in _ONE_REPLICA_ONLY:
+            if getattr(optimizer, option, None):
+                raise BadInput(
+                    f"the optimizer has {option}={getattr(optimizer, option)}, with which Keras "
+                    "fails on several replicas: leave it out"
+                )
 
 
 def _class_weighted(class_weight: Mapping[int, float] | None) -> Callable[..., Any] | None:

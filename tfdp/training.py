@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -190,7 +191,7 @@ class Run:
                 "depends on it, and a resumed run reads again what it had read (a tfdp.Source "
                 "has neither limit)"
             )
-        return feed.from_dataset(
+        batches = feed.from_dataset(
             self._train_data.batch(settings.global_batch_size),
             self._team,
             steps_per_epoch=settings.steps if _is_endless(self._train_data) else None,
@@ -199,6 +200,11 @@ class Run:
             preprocess=preprocess,
             seed=settings.seed,
         )
+        examples = int(self._train_data.cardinality())
+        if examples < 1:
+            return batches
+        order = Order(examples, settings.global_batch_size)  # for counting alone
+        return dataclasses.replace(batches, examples_before=order.examples_before)
 
     def _evaluate(self) -> dict[str, Any]:
         data = self._eval_data
@@ -263,11 +269,7 @@ class Run:
         examples = self._batches.examples_before
         summary = {
             "steps": self.last_step,
-            "examples": (
-                examples(self.last_step)
-                if examples is not None
-                else self.last_step * self._settings.global_batch_size
-            ),
+            "examples": None if examples is None else examples(self.last_step),
             "workers": self._team.workers,
             "replicas": self._team.replicas,
             "seed": self._settings.seed,

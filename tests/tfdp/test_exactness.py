@@ -290,3 +290,16 @@ def test_class_weights_multiply_sample_weights() -> None:
         history = tfdp.fit(model, **arguments, shuffle=False, verbose=0).history
         results.append(history["loss"])
     np.testing.assert_allclose(*results, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "option", [{"gradient_accumulation_steps": 2}, {"use_ema": True, "ema_overwrite_frequency": 2}]
+)
+def test_what_keras_can_not_do_on_several_replicas_is_refused(
+    option: dict[str, Any], strategies: Callable[[int], tf.distribute.Strategy]
+) -> None:
+    with strategies(2).scope():
+        model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.1, **option), "mse")
+    with pytest.raises(tfdp.BadInput, match="on several replicas"):
+        tfdp.fit(model, np.zeros((4, 3)), np.zeros((4, 1)))
