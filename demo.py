@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 def main() -> None:
     """Runs the demo; SystemExit says what did not do what it should."""
     began_s = time.monotonic()
-    shutil.rmtree(ROOT / WORKDIR, ignore_errors=True)
+    clear(ROOT / WORKDIR)
     images, labels = scans(held_out=True)
 
     tell(f"training on two workers, in {WORKDIR}")
@@ -59,6 +59,13 @@ def main() -> None:
     if served < LEAST_ACCURACY:
         raise SystemExit(f"demo: the accuracy is below {LEAST_ACCURACY}")
     tell(f"done in {time.monotonic() - began_s:.0f} s; everything is in {WORKDIR}")
+
+
+def clear(workdir: Path) -> None:
+    """Removes an earlier run, and nothing that is not one."""
+    if workdir.exists() and any(workdir.iterdir()) and not (workdir / "checkpoints").exists():
+        raise SystemExit(f"demo: {workdir} has something else than a run in it: it is left alone")
+    shutil.rmtree(workdir, ignore_errors=True)
 
 
 def train() -> dict[str, Any]:

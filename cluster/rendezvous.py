@@ -92,8 +92,9 @@ def _listening(port: int) -> Iterator[None]:
 
 def _answers(address: str) -> bool:
     try:
-        with socket.create_connection((_host(address), _port(address)), timeout=2):
-            return True
+        with socket.create_connection((_host(address), _port(address)), timeout=2) as knock:
+            # Where nobody listens, TCP may connect a socket to itself.
+            return bool(knock.getsockname() != knock.getpeername())
     except OSError:
         return False
 

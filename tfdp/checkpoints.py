@@ -97,7 +97,8 @@ class Checkpoints:
         """
         for name, array in arrays.items():
             is_float = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
-            if is_float and not np.isfinite(array).all():
+            # A metric may begin at infinity: a minimum does.
+            if is_float and not name.startswith("metrics/") and not np.isfinite(array).all():
                 raise Diverged(f"{name} has a NaN or infinity at step {step}: nothing is saved")
         self.wait()
         self._writing = self._writer.submit(self._write, step, arrays, dict(about))
@@ -119,7 +120,8 @@ class Checkpoints:
             try:
                 manifest = json.loads((folder / "manifest.json").read_text())
                 state = (folder / "state.safetensors").read_bytes()
-            except (OSError, ValueError) as error:
+                about, sha256 = manifest.get("about"), manifest.get("sha256")
+            except (OSError, ValueError, AttributeError) as error:
                 say(f"checkpoint {folder} can't be read, going back to the one before: {error}")
                 continue
             if manifest.get("format") != FORMAT:
@@ -127,10 +129,10 @@ class Checkpoints:
                     f"checkpoint {folder} has format {manifest.get('format')} and this version of "
                     f"tfdp reads format {FORMAT}: use the version that wrote it, or another workdir"
                 )
-            if hashlib.sha256(state).hexdigest() != manifest["sha256"]:
+            if hashlib.sha256(state).hexdigest() != sha256 or not isinstance(about, dict):
                 say(f"checkpoint {folder} is damaged, going back to the one before")
                 continue
-            return Checkpoint(step, manifest["about"], state)
+            return Checkpoint(step, about, state)
         return None
 
     def _steps(self) -> list[int]:
@@ -145,10 +147,12 @@ class Checkpoints:
         manifest = {"format": FORMAT, "sha256": hashlib.sha256(state).hexdigest(), "about": about}
         write_durably(hidden / "state.safetensors", state)
         write_durably(hidden / "manifest.json", json.dumps(manifest, indent=2).encode())
+        sync_folder(hidden)
         if final.exists():  # a damaged one, which was passed over
             final.rename(self._folder / f".{step}.damaged")
             shutil.rmtree(self._folder / f".{step}.damaged")
         hidden.rename(final)
         sync_folder(self._folder)
-        for old in sorted(self._steps())[: -self._keep]:
+        # Later ones were passed over as damaged, or this would not be the newest.
+        for old in sorted(each for each in self._steps() if each <= step)[: -self._keep]:
             shutil.rmtree(self._folder / str(old))

@@ -19,6 +19,7 @@ from tfdp.files import sync_folder, write_durably
 from tfdp.sources import Source
 
 _ABOUT = "tfdp.json"  # beside saved_model.pb: where a version came from
+_HIDDEN = ".unpublished-"  # and the publisher's process id
 _PROBES = 8  # examples that a new version has to answer as the live model does
 
 
@@ -54,11 +55,12 @@ def export(
         TrainingError: if the version does not answer as the model does; it is not published then.
     """
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    spec, probes = _features(model, features, preprocess)
-    serve = _serving_function(model, preprocess, spec)
+    make_folder(folder)
+    spec, is_single, probes = _features(model, features, preprocess)
+    serve = _serving_function(model, preprocess, spec, is_single)
 
-    hidden = folder / f".unpublished-{os.getpid()}"
+    _sweep(folder)
+    hidden = folder / f"{_HIDDEN}{os.getpid()}"
     shutil.rmtree(hidden, ignore_errors=True)
     try:
         archive = keras.export.ExportArchive()
@@ -92,6 +94,14 @@ def published(folder: Path, about: Mapping[str, Any]) -> Path | None:
     return None
 
 
+def _sweep(folder: Path) -> None:
+    """Removes what publishers of this machine left that were killed."""
+    for left in folder.glob(f"{_HIDDEN}*"):
+        publisher = left.name.removeprefix(_HIDDEN)
+        if publisher.isdigit() and not Path("/proc", publisher).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _publish(hidden: Path, folder: Path) -> Path:
     """Renames to the next number; who takes one at the same time makes the rename fail."""
     while True:
@@ -108,12 +118,15 @@ def _publish(hidden: Path, folder: Path) -> Path:
 
 def _features(
     model: keras.Model, features: Any, preprocess: Preprocess | None
-) -> tuple[Any, Any | None]:
-    """Specs of a batch of features by name, and a few real ones if there is a source."""
+) -> tuple[dict[str, Any], bool, dict[str, Any] | None]:
+    """Features of a batch: their specs by name, whether it is one without a name, a few real ones.
+
+    There are real ones where ``features`` is a source.
+    """
     probes = None
     if isinstance(features, Source):
         spec = features.element_spec()[0]
-        probes = _named(features.read(tf.range(min(_PROBES, len(features)), dtype=tf.int64))[0])
+        probes = named(features.read(tf.range(min(_PROBES, len(features)), dtype=tf.int64))[0])
     elif features is not None:
         spec = features
     elif preprocess is not None or not getattr(model, "inputs", None):
@@ -126,38 +139,53 @@ def _features(
         single = len(inputs) == 1
         spec = {name: tf.TensorSpec(t.shape[1:], t.dtype) for name, t in inputs.items()}
         spec = next(iter(spec.values())) if single else spec
-    named = _named(spec)
-    for name in named:
+    batched = {
+        name: tf.TensorSpec([None, *leaf.shape], leaf.dtype, name=name)
+        for name, leaf in named(spec).items()
+    }
+    return batched, not isinstance(spec, Mapping), probes
+
+
+def named(features: Any) -> dict[str, Any]:
+    """Features by the names that a signature calls them.
+
+    Raises:
+        BadInput: if they have none, or one that can't be an argument's.
+    """
+    if isinstance(features, (list, tuple)):
+        raise BadInput(
+            "features are a tuple or list, and a signature's inputs have names: use a dict, "
+            "or --export_dir=none"
+        )
+    if not isinstance(features, Mapping):
+        return {"features": features}
+    for name in features:
         if not name.isidentifier():
             raise BadInput(
                 f"feature {name!r} can't be an input of a signature: use letters, digits and _"
             )
-    batched = {
-        name: tf.TensorSpec([None, *leaf.shape], leaf.dtype, name=name)
-        for name, leaf in named.items()
-    }
-    return batched, probes
+    return dict(features)
 
 
-def _named(features: Any) -> dict[str, Any]:
-    if isinstance(features, Mapping):
-        return dict(features)
-    if isinstance(features, (list, tuple)):
-        raise BadInput(
-            "features are a tuple or list, and a signature's inputs have names: use a dict"
-        )
-    return {"features": features}
+def make_folder(folder: Path) -> None:
+    """Makes a servable's folder; BadInput if something else is there or it can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"versions can't be published in {folder}: {error.strerror}") from None
 
 
 def _serving_function(
-    model: keras.Model, preprocess: Preprocess | None, spec: dict[str, tf.TensorSpec]
+    model: keras.Model,
+    preprocess: Preprocess | None,
+    spec: dict[str, tf.TensorSpec],
+    is_single: bool,
 ) -> Any:
-    single = list(spec) == ["features"]
     preprocessed = per_batch(preprocess, training=False) if preprocess is not None else None
 
     @tf.function(input_signature=[spec])
     def serve(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        inputs: Any = features["features"] if single else features
+        inputs: Any = features["features"] if is_single else features
         if preprocessed is not None:
             examples = tf.shape(next(iter(features.values())))[0]
             inputs = preprocessed(inputs, tf.zeros([examples, 2], tf.int32))

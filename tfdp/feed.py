@@ -30,6 +30,7 @@ class Batches:
         is_even: whether all replicas have equally many examples at every step.
         leaves_replicas_idle: whether a replica may get an empty batch.
         examples_before: examples used by the updates before a step; None if that is unknown.
+        steps_to_skip: batches to draw and drop before the first: done in an earlier start.
     """
 
     dataset: Any
@@ -38,6 +39,20 @@ class Batches:
     is_even: bool
     leaves_replicas_idle: bool
     examples_before: Callable[[int], int] | None = None
+    steps_to_skip: int = 0
+
+    def iterator(self) -> Any:
+        """An iterator that stands at the first batch of this start."""
+        iterator = iter(self.dataset)
+
+        @tf.function
+        def skip(steps: tf.Tensor) -> None:
+            for _ in tf.range(steps):
+                next(iterator)
+
+        if self.steps_to_skip:
+            skip(tf.constant(self.steps_to_skip))
+        return iterator
 
 
 def from_source(
@@ -117,13 +132,11 @@ def from_dataset(
     if steps_per_epoch is None:
         steps_per_epoch = _length(dataset, team)
     dataset = dataset.repeat()  # without an end, workers need not agree on one at every step
-    if first_step:
-        dataset = dataset.skip(first_step)
     if preprocess is not None:
         read = _batch_preprocessor(preprocess, training=True, seed=seed)
         # Numbered by a scan: TensorFlow could not shard a zip with a counter by files.
         dataset = dataset.scan(
-            np.int64(first_step), lambda step, batch: (step + 1, (step, *as_tuple(batch)))
+            np.int64(0), lambda step, batch: (step + 1, (step, *as_tuple(batch)))
         )
         dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
     if transform is not None:
@@ -135,6 +148,7 @@ def from_dataset(
         steps_per_epoch=steps_per_epoch,
         is_even=team.replicas == 1,
         leaves_replicas_idle=team.replicas > 1,
+        steps_to_skip=first_step,
     )
 
 
@@ -243,6 +257,21 @@ def per_batch(preprocess: Preprocess, training: bool) -> Callable[..., Any]:
 def as_tuple(element: Any) -> Batch:
     """An element of a dataset, as the tuple that it is unless it has features alone."""
     return element if isinstance(element, tuple) else (element,)
+
+
+def element_spec(data: Source | tf.data.Dataset) -> Batch:
+    """Specs of ``(features[, labels[, sample_weight]])`` of single examples."""
+    return data.element_spec() if isinstance(data, Source) else as_tuple(data.element_spec)
+
+
+def are_alike(spec: Any, other: Any) -> bool:
+    """Whether two specs have one structure, and leaves that fit each other."""
+    try:
+        tf.nest.assert_same_structure(spec, other)
+    except (TypeError, ValueError):
+        return False
+    pairs = zip(tf.nest.flatten(spec), tf.nest.flatten(other), strict=True)
+    return all(a.dtype == b.dtype and a.shape.is_compatible_with(b.shape) for a, b in pairs)
 
 
 def preprocessed(dataset: tf.data.Dataset, preprocess: Preprocess | None) -> tf.data.Dataset:

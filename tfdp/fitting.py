@@ -22,7 +22,6 @@ from tfdp.sources import Source, as_data
 from tfdp.steps import read_metrics
 from tfdp.team import Team, cluster_here, team_of
 
-
 # Keras takes these decisions in a branch of the graph, where replicas can't come together.
 _ONE_REPLICA_ONLY = ("gradient_accumulation_steps", "ema_overwrite_frequency")
 
@@ -71,7 +70,8 @@ def fit(
         validation_steps: batches of a validation dataset to look at; all by default.
         validation_batch_size: as ``batch_size``, for validation.
         validation_freq: epochs from one validation to the next.
-        seed: makes the order of a source or arrays, and what random layers draw.
+        seed: makes the order of a source or arrays, with the number of updates that the model has
+            had before. Random layers draw from seeds of their own and the number of updates.
 
     Returns:
         The ``History`` of Keras, equal on all workers.
@@ -90,10 +90,13 @@ def fit(
         )
     data = as_data(x, y, sample_weight)
     transform = _class_weighted(class_weight)
+    updates_before = int(model.optimizer.iterations.numpy()) if model.optimizer else 0
     if isinstance(data, Source):
-        order = Order(len(data), batch_size or 32, seed, shuffle)
-        steps = steps_per_epoch or order.steps_per_epoch
+        steps = steps_per_epoch or -(-len(data) // (batch_size or 32))
         first_step = initial_epoch * steps
+        # A model that goes on with training sees another order; one that resumes, its own.
+        fresh = max(0, updates_before - first_step)
+        order = Order(len(data), batch_size or 32, seed + (fresh << 32), shuffle)
         batches = feed.from_source(data, order, team, first_step=first_step, transform=transform)
     elif batch_size is not None:
         raise BadInput(
@@ -109,6 +112,11 @@ def fit(
 
     validate = None
     if validation_data is not None:
+        if validation_steps is not None and not isinstance(validation_data, tf.data.Dataset):
+            raise BadInput(
+                f"validation_steps is {validation_steps}, which is for datasets: "
+                "arrays and sources are looked at to their end"
+            )
         validate = functools.partial(
             evaluation.evaluate,
             model,
@@ -124,6 +132,7 @@ def fit(
         steps_per_epoch=steps,
         first_step=first_step,
         last_step=max(epochs * steps, first_step),
+        draws_from=max(0, updates_before - first_step),
         callbacks=callbacks or (),
         verbose=(1 if verbose == "auto" else int(verbose)) if team.is_chief else 0,
         validate=validate,
@@ -139,6 +148,7 @@ def run(
     steps_per_epoch: int,
     first_step: int,
     last_step: int,
+    draws_from: int = 0,
     callbacks: Sequence[keras.callbacks.Callback],
     verbose: int = 0,
     validate: Callable[..., dict[str, Any]] | None = None,
@@ -154,6 +164,8 @@ def run(
         steps_per_epoch: updates in an epoch.
         first_step: updates done before; may be in the middle of an epoch.
         last_step: updates done at the end; may be in the middle of an epoch.
+        draws_from: added to the step that random layers draw from, for a model that was trained
+            before.
         callbacks: Keras's and users'; ``AtSteps`` among them act at their own steps.
         verbose: as Keras's progress bar takes it.
         validate: evaluates, given the callback list as ``callbacks``.
@@ -184,6 +196,7 @@ def run(
         batches,
         team,
         first_step=first_step,
+        draws_from=draws_from,
         one_by_one=callbacks_module.want_each_batch(mine),
         told_to_stop=told_to_stop,
     )
@@ -263,13 +276,13 @@ def _class_weighted(class_weight: Mapping[int, float] | None) -> Callable[..., A
     """Makes each example's weight its class's, times the weight that it has already."""
     if class_weight is None:
         return None
-    table = np.ones(max(class_weight) + 1, keras.config.floatx())
+    table = np.ones(max(class_weight) + 2, keras.config.floatx())  # the last for all others
     table[list(class_weight)] = list(class_weight.values())
 
     def weighted(x: Any, y: tf.Tensor, sample_weight: tf.Tensor | None = None) -> Any:
         one_hot = y.shape.rank == 2 and y.shape[1] != 1
-        classes = tf.argmax(y, axis=1) if one_hot else tf.reshape(y, [-1])
-        weights = tf.gather(tf.constant(table), tf.cast(classes, tf.int32))
+        classes = tf.cast(tf.argmax(y, axis=1) if one_hot else tf.reshape(y, [-1]), tf.int32)
+        weights = tf.gather(tf.constant(table), tf.minimum(classes, len(table) - 1))
         return x, y, weights if sample_weight is None else weights * sample_weight
 
     return weighted

@@ -36,6 +36,14 @@ def build(model: keras.Model, batch_spec: Any) -> None:
         model._symbolic_build(data_batch=batch_spec)
 
 
+def compilation(model: keras.Model) -> Any:
+    """An object that ``compile`` makes anew each time; None before.
+
+    Leans on ``Trainer._compile_loss``; a model may override ``metrics``, the public place to look.
+    """
+    return model._compile_loss
+
+
 @contextlib.contextmanager
 def reduced_first(reduce: Callable[[Gradients], Gradients]) -> Iterator[None]:
     """While it lasts, ``reduce`` sees an optimizer's gradients before the optimizer does.

@@ -34,6 +34,7 @@ class Loop:
         batches: its training batches, starting with the one of ``first_step``.
         team: the workers.
         first_step: updates done before.
+        draws_from: added to the step that random layers draw from.
         one_by_one: one update a call, for callbacks that want to see each.
         told_to_stop: asked between calls; true ends the run on all workers.
     """
@@ -45,14 +46,16 @@ class Loop:
         team: Team,
         *,
         first_step: int = 0,
+        draws_from: int = 0,
         one_by_one: bool = False,
         told_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.step = first_step
         self._model = model
         self._team = team
-        self._iterator = iter(batches.dataset)
+        self._iterator = batches.iterator()
         self._run = train_steps(model, batches)
+        self._draws_from = draws_from
         self._one_by_one = one_by_one
         self._one_by_one_for_all = False
         self._told_to_stop = told_to_stop
@@ -79,7 +82,7 @@ class Loop:
         if self._one_by_one_for_all:
             self.agree()  # a callback may just have set the learning rate for this very step
         began = time.perf_counter()
-        self._run(self._iterator, self.step, self._steps)
+        self._run(self._iterator, self._draws_from + self.step, self._steps)
         duration_s = time.perf_counter() - began
         # The first call spends its time on tracing and tells nothing.
         self._step_s = math.nan if self._step_s is None else duration_s / self._steps

@@ -151,9 +151,9 @@ def _value(override: str, text: str, kind: Any) -> Any:
     try:
         value = json.loads(text.lower() if kind is bool else text)
     except json.JSONDecodeError:
-        value = None
+        value = text
     if kind is float and type(value) is int:
         return float(value)
     if kind in (int, float, bool) and type(value) is not kind:
         raise BadInput(f"--hparam={override}: the value has to be of type {kind.__name__}")
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(value) if isinstance(value, list) else value  # of any other type, as JSON has it

@@ -9,6 +9,8 @@ from typing import Any, get_args
 from tfdp.errors import BadInput
 from tfdp.words import AutoShard, Communication
 
+MOST = (1 << 31) - 1  # of whatever is counted, seconds included
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -56,13 +58,14 @@ class Settings:
             ("eval_every_steps", 0),
         ):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise BadInput(f"--{name} is {value}: it has to be {least} or more")
+            if value is not None and not least <= value <= MOST:
+                raise BadInput(f"--{name} is {value}: it has to be {least} or more, up to {MOST}")
         if not -(1 << 63) <= self.seed < 1 << 63:
             raise BadInput(f"--seed is {self.seed}: it has to fit into 64 bits")
-        if not self.startup_timeout_s > 0:
+        if not 0 < self.startup_timeout_s <= MOST:
             raise BadInput(
-                f"--startup_timeout_s is {self.startup_timeout_s}: it has to be positive"
+                f"--startup_timeout_s is {self.startup_timeout_s}: it has to be positive, "
+                f"up to {MOST}"
             )
         for name, choices in (
             ("communication", get_args(Communication)),
@@ -82,6 +85,6 @@ class Settings:
 
     def shared(self) -> dict[str, Any]:
         """What has to be the same on every worker, for comparison, as JSON takes it."""
-        here_only = ("workdir", "export_dir", "startup_timeout_s")
-        values = dataclasses.asdict(self)
+        here_only = ("workdir", "startup_timeout_s")
+        values = dataclasses.asdict(self) | {"export_dir": self.publish_dir and "a folder"}
         return {f"--{name}": value for name, value in values.items() if name not in here_only}

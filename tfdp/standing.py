@@ -45,20 +45,18 @@ def find(
     Raises:
         BadInput: on all workers, if the workdir belongs to another run.
     """
-    found: dict[str, Any] = {}
-    checkpoint = None
-    if checkpoints is not None:
-        try:
-            checkpoint = checkpoints.latest()
-            summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
-            about = _about(checkpoint, summary, settings, summary_path.parent)
-            step = 0 if checkpoint is None else checkpoint.step
-            found = {"step": step, "about": about, "summary": summary}
-        except BadInput as error:
-            found = {"bad_input": str(error)}
-    found = json.loads(team.broadcast(json.dumps(found).encode()))
-    if "bad_input" in found:
-        raise BadInput(found["bad_input"])
+    checkpoint: Checkpoint | None = None
+
+    def look() -> dict[str, Any]:
+        nonlocal checkpoint
+        assert checkpoints is not None
+        checkpoint = checkpoints.latest()
+        summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
+        about = _about(checkpoint, summary, settings, summary_path.parent)
+        step = 0 if checkpoint is None else checkpoint.step
+        return {"step": step, "about": about, "summary": summary}
+
+    found = team.by_chief(look)
     if found["step"]:
         state = team.broadcast(None if checkpoint is None else checkpoint.state)
         checkpoint = Checkpoint(found["step"], found["about"], state)

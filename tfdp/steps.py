@@ -83,7 +83,7 @@ def until_recompiled(make: Callable[[keras.Model], Made]) -> Callable[[keras.Mod
 
     @functools.wraps(make)
     def kept(model: keras.Model) -> Made:
-        compilation = next(iter(model.metrics), None)  # compile() makes a new loss tracker
+        compilation = keras_private.compilation(model)
         key = f"tfdp.{make.__name__}"
         if key not in vars(model) or vars(model)[key][0] is not compilation:
             vars(model)[key] = (compilation, make(model))

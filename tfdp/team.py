@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ import tensorflow as tf
 
 from cluster import rendezvous
 from cluster.spec import Cluster, ClusterError, from_environment
-from tfdp.errors import BadInput, PeerMissing
+from tfdp.errors import BadInput, PeerFailed, PeerMissing
 from tfdp.log import say
 from tfdp.words import Communication
 
@@ -56,6 +58,8 @@ def connect(
     except rendezvous.MissingWorkers as error:
         raise PeerMissing(str(error)) from None
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:  # an earlier process of this worker may be leaving
+            raise PeerMissing(f"the port of {cluster.address} is in use: {error}") from None
         raise BadInput(f"can't listen at {cluster.address}, as TF_CONFIG says: {error}") from None
     implementation = tf.distribute.experimental.CommunicationImplementation[communication.upper()]
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
@@ -182,6 +186,38 @@ class Team:
         words = np.frombuffer(data.ljust(-(-int(sizes.max()) // 4) * 4, b"\0"), np.int32)
         rows = self.gather(words)
         return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
+
+    def by_chief(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` gives on the chief, which alone does it, for everybody.
+
+        Args:
+            work: gives something that JSON takes.
+
+        Raises:
+            BadInput: everywhere, if ``work`` raises it.
+            PeerFailed: elsewhere, if ``work`` raises anything else on the chief.
+        """
+        outcome: dict[str, Any] = {}
+        failure: Exception | None = None
+        if self.is_chief:
+            try:
+                outcome = {"result": work()}
+            except BadInput as error:
+                outcome = {"bad_input": str(error)}
+            except Exception as error:
+                failure = error
+                outcome = {"failure": repr(error)}
+        outcome = json.loads(self.broadcast(json.dumps(outcome).encode()))
+        if failure is not None:
+            self.settle()
+            raise failure
+        if "failure" in outcome:
+            self.settle()
+            raise PeerFailed(f"worker 0 failed: {outcome['failure']}")
+        if "bad_input" in outcome:
+            self.settle()
+            raise BadInput(outcome["bad_input"])
+        return outcome["result"]
 
     def barrier(self) -> None:
         """Returns when every worker has come here."""

@@ -71,11 +71,12 @@ def main(argv: list[str]) -> int:
             raise BadInput(f"KERAS_BACKEND is {backend}: it has to be tensorflow, or not set")
         is_chief = cluster is None or cluster.is_chief
         lock = files.own(settings.workdir) if is_chief else None
+        index = 0 if cluster is None else cluster.index
+        log_path = log.open_log(settings.workdir / "logs", index)
     except (BadInput, ClusterError) as error:
         return _failed(exits.BAD_INPUT, error)
     except OSError as error:
         return _failed(exits.BAD_INPUT, BadInput(f"--workdir={settings.workdir}: {error.strerror}"))
-    log_path = log.open_log(settings.workdir / "logs", 0 if cluster is None else cluster.index)
     try:
         return _train(settings, signals, log_path)
     finally:

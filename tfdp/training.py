@@ -105,7 +105,7 @@ class Run:
         )
         self.first_step = self._standing.step
         self._batches = self._make_batches()
-        keras_private.build(model, self._batches.element_spec)
+        self._check_fit()
         if self._standing.checkpoint is not None:
             state.restore(model, team, self._standing.checkpoint.arrays())
         self._saved_step = self.first_step
@@ -116,6 +116,28 @@ class Run:
                 f"{settings.workdir} is at step {self.first_step}, past the {self.last_step} that "
                 "this run asks for: ask for more --steps or --epochs, or use another --workdir"
             )
+
+    def _check_fit(self) -> None:
+        """Builds the model, and finds out what else would fail only after hours of training."""
+        try:
+            keras_private.build(self._model, self._batches.element_spec)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadInput(
+                f"recipe {self._recipe.name}: the model does not take what train_data and "
+                f"preprocess give, {self._batches.element_spec}: {error}"
+            ) from error
+        train_spec = feed.element_spec(self._train_data)
+        if self._eval_data is not None:
+            eval_spec = feed.element_spec(self._eval_data)
+            if not feed.are_alike(train_spec, eval_spec):
+                raise BadInput(
+                    f"recipe {self._recipe.name}: eval_data gives {eval_spec}, which differs from "
+                    f"what train_data gives: {train_spec}"
+                )
+        folder = self._settings.publish_dir
+        if folder is not None:
+            exporting.named(train_spec[0])
+            self._team.by_chief(lambda: exporting.make_folder(folder))
 
     def __enter__(self) -> Run:
         return self
@@ -167,12 +189,18 @@ class Run:
         self._logs = read_metrics(self._model)()
         if self._eval_data is not None:
             self._scores = self._evaluate()
-        if self._team.is_chief:
+
+        def finish() -> None:
             assert self._checkpoints is not None
             self._checkpoints.wait()
             path = self._publish(digests[0].decode())
             self._sum_up(digests[0].decode(), path)
-        self._team.settle()  # nobody leaves before the chief is done
+
+        try:
+            self._team.by_chief(finish)
+        except BadInput as error:  # too late to be called so
+            raise TrainingError(str(error)) from error
+        self._team.settle()
 
     def _make_batches(self) -> feed.Batches:
         settings, preprocess = self._settings, self._recipe.preprocess
@@ -249,12 +277,11 @@ class Run:
         if already is not None:
             return already
         is_source = isinstance(self._train_data, Source)
-        spec = None if is_source else feed.as_tuple(self._train_data.element_spec)[0]
         return exporting.export(
             self._model,
             folder,
             preprocess=self._recipe.preprocess,
-            features=self._train_data if is_source else spec,
+            features=self._train_data if is_source else feed.element_spec(self._train_data)[0],
             about={
                 **about,
                 "recipe": self._recipe.name,
