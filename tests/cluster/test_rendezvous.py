@@ -119,3 +119,17 @@ def test_the_port_is_free_afterwards() -> None:
     with pytest.raises(MissingWorkers):
         meet(cluster(all_, 0), 0.1, waiting=lambda _: None)
     in_tensorflow(all_[0]).close()
+
+
+def test_a_connection_to_oneself_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TCP connects a socket to itself where source and destination port happen to be the same."""
+    address = addresses(1)[0]
+
+    def to_itself(_: object, timeout: float) -> socket.socket:
+        knock = socket.socket()
+        knock.bind(("127.0.0.1", port(address)))
+        knock.connect(("127.0.0.1", port(address)))
+        return knock
+
+    monkeypatch.setattr(socket, "create_connection", to_itself)
+    assert not rendezvous._answers(address)

@@ -275,3 +275,25 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
     reader.join()
     assert seen <= set(contents)
     assert [each.name for each in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_damaged_later_one_does_not_push_out_what_is_written(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, keep=1)
+    for step in (3000, 2500):
+        save(kept, step)
+        kept.wait()
+        (tmp_path / "3000" / "state.safetensors").write_bytes(b"damaged")
+    found = kept.latest()
+    assert found is not None
+    assert found.step == 2500
+
+
+def test_a_manifest_of_another_kind_is_passed_over(kept: Checkpoints, tmp_path: Path) -> None:
+    save(kept, 1)
+    save(kept, 2)
+    kept.wait()
+    manifest = next(path for path in tmp_path.rglob("manifest.json") if path.parent.name == "2")
+    manifest.write_text("[]")
+    found = kept.latest()
+    assert found is not None
+    assert found.step == 1

@@ -303,3 +303,18 @@ def test_what_keras_can_not_do_on_several_replicas_is_refused(
         model.compile(keras.optimizers.SGD(0.1, **option), "mse")
     with pytest.raises(tfdp.BadInput, match="on several replicas"):
         tfdp.fit(model, np.zeros((4, 3)), np.zeros((4, 1)))
+
+
+def test_a_model_that_is_compiled_anew_is_evaluated_anew() -> None:
+    class OwnMetrics(keras.Sequential):
+        @property
+        def metrics(self) -> list[Any]:
+            return [self._loss_tracker]
+
+    model = OwnMetrics([keras.layers.Input((1,)), keras.layers.Dense(1, "linear", use_bias=False)])
+    model.set_weights([np.zeros((1, 1), np.float32)])
+    rows, threes = np.ones((4, 1)), np.full((4, 1), 3.0)
+    model.compile("sgd", "mse")
+    assert tfdp.evaluate(model, rows, threes)["loss"] == 9.0
+    model.compile("sgd", "mae")
+    assert tfdp.evaluate(model, rows, threes)["loss"] == 3.0

@@ -23,7 +23,7 @@ def on_replicas(value: Any, team: Team) -> list[Any]:
 
 def steps_of(batches: Batches, team: Team, steps: int) -> list[list[tuple[np.ndarray, ...]]]:
     """For each step, each replica's parts of a batch."""
-    taken = itertools.islice(iter(batches.dataset), steps)
+    taken = itertools.islice(batches.iterator(), steps)
     return [list(zip(*(on_replicas(part, team) for part in batch), strict=True)) for batch in taken]
 
 
@@ -90,7 +90,7 @@ def seeds(strategies: Any, replicas: int, batch_size: int, seed: int = 6) -> dic
     team, order = team_with(strategies, replicas), Order(EXAMPLES, batch_size, seed=seed)
     batches = feed.from_source(tfdp.from_arrays(ROWS), order, team, preprocess=with_seed)
     found = {}
-    taken = itertools.islice(iter(batches.dataset), 2 * order.steps_per_epoch)
+    taken = itertools.islice(batches.iterator(), 2 * order.steps_per_epoch)
     for step, (batch,) in enumerate(taken):
         parts = {name: on_replicas(value, team) for name, value in batch.items()}
         assert all(np.all(part) for part in parts["training"])
@@ -127,7 +127,7 @@ def test_preprocess_takes_structures_one_example_at_a_time(strategies: Any) -> N
         (tf.TensorSpec([None, 3], tf.float32), tf.TensorSpec([None], tf.int32)),
         tf.TensorSpec([None], tf.int64),
     )
-    (_, lengths), labels = next(iter(batches.dataset))
+    (_, lengths), labels = next(batches.iterator())
     expected = dict(enumerate([1, 1, 1, 0]))
     assert lengths.numpy().tolist() == [expected[label] for label in labels.numpy().tolist()]
 
@@ -185,7 +185,7 @@ def test_a_dataset_is_preprocessed_by_step_and_place(strategies: Any) -> None:
         batches = feed.from_dataset(
             dataset, team, first_step=first_step, preprocess=with_seed, seed=5
         )
-        taken = itertools.islice(iter(batches.dataset), 6 - first_step)
+        taken = itertools.islice(batches.iterator(), 6 - first_step)
         return [np.concatenate(on_replicas(x["draw"], team)).tolist() for x, _ in taken]
 
     all_draws = draws(0)

@@ -221,3 +221,36 @@ def test_the_digest_of_weights_is_of_all_bytes_in_order() -> None:
     model = model_with_dropout(tf.distribute.get_strategy())
     data = b"".join(weight.numpy().astype("<f4").tobytes() for weight in model.weights)
     assert state.weights_sha256(model) == hashlib.sha256(data).hexdigest()
+
+
+def trained(*calls: dict[str, int]) -> list[np.ndarray]:
+    """Weights of a model with dropout after several calls of fit."""
+    keras.utils.set_random_seed(4)
+    hidden = [keras.layers.Dense(8, "relu"), keras.layers.Dropout(0.5)]
+    model = keras.Sequential([keras.layers.Input((6,)), *hidden, keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    for call in calls:
+        tfdp.fit(model, ROWS, CLASSES, batch_size=5, verbose=0, **call)
+    return [np.asarray(weight) for weight in model.get_weights()]
+
+
+def test_a_fit_that_goes_on_at_its_epoch_is_one_fit() -> None:
+    whole = trained({"epochs": 4})
+    parts = trained({"epochs": 1}, {"initial_epoch": 1, "epochs": 4})
+    assert all(np.array_equal(one, other) for one, other in zip(whole, parts, strict=True))
+
+
+def test_a_second_fit_sees_another_order_and_draws_afresh(monkeypatch: Any) -> None:
+    begun: list[tuple[int, int]] = []
+    original = run
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        begun.append((kwargs["first_step"], kwargs["draws_from"]))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr("tfdp.fitting.run", noting)
+    twice = trained({"epochs": 1}, {"epochs": 1})
+    assert begun == [(0, 0), (0, STEPS)]
+    assert not all(
+        np.array_equal(one, other) for one, other in zip(twice, trained({"epochs": 2}), strict=True)
+    )

@@ -84,4 +84,10 @@ def test_what_workers_compare_is_json_without_what_is_local() -> None:
     assert one.shared() != other.shared()
     differing = {name for name in one.shared() if one.shared()[name] != other.shared()[name]}
     assert differing == {"--hparam"}
-    assert not {"--workdir", "--export_dir", "--startup_timeout_s"} & one.shared().keys()
+    assert not {"--workdir", "--startup_timeout_s"} & one.shared().keys()
+
+
+def test_workers_compare_whether_to_publish_but_not_where() -> None:
+    nowhere, here, there = (settings(export_dir=Path(name)) for name in ("none", "a", "b"))
+    assert here.shared() == there.shared()
+    assert here.shared() != nowhere.shared()
