@@ -134,7 +134,13 @@ def from_dataset(
     dataset = dataset.repeat()  # without an end, workers need not agree on one at every step
     if preprocess is not None:
         read = _batch_preprocessor(preprocess, training=True, seed=seed)
-        # Numbered by a scan: TensorFlow could not shard a zip with a counter by files.
+        # Batches are numbered for the seeds, and TensorFlow can't shard by files through that.
+        if auto_shard == "file":
+            raise BadInput(
+                "--auto_shard=file does not go with preprocess: map it in train_data yourself, "
+                "or use --auto_shard=data, or a tfdp.Source"
+            )
+        auto_shard = "data" if auto_shard in (None, "auto") else auto_shard
         dataset = dataset.scan(
             np.int64(0), lambda step, batch: (step + 1, (step, *as_tuple(batch)))
         )

@@ -203,3 +203,11 @@ def test_a_sharding_policy_is_the_datasets_option(policy: Any) -> None:
 def test_without_a_policy_the_datasets_own_stays() -> None:
     dataset = feed.sharded(tf.data.Dataset.range(3), "off")
     assert feed.sharded(dataset, None) is dataset
+
+
+def test_files_are_not_sharded_through_numbered_batches(strategies: Any) -> None:
+    dataset = tf.data.Dataset.from_tensor_slices((ROWS, ROWS)).batch(8)
+    with pytest.raises(tfdp.BadInput, match="auto_shard=file does not go with preprocess"):
+        feed.from_dataset(
+            dataset, team_with(strategies, 1), auto_shard="file", preprocess=with_seed
+        )
