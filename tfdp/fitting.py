@@ -228,7 +228,7 @@ def run(
             for each in at_steps:
                 if loop.step == each.next_after(loop.step - 1) or loop.step == last_step:
                     each.on_step(loop.step, dict(logs))
-        if loop.step:  # with use_ema, the weights become their averages here
+        if loop.step and model.optimizer:  # with use_ema, weights become their averages here
             model.optimizer.finalize_variable_values(model.trainable_weights)
         everyone.on_train_end(dict(logs))
         loop.agree()  # others may have failed since
