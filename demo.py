@@ -30,6 +30,7 @@ LEAST_ACCURACY = 0.97
 STOP_TIMEOUT_S = 40.0  # more than the launcher gives its workers
 READY_TIMEOUT_S = 60.0
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_LIBC = ctypes.CDLL(None)
 
 
 def main() -> None:
@@ -103,23 +104,30 @@ def _too_late(*_: object) -> None:
     raise SystemExit(f"demo: the server was not ready after {READY_TIMEOUT_S:g} s")
 
 
+def _in_child() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def child(arguments: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
     """A Python process that ends with the block: by itself, when asked, or when killed.
 
     It has a session of its own, so that Ctrl-C comes here alone, and dies with this process.
     """
-    libc = ctypes.CDLL(None)
+    # Python loses a Ctrl-C that comes while it forks; held back, it comes right after.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+        preexec_fn=_in_child,
         text=True,
         **options,
     )
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield process
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is being ended already

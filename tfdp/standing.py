@@ -60,6 +60,7 @@ def find(
     if found["step"]:
         state = team.broadcast(None if checkpoint is None else checkpoint.state)
         checkpoint = Checkpoint(found["step"], found["about"], state)
+    team.settle()
     return Standing(checkpoint=checkpoint, **found)
 
 

@@ -47,6 +47,7 @@ def train(settings: Settings, recipe: Recipe, signals: Signals) -> None:
     keras.utils.set_random_seed(settings.seed % (1 << 32))
     with strategy.scope():
         model = recipe.build_model(recipe.hparams)
+    team.settle()  # what all may find wrong now, all have to be there to say
     check_model(model)
     train_data = _data(recipe, "train_data")
     eval_data = _data(recipe, "eval_data") if recipe.eval_data is not None else None
@@ -126,6 +127,7 @@ class Run:
                 f"recipe {self._recipe.name}: the model does not take what train_data and "
                 f"preprocess give, {self._batches.element_spec}: {error}"
             ) from error
+        self._team.settle()
         train_spec = feed.element_spec(self._train_data)
         if self._eval_data is not None:
             eval_spec = feed.element_spec(self._eval_data)
@@ -331,6 +333,7 @@ def _compare(team: Team, settings: Settings, recipe: Recipe) -> None:
     mine = settings.shared() | {"recipe's sha256": recipe.digest} | _versions()
     mine["--recipe"] = Path(settings.recipe).name
     rows = [json.loads(row) for row in team.gather_bytes(json.dumps(mine).encode())]
+    team.settle()
     for worker, row in enumerate(rows):
         for name, value in rows[0].items():
             if row[name] != value:
