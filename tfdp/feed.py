@@ -206,7 +206,6 @@ def shares(
     batch_size: int,
     *,
     preprocess: Preprocess | None = None,
-    transform: Callable[..., Any] | None = None,
 ) -> tuple[tf.data.Dataset, int]:
     """A source for evaluation: each replica reads a contiguous share, in order and once.
 
@@ -215,7 +214,6 @@ def shares(
         team: the workers.
         batch_size: examples a step over all replicas, at the most.
         preprocess: applied to the features of each example.
-        transform: applied to each batch at last.
 
     Returns:
         This worker's dataset, one batch for each local replica in turn, and its number of steps.
@@ -238,8 +236,6 @@ def shares(
     dataset = tf.data.Dataset.range(steps * team.local_replicas).map(
         batch, num_parallel_calls=tf.data.AUTOTUNE
     )
-    if transform is not None:
-        dataset = dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.prefetch(tf.data.AUTOTUNE), steps
 
 
