@@ -105,6 +105,7 @@ def _too_late(*_: object) -> None:
 
 
 def _in_child() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # one that came meanwhile ends it, without words
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags
@@ -47,9 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     except flags.Error as error:
         say(f"{error}")
         return 2
-    signals: SimpleQueue[int] = SimpleQueue()
-    for each in _EXIT_CODES:
-        signal.signal(each, lambda number, _: signals.put(number))
+    # Blocked before anything starts a thread, and waited for below: a handler would have to wait
+    # for its turn behind calls under way.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _EXIT_CODES)
 
     try:
         server, port = listen(options.host, options.port)
@@ -67,17 +66,19 @@ def main(arguments: Sequence[str]) -> int:
     server.start()
     servable.watch(options.file_system_poll_wait_seconds)
 
-    while signals.empty() and not servable.wait(timeout_s=0.1):
-        pass
-    if signals.empty():
+    told = None
+    while told is None and not servable.wait(timeout_s=0):
+        told = signal.sigtimedwait(_EXIT_CODES, 0.1)
+    if told is None:
         with servable.use() as (version, _):
             ready = f"{options.host}:{port}, model {servable.name} version {version}"
         print(f"serving.server: ready on {ready}", flush=True)
-    number = signals.get()
+    number = signal.sigwait(_EXIT_CODES) if told is None else told.si_signo
     for each in _EXIT_CODES:
         signal.signal(each, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _EXIT_CODES)
     servable.stop()
-    server.stop(_GRACE_S).wait()
+    server.stop(_GRACE_S).wait(2 * _GRACE_S)
     return _EXIT_CODES[signal.Signals(number)]
 
 
