@@ -12,6 +12,8 @@ import os
 import sys
 from pathlib import Path
 
+from cluster.spec import from_environment
+
 
 def open_log(folder: Path, worker: int) -> Path:
     """Sends TensorFlow's words, warnings and log records to ``folder/worker-<worker>.log``.
@@ -44,3 +46,10 @@ def say(message: str) -> None:
     """Tells people, and the log."""
     logging.getLogger("tfdp").info("%s", message)
     print(f"tfdp: {message}", file=sys.stderr, flush=True)
+
+
+def say_on_chief(message: str) -> None:
+    """Tells people what is the same on every worker, once."""
+    cluster = from_environment()
+    if cluster is None or cluster.is_chief:
+        say(message)

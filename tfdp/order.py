@@ -9,10 +9,13 @@ on where a run was resumed, and a checkpoint needs no input state.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
 from tfdp.errors import BadInput
+
+Number = Any  # a whole number, or an int64 scalar tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +54,18 @@ class Order:
         """Examples in the last batch of an epoch."""
         return self.examples - (self.steps_per_epoch - 1) * self.global_batch_size
 
-    def is_even(self, replicas: int) -> bool:
-        """Whether all replicas have equally many examples at every step."""
-        return self.global_batch_size % replicas == self.last_batch_size % replicas == 0
+    def leaves_idle(self, parts: int) -> bool:
+        """Whether some batch has fewer examples than the parts that it is split into."""
+        return min(self.global_batch_size, self.last_batch_size) < parts
 
-    def leaves_replicas_idle(self, replicas: int) -> bool:
-        """Whether there are steps in which a replica has no example at all."""
-        return min(self.global_batch_size, self.last_batch_size) < replicas
-
-    def examples_before(self, step: int) -> int:
+    def examples_before(self, step: Number) -> Number:
         """Examples that the updates before ``step`` took, over all epochs."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
+        epoch, batch = step // self.steps_per_epoch, step % self.steps_per_epoch
         return epoch * self.examples + batch * self.global_batch_size
+
+    def batch_size(self, step: Number) -> Number:
+        """Examples in the global batch of a step."""
+        return self.examples_before(step + 1) - self.examples_before(step)
 
     def slice(self, step: tf.Tensor, replica: tf.Tensor, replicas: int) -> tuple[tf.Tensor, ...]:
         """The examples of one replica at one step.
@@ -78,8 +81,7 @@ class Order:
             global batch whatever their number.
         """
         epoch, batch = step // self.steps_per_epoch, step % self.steps_per_epoch
-        first = batch * self.global_batch_size
-        size = tf.minimum(first + self.global_batch_size, self.examples) - first
+        first, size = batch * self.global_batch_size, self.batch_size(step)
         positions = tf.range(
             first + size * replica // replicas, first + size * (replica + 1) // replicas
         )
@@ -104,8 +106,3 @@ def words_of(seed: int) -> tf.Tensor:
     """A run's seed (any 64-bit integer) as int32[2], the shape that stateless ops take."""
     words = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
     return tf.constant([word - (1 << 32) if word >> 31 else word for word in words], tf.int32)
-
-
-def share(examples: int, replica: int, replicas: int) -> range:
-    """Positions that a replica evaluates: contiguous, so that results line up in order."""
-    return range(examples * replica // replicas, examples * (replica + 1) // replicas)

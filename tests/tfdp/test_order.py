@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfdp.errors import BadInput
-from tfdp.order import Order, share, words_of
+from tfdp.order import Order, words_of
 
 SIZES = [  # examples, global batch size
     (1, 1),
@@ -75,14 +75,14 @@ def test_arithmetic_agrees_with_counting(examples: int, batch_size: int) -> None
     counted = 0
     for step in range(2 * order.steps_per_epoch + 2):
         assert order.examples_before(step) == counted
+        assert int(order.batch_size(tf.constant(step, tf.int64))) == len(batch(order, step))
         counted += len(batch(order, step))
     for replicas in REPLICAS:
         lengths = [
             [len(part) for part in slices(order, step, replicas)]
             for step in range(order.steps_per_epoch)
         ]
-        assert order.is_even(replicas) == all(len(set(each)) == 1 for each in lengths)
-        assert order.leaves_replicas_idle(replicas) == any(0 in each for each in lengths)
+        assert order.leaves_idle(replicas) == any(0 in each for each in lengths)
 
 
 def test_the_epoch_of_a_step_is_told() -> None:
@@ -148,11 +148,3 @@ def test_a_seed_becomes_two_words(seed: int, words: list[int]) -> None:
 def test_impossible_sizes_are_refused(examples: int, batch_size: int, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         Order(examples, batch_size)
-
-
-@pytest.mark.parametrize("examples", [1, 2, 3, 10, 101])
-def test_shares_for_evaluation_line_up(examples: int) -> None:
-    for replicas in REPLICAS:
-        parts = [share(examples, replica, replicas) for replica in range(replicas)]
-        assert list(itertools.chain(*parts)) == list(range(examples))
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
