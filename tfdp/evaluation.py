@@ -17,7 +17,7 @@ from tfdp.feed import Batches, Preprocess
 from tfdp.loop import CALL_S
 from tfdp.order import Order
 from tfdp.sources import Source, as_data
-from tfdp.steps import predict_step, read_metrics, test_step, test_steps
+from tfdp.steps import predict_step, read_metrics, test_next, test_steps
 from tfdp.team import Team, team_of
 from tfdp.words import AutoShard
 
@@ -68,9 +68,9 @@ def evaluate(
         keras_private.build(model, dataset.element_spec)
         model.reset_metrics()
         _tell(callbacks, "on_test_begin", None)
-        test = test_step(model)
-        for batch in team.strategy.experimental_distribute_dataset(dataset):
-            test(batch)
+        iterator = iter(team.strategy.experimental_distribute_dataset(dataset))
+        while test_next(model)(iterator):
+            pass
     logs = read_metrics(model)()
     team.settle()
     _tell(callbacks, "on_test_end", logs)

@@ -46,7 +46,8 @@ def check_metrics(model: keras.Model, batch_spec: Any) -> None:
         model: built and compiled; its metrics are reset.
         batch_spec: ``(x[, y[, sample_weight]])`` of ``tf.TensorSpec``, batch dimension first.
     """
-    own = [metric for metric in model.metrics if not _is_of_keras(metric)]
+    metrics = [each for metric in model.metrics for each in getattr(metric, "metrics", [metric])]
+    own = [metric for metric in metrics if not _is_of_keras(metric)]
     if not own:
         return
     strategy = model.distribute_strategy
@@ -65,10 +66,10 @@ def check_metrics(model: keras.Model, batch_spec: Any) -> None:
         return
     finally:
         model.reset_metrics()
-    owners = [metric for metric in model.metrics for _ in metric.variables]
+    owners = [metric for metric in metrics for _ in metric.variables]
     for metric in own:
         if not all(
-            np.allclose(second - first, first - before, equal_nan=False)
+            np.allclose(second - first, first - before)
             for owner, before, first, second in zip(owners, *counts, strict=True)
             if owner is metric and np.isfinite(before).all()
         ):

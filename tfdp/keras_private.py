@@ -115,6 +115,14 @@ def reduced_first(reduce: Callable[[Gradients], Gradients | None]) -> Iterator[N
         yield
 
 
+def loss_trackers(model: keras.Model) -> list[keras.metrics.Metric]:
+    """The metrics that hold the losses of single outputs, where there are several.
+
+    Leans on ``CompileLoss.metrics``.
+    """
+    return list(getattr(model._compile_loss, "metrics", ()))
+
+
 class Losses:
     """What a model's losses did while a step was traced, all replicas doing the same."""
 

@@ -165,8 +165,18 @@ def _part(batch: Any, order: Order | None, step: tf.Tensor, accumulate_steps: in
 
 @contextlib.contextmanager
 def _metrics_of(model: keras.Model, part: Part) -> Iterator[None]:
-    """Puts the metrics back after a step on a part that turns out to be empty."""
-    states = metric_states(model) if part.may_be_empty else []
+    """Puts the metrics back after a step on a part that turns out to be empty.
+
+    But for those that hold the outputs' losses: Keras weighs all batches alike in them, and what an
+    empty part adds to a batch's loss is 0.
+    """
+    of_outputs = keras_private.loss_trackers(model)
+    states = [
+        variable.value
+        for metric in (model.metrics if part.may_be_empty else ())
+        if all(metric is not tracker for tracker in of_outputs)
+        for variable in metric.variables
+    ]
     before = [tf.identity(state) for state in states]
     yield
     for state, old in zip(states, before, strict=True):
@@ -246,15 +256,24 @@ def test_steps(model: keras.Model) -> Callable[[Any, Order, int, int], None]:
 
 
 @until_recompiled
-def test_step(model: keras.Model) -> Callable[[Any], None]:
-    """Makes the function that evaluates one global batch of a dataset that TensorFlow splits."""
+def test_next(model: keras.Model) -> Callable[[Any], bool]:
+    """Makes the function that evaluates the next batch of a dataset that TensorFlow splits.
+
+    Returns:
+        A function of an iterator; it tells whether there was another batch. The batch is drawn
+        inside: its shape, seen from outside, may differ between workers, which would then trace
+        different functions and never come together.
+    """
     test = _tester(model)
 
-    @tf.function(reduce_retracing=True)
-    def run(batch: Any) -> None:
-        test(batch, None, tf.constant(0, tf.int64))
+    @tf.function
+    def run(iterator: Any) -> tf.Tensor:
+        batch = iterator.get_next_as_optional()
+        if batch.has_value():
+            test(batch.get_value(), None, tf.constant(0, tf.int64))
+        return batch.has_value()
 
-    return run  # type: ignore[no-any-return]
+    return lambda iterator: bool(run(iterator))
 
 
 def _tester(model: keras.Model) -> Callable[[Any, Order | None, tf.Tensor], None]:

@@ -1,1 +1,1 @@
-"""Every way of compiling and feeding a model, computed by plain Keras on one and by tfdp on many."""
+"""Ways of compiling and feeding a model, by plain Keras on one and by tfdp on many."""

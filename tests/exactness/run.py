@@ -18,9 +18,14 @@ import tensorflow as tf
 import tfdp
 from cluster.spec import from_environment
 from tests.exactness import compiling, feeding, models
-from tests.exactness.registry import CASES, Case, precision
+from tests.exactness.registry import CASES, TOLERANCE, TOLERANCES, Case, precision
 
 MODULES = (models, compiling, feeding)  # they fill CASES
+
+
+def tolerance(case: str) -> float:
+    """How far two results of a case may be apart, relative."""
+    return TOLERANCES.get(case, TOLERANCE)
 
 
 def strategy_here() -> tf.distribute.Strategy | None:
@@ -47,7 +52,7 @@ def compute(name: str, strategy: tf.distribute.Strategy | None) -> dict[str, np.
     if strategy is None:
         history = model.fit(**arguments, **shuffle, verbose=0)
     else:
-        history = tfdp.fit(model, **arguments, **shuffle, **case.tfdp, verbose=0)
+        history = tfdp.fit(model, **arguments | case.tfdp, **shuffle, verbose=0)
     found: dict[str, Any] = {f"history/{key}": value for key, value in history.history.items()}
     weights = [*model.weights, *model.optimizer.variables]
     found |= {f"weights/{i:02d}": weight.numpy() for i, weight in enumerate(weights)}
