@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp import feed, keras_private
+from tfdp import feed, keras_private, sharding
 from tfdp.errors import BadInput
 from tfdp.feed import Preprocess
 from tfdp.loop import CALL_S
@@ -61,7 +61,7 @@ def evaluate(
         _tell(callbacks, "on_test_begin", None)
         _run_all(test_steps(model), iter(_endless(dataset, team)), count)
     else:
-        dataset = _dataset(data, steps, preprocess, auto_shard)
+        dataset = _dataset(data, team, steps, preprocess, auto_shard)
         keras_private.build(model, dataset.element_spec)
         model.reset_metrics()
         _tell(callbacks, "on_test_begin", None)
@@ -111,7 +111,7 @@ def predict(
         rows = _from_all_workers(_concatenated(in_order), team)
         team.settle()
         return rows
-    dataset = _dataset(data, steps, preprocess, auto_shard)
+    dataset = _dataset(data, team, steps, preprocess, auto_shard)
     gathered = []
     for batch in strategy.experimental_distribute_dataset(dataset):
         gathered.append(_arrays(strategy.gather(step(batch), axis=0)))
@@ -123,10 +123,12 @@ def predict(
 
 def _dataset(
     data: tf.data.Dataset,
+    team: Team,
     steps: int | None,
     preprocess: Preprocess | None,
     auto_shard: AutoShard | None,
 ) -> tf.data.Dataset:
+    auto_shard = sharding.settled(data, auto_shard, team, training=False)
     data = data if steps is None else data.take(steps)
     return feed.sharded(feed.preprocessed(data, preprocess), auto_shard)
 
