@@ -323,12 +323,15 @@ def _bad_payloads(path: str, spans: np.ndarray) -> list[int]:
 
 def count_readable(path: str, offsets: np.ndarray) -> int:
     """How many of the records that follow each other at ``offsets`` are good before a bad one."""
-    if len(offsets) and _all_readable(path, offsets):
+    if not len(offsets) or _all_readable(path, offsets):
         return len(offsets)
-    good, bad = 0, len(offsets)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if _all_readable(path, offsets[good:middle]) else (good, middle)
+    good, step, is_near = 0, 1, False  # in growing steps, then in shrinking ones
+    while step:
+        if _all_readable(path, offsets[good : good + step]):
+            good += step
+        else:
+            is_near = True
+        step = step // 2 if is_near else step * 2
     return good
 
 

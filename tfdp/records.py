@@ -73,7 +73,8 @@ def from_tfrecords(
 def _files(pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
     if isinstance(pattern, (str, os.PathLike)):
         given = [os.fspath(pattern)]
-        paths = sorted(glob.glob(given[0], recursive=True))  # noqa: PTH207 (of any folder)
+        found = glob.glob(given[0], recursive=True)  # noqa: PTH207 (absolute ones too)
+        paths = sorted(path for path in found if not Path(path).is_dir())
     else:
         given = paths = sorted(os.fspath(path) for path in pattern)
     for path in given:
