@@ -64,7 +64,7 @@ def settled(
         training: whether it is for training, or for evaluation.
 
     Returns:
-        The same, or ``"data"`` in place of an ``auto`` that by ``file`` would fail or be unbalanced.
+        The same, or ``"data"`` in place of an ``auto`` that ``file`` would not do justice to.
 
     Raises:
         BadInput: if files would be divided (``file``) and there are fewer than workers, or, in
@@ -158,14 +158,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _counts(files: Files) -> np.ndarray | None:
-    """Records of each file, by the index that ``from_tfrecords`` keeps; None if unknown."""
-    if not files.are_tfrecords:
-        return None
+    """Records of each file; None if they can't be counted. Nothing is written beside the data."""
     try:
-        try:
-            return record_index.open_index(files.paths, None, check_payloads=False).counts
-        except BadInput:  # it can't be kept there
-            return record_index.scan(files.paths).counts
+        return record_index.scan(files.paths).counts if files.are_tfrecords else None
     except BadInput:  # compressed
         return None
 

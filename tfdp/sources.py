@@ -7,8 +7,9 @@ and a worker reads its own slice of a global batch and nothing else.
 from __future__ import annotations
 
 import abc
+import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ from tfdp.errors import BadInput
 Batch = tuple[Any, ...]  # (features,), (features, labels) or (features, labels, sample_weight)
 
 _PARALLEL_CALLS = 16  # of a user's function, within a batch
+_READ_AHEAD_BYTES = 1 << 17  # what Linux reads around a page that is touched, unless set otherwise
 
 
 class Source(abc.ABC):
@@ -70,6 +72,9 @@ class _Arrays(Source):
                 "counts the examples, so it has to be the same for all"
             )
         self._length = len(leaves[0])
+        for leaf in leaves:
+            if _is_on_disk(leaf) and leaf[:1].nbytes < _READ_AHEAD_BYTES:
+                _read_rows_alone(leaf)
 
     def __len__(self) -> int:
         return self._length
@@ -91,9 +96,10 @@ def from_arrays(features: Any, labels: Any = None, sample_weight: Any = None) ->
     """Makes a source of arrays in memory.
 
     Args:
-        features: an array, or a dict, list or tuple of arrays, with examples along the first
-            dimension. Floats become ``keras.config.floatx()``, as ``Model.fit`` makes them. A
-            ``numpy.memmap`` stays on the disk: each batch reads its rows of it.
+        features: an array (or list of numbers or strings), or a dict, list or tuple of arrays,
+            with examples along the first dimension. Floats become ``keras.config.floatx()``, as
+            ``Model.fit`` makes them. A ``numpy.memmap`` stays on the disk: each batch reads its
+            rows of it.
         labels: likewise, or None.
         sample_weight: float[examples], or None.
 
@@ -102,9 +108,15 @@ def from_arrays(features: Any, labels: Any = None, sample_weight: Any = None) ->
     """
     if sample_weight is not None and labels is None:
         raise BadInput("there are sample weights but no labels: weights belong to labels")
-    examples = (features, labels, sample_weight)
-    given = examples[: 3 - sum(part is None for part in examples)]
+    examples = [_as_array_of_scalars(part) for part in (features, labels, sample_weight)]
+    given = tuple(examples[: 3 - sum(part is None for part in examples)])
     return _Arrays(tf.nest.map_structure(_as_keras_would, given))
+
+
+def _as_array_of_scalars(part: Any) -> Any:
+    """A list of numbers or strings as the array that is meant, anything else as it is."""
+    is_flat = isinstance(part, (list, tuple)) and len(part) and np.ndim(part[0]) == 0
+    return np.asarray(part) if is_flat else part
 
 
 def _as_keras_would(leaf: Any) -> np.ndarray:
@@ -121,6 +133,14 @@ def _as_keras_would(leaf: Any) -> np.ndarray:
 
 def _is_on_disk(leaf: Any) -> bool:
     return isinstance(leaf, np.memmap)
+
+
+def _read_rows_alone(array: Any) -> None:
+    """Tells the kernel that rows come in no order, or it reads far more than them, for nothing."""
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    if array is not None:
+        array.madvise(mmap.MADV_RANDOM)
 
 
 def _rows(array: np.memmap[Any, Any], indices: tf.Tensor) -> tf.Tensor:
@@ -153,7 +173,7 @@ class _Files(Source):
 
 
 def from_files(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Iterable[str | os.PathLike[str]],
     labels: Any,
     load: Callable[[tf.Tensor], Any],
     sample_weight: Any = None,

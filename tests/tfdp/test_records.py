@@ -141,9 +141,7 @@ def test_the_index_is_kept_and_believed_while_the_files_are_the_same(
     paths = write(tmp_path, COUNTS)
     scans: list[Any] = []
     scan = record_index.scan
-    monkeypatch.setattr(
-        record_index, "scan", lambda *given: scans.append(given) or scan(*given)
-    )
+    monkeypatch.setattr(record_index, "scan", lambda *given: scans.append(given) or scan(*given))
     for _ in range(2):
         assert numbers(tfdp.from_tfrecords(f"{tmp_path}/*", parse)) == list(range(EXAMPLES))
     (index,) = index_files(tmp_path)
@@ -190,7 +188,7 @@ def test_without_a_place_for_the_index_index_dir_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, [3])
-    with pytest.raises(tfdp.BadInput, match="/proc/nowhere: .*index_dir="):
+    with pytest.raises(tfdp.BadInput, match=r"/proc/nowhere: .*index_dir="):
         tfdp.from_tfrecords(f"{tmp_path}/*", parse, index_dir="/proc/nowhere")
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -244,7 +242,11 @@ DAMAGES = {  # name: (what happens to a file of records 0 to 9, the byte and wor
     "truncated footer": (lambda d: d[:-1], 9, "the file ends in this record"),
     "truncated header": (lambda d: d[: offset(9) + 5], 9, "the file ends in this record's header"),
     "length": (lambda d: d[: offset(6)] + b"\xff" + d[offset(6) + 1 :], 6, "the record's length"),
-    "no records at all": (lambda d: b"PNG" * 50, 0, r"the record's length .* \(is this a TFRecord file\?\)"),
+    "no records at all": (
+        lambda d: b"PNG" * 50,
+        0,
+        r"the record's length .* \(is this a TFRecord file\?\)",
+    ),
     "short": (lambda d: b"tiny", 0, "the file ends in this record's header"),
 }
 
@@ -271,7 +273,7 @@ def test_a_damaged_file_is_named_or_left_out_from_there_on(
 
 @pytest.mark.parametrize("bad", [[0], [9], [3, 4, 7], list(range(10))])
 def test_damaged_payloads_are_left_out_or_named_when_read(bad: list[int], tmp_path: Path) -> None:
-    first, second = write(tmp_path, [10, 4])
+    first, _ = write(tmp_path, [10, 4])
     for number in bad:
         damage(first, offset(number) + 12)
     good = [number for number in range(14) if number not in bad]
@@ -287,6 +289,19 @@ def test_damaged_payloads_are_left_out_or_named_when_read(bad: list[int], tmp_pa
         numbers(source)
     with pytest.raises(tf.errors.OpError, match=place):
         numbers(source, [11, bad[0]])
+
+
+def test_a_record_behind_a_damaged_one_is_not_taken_for_another_files(tmp_path: Path) -> None:
+    # In the second file the only good record begins at the byte at which the first file ends.
+    first, second = (tmp_path / name for name in ("a", "b"))
+    for path, records in ((first, [b"abc"]), (second, [b"bad", b"def"])):
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in records:
+                writer.write(record)
+    damage(second, 13)
+    source = tfdp.from_tfrecords([first, second], lambda record: record, on_corrupt="skip")
+    (records,) = source.read(tf.constant([0, 1], tf.int64))
+    assert records.numpy().tolist() == [b"abc", b"def"]
 
 
 def test_several_faults_are_counted(tmp_path: Path, capfd: Any) -> None:
