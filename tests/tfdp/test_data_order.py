@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -172,3 +173,27 @@ def test_mixing_is_a_matter_of_the_run_length() -> None:
     assert neighbours(1) < 10
     assert neighbours(5) in range(90, 110)  # four of five
     assert neighbours(30) >= 110
+
+
+def test_fit_shuffles_a_source_by_its_runs() -> None:
+    class Runs(Counted):
+        @property
+        def run_length(self) -> int:
+            return 8
+
+        def read(self, indices: tf.Tensor) -> Any:
+            (numbers,) = super().read(indices)
+            floats = tf.cast(numbers, tf.float32)[:, tf.newaxis]
+            return floats, floats
+
+    source = Runs()
+    model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    tfdp.fit(model, source, batch_size=16, steps_per_epoch=4, verbose=0)
+    calls = [call for call in source.calls if len(call) == 16]
+    assert len(calls) >= 4
+    for call in calls:
+        for run in (call[:8], call[8:]):
+            assert run == list(range(run[0], run[0] + 8))
+            assert run[0] % 8 == 0
+    assert any(call[8] != call[7] + 1 for call in calls)
