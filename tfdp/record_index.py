@@ -32,6 +32,7 @@ from tfdp.errors import BadInput
 from tfdp.files import sync_folder, write_durably
 from tfdp.log import say
 
+INDEX_PREFIX = ".tfdp-index-"  # of the names of index files
 _FORMAT = 1
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4  # around each payload
 _BLOCK_BYTES = 1 << 14  # read at once: many headers where records are small, little beside one
@@ -106,7 +107,7 @@ def open_index(paths: Sequence[str], folder: Path | None, check_payloads: bool) 
     else:
         folder = Path(common)
     name = hashlib.sha256(json.dumps([named, check_payloads]).encode()).hexdigest()[:16]
-    index_path = folder / f".tfdp-index-{name}"
+    index_path = folder / f"{INDEX_PREFIX}{name}"
 
     index = _load(index_path, paths)
     if index is not None:
@@ -114,7 +115,8 @@ def open_index(paths: Sequence[str], folder: Path | None, check_payloads: bool) 
     with _one_at_a_time(folder):
         index = _load(index_path, paths)  # another worker may have made it meanwhile
         if index is None:
-            index = _make(index_path, paths, check_payloads)
+            made = _make(index_path, paths, check_payloads)
+            index = _load(index_path, paths) or made  # from the file, it takes no memory
     return index
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfdp.errors import BadInput
 from tfdp.log import say
-from tfdp.record_index import Index, count_readable, open_index, records_at
+from tfdp.record_index import INDEX_PREFIX, Index, count_readable, open_index, records_at
 from tfdp.sources import Batch, Source, at_least_one, each
 from tfdp.team import is_chief
 
@@ -76,7 +76,8 @@ def _files(pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
         found = glob.glob(given[0], recursive=True)  # noqa: PTH207 (absolute ones too)
         paths = sorted(path for path in found if not Path(path).is_dir())
     else:
-        given = paths = sorted(os.fspath(path) for path in pattern)
+        given = sorted(os.fspath(path) for path in pattern)
+        paths = [path for path in given if not Path(path).name.startswith(INDEX_PREFIX)]
     for path in given:
         if ":/" in path:
             raise BadInput(f"{path} is remote, where records can't be found: mount it as a folder")

@@ -115,7 +115,7 @@ def from_arrays(features: Any, labels: Any = None, sample_weight: Any = None) ->
 
 def _as_array_of_scalars(part: Any) -> Any:
     """A list of numbers or strings as the array that is meant, anything else as it is."""
-    is_flat = isinstance(part, (list, tuple)) and len(part) and np.ndim(part[0]) == 0
+    is_flat = isinstance(part, (list, tuple)) and len(part) and np.isscalar(part[0])
     return np.asarray(part) if is_flat else part
 
 

@@ -71,6 +71,7 @@ def test_files_are_taken_by_name_and_paths_may_be_listed(tmp_path: Path) -> None
         tmp_path / "deep" / "*" / "part-*",
         [str(path) for path in reversed(paths)],
         paths,
+        list((tmp_path / "deep" / "er").iterdir()),  # with the index of those before
     ):
         assert numbers(tfdp.from_tfrecords(given, parse)) == list(range(EXAMPLES))
 

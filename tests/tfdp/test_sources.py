@@ -30,6 +30,14 @@ def test_a_source_knows_its_length_and_reads_any_example() -> None:
     assert read(source)[0].shape == (0, 2)
 
 
+def test_lists_are_arrays_or_structures_of_them() -> None:
+    source = tfdp.from_arrays([{"a": ROWS}, ROWS], ["x", "y"] * 3, [0.5] * 6)
+    (named, rows), labels, weights = read(source, 3, 2)
+    np.testing.assert_array_equal(named["a"], rows)
+    assert labels.tolist() == [b"y", b"x"]
+    assert weights.tolist() == [0.5, 0.5]
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_a_batch_has_the_parts_that_were_given(parts: int) -> None:
     source = tfdp.from_arrays(*(ROWS, CLASSES, CLASSES)[:parts])
