@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp import feed, keras_private
+from tfdp import feed, keras_private, sharding
 from tfdp.errors import BadInput
 from tfdp.feed import Batches, Preprocess
 from tfdp.loop import CALL_S
@@ -64,7 +64,7 @@ def evaluate(
         run = functools.partial(test_steps(model), batches.iterator(), order)
         _run_all(run, batches.steps_per_epoch)
     else:
-        dataset = _dataset(data, steps, preprocess, auto_shard)
+        dataset = _dataset(data, team, steps, preprocess, auto_shard)
         keras_private.build(model, dataset.element_spec)
         model.reset_metrics()
         _tell(callbacks, "on_test_begin", None)
@@ -115,7 +115,7 @@ def predict(
         rows = _from_all_workers(_concatenated(mine), order, team)
         team.settle()
         return rows
-    dataset = _dataset(data, steps, preprocess, auto_shard)
+    dataset = _dataset(data, team, steps, preprocess, auto_shard)
     gathered = []
     for batch in strategy.experimental_distribute_dataset(dataset):
         gathered.append(_arrays(strategy.gather(step(batch), axis=0)))
@@ -127,10 +127,12 @@ def predict(
 
 def _dataset(
     data: tf.data.Dataset,
+    team: Team,
     steps: int | None,
     preprocess: Preprocess | None,
     auto_shard: AutoShard | None,
 ) -> tf.data.Dataset:
+    auto_shard = sharding.settled(data, auto_shard, team, training=False)
     data = data if steps is None else data.take(steps)
     return feed.sharded(feed.preprocessed(data, preprocess), auto_shard)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfdp import sharding
 from tfdp.errors import BadInput
 from tfdp.order import Order, words_of
 from tfdp.sources import Batch, Source
@@ -132,13 +133,9 @@ def from_dataset(
 
     Raises:
         BadInput: if the dataset has no end and ``steps_per_epoch`` is None, or is empty, or has
-            another length on another worker.
+            another length on another worker, or its files can't be divided as asked for.
     """
-    if steps_per_epoch is None:
-        steps_per_epoch = _length(dataset, team)
-    dataset = dataset.repeat()  # without an end, workers need not agree on one at every step
     if preprocess is not None:
-        read = _batch_preprocessor(preprocess, training=True, seed=seed)
         # Batches are numbered for the seeds, and TensorFlow can't shard by files through that.
         if auto_shard == "file":
             raise BadInput(
@@ -146,6 +143,12 @@ def from_dataset(
                 "or use --auto_shard=data, or a tfdp.Source"
             )
         auto_shard = "data" if auto_shard in (None, "auto") else auto_shard
+    auto_shard = sharding.settled(dataset, auto_shard, team, training=True)
+    if steps_per_epoch is None:
+        steps_per_epoch = _length(dataset, team)
+    dataset = dataset.repeat()  # without an end, workers need not agree on one at every step
+    if preprocess is not None:
+        read = _batch_preprocessor(preprocess, training=True, seed=seed)
         dataset = dataset.scan(
             np.int64(0), lambda step, batch: (step + 1, (step, *as_tuple(batch)))
         )

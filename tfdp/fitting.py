@@ -98,7 +98,7 @@ def fit(
         first_step = initial_epoch * steps
         # A model that goes on with training sees another order; one that resumes, its own.
         fresh = max(0, updates_before - first_step)
-        order = Order(len(data), batch_size or 32, seed + (fresh << 32), shuffle)
+        order = Order(len(data), batch_size or 32, seed + (fresh << 32), shuffle, data.run_length)
         batches = feed.from_source(data, order, team, first_step=first_step, transform=transform)
     elif batch_size is not None:
         raise BadInput(

@@ -207,7 +207,12 @@ class Run:
     def _make_batches(self) -> feed.Batches:
         settings, preprocess = self._settings, self._recipe.preprocess
         if isinstance(self._train_data, Source):
-            order = Order(len(self._train_data), settings.global_batch_size, settings.seed)
+            order = Order(
+                len(self._train_data),
+                settings.global_batch_size,
+                settings.seed,
+                run_length=self._train_data.run_length,
+            )
             return feed.from_source(
                 self._train_data,
                 order,
