@@ -63,12 +63,12 @@ def for_worker(callbacks: Iterable[keras.callbacks.Callback], team: Team) -> lis
     return [each for each in callbacks if team.is_chief or not isinstance(each, _WRITERS)]
 
 
-def check(callbacks: Any, has_validation: bool) -> Sequence[keras.callbacks.Callback]:
+def check(callbacks: Any, validated: Sequence[str]) -> Sequence[keras.callbacks.Callback]:
     """The callbacks that a recipe gave, if they can do their work.
 
     Args:
         callbacks: what the recipe's function gave.
-        has_validation: whether logs will have ``val_*``.
+        validated: the ``val_*`` that logs will have.
 
     Raises:
         BadInput: if they are no list of callbacks, or one looks for ``val_*`` in vain.
@@ -87,11 +87,11 @@ def check(callbacks: Any, has_validation: bool) -> Sequence[keras.callbacks.Call
                 "goes on where it was has both"
             )
         monitor = str(getattr(callback, "monitor", ""))
-        saves_best = getattr(callback, "save_best_only", True)  # or else it only says so
-        if monitor.startswith("val_") and saves_best and not has_validation:
+        saves_all = not getattr(callback, "save_best_only", True)  # ModelCheckpoint's default
+        if monitor.startswith("val_") and monitor not in validated and not saves_all:
             raise BadInput(
-                f"{type(callback).__name__} monitors {monitor}, which only a recipe with eval_data "
-                "has: add eval_data, or monitor a training metric"
+                f"{type(callback).__name__} monitors {monitor}, and an evaluation at an epoch's "
+                f"end gives {', '.join(validated) or 'nothing: there is no eval_data'}"
             )
     return callbacks
 

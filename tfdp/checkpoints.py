@@ -171,6 +171,7 @@ class Checkpoints:
             ) from error
 
     def _publish(self, step: int, arrays: Arrays, about: dict[str, Any]) -> None:
+        self._claim.check()
         final, hidden = self._folder / str(step), self._hidden(step)
         state = safetensors.numpy.save(dict(arrays))
         manifest = {"format": FORMAT, "sha256": hashlib.sha256(state).hexdigest(), "about": about}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -101,7 +101,7 @@ class Run:
             self._claim = Claim(settings.workdir)
             folder = settings.workdir / "checkpoints"
             self._checkpoints = Checkpoints(folder, settings.keep_checkpoints, self._claim)
-        self._callbacks = self._make_callbacks()
+        self._callbacks: list[keras.callbacks.Callback] = [keras.callbacks.History()]
         self._history: dict[str, Any] = {}
         self._scores: dict[str, Any] = {}
         self._logs: dict[str, Any] = {}
@@ -139,13 +139,14 @@ class Run:
                 "this run asks for: ask for more --steps or --epochs, or use another --workdir"
             )
 
-    def _make_callbacks(self) -> list[keras.callbacks.Callback]:
+    def _make_callbacks(self, evaluated: Sequence[str]) -> list[keras.callbacks.Callback]:
         """The recipe's callbacks, and Keras's History after them, as in ``Model.fit``."""
         recipe = self._recipe
         if recipe.callbacks is None:
             return [keras.callbacks.History()]
+        made = recipe.callbacks(recipe.hparams)
         try:
-            made = callbacks.check(recipe.callbacks(recipe.hparams), self._eval_data is not None)
+            callbacks.check(made, [f"val_{name}" for name in evaluated])
             callbacks.for_worker(made, self._team)
         except BadInput as error:
             raise BadInput(f"recipe {recipe.name}: {error}") from None
@@ -160,8 +161,7 @@ class Run:
                 f"recipe {self._recipe.name}: the model does not take what train_data and "
                 f"preprocess give, {self._batches.element_spec}: {error}"
             ) from error
-        by = best.metric_of(self._settings.keep_best)
-        names = list(read_metrics(self._model)()) if by else []
+        names = list(read_metrics(self._model)()) if self._eval_data is not None else []
         self._team.settle()
         train_spec = feed.element_spec(self._train_data)
         if self._eval_data is not None:
@@ -171,11 +171,13 @@ class Run:
                     f"recipe {self._recipe.name}: eval_data gives {eval_spec}, which differs from "
                     f"what train_data gives: {train_spec}"
                 )
-        if by and (self._eval_data is None or by not in names):
+        by = best.metric_of(self._settings.keep_best)
+        if by and by not in names:
             raise BadInput(
                 f"--keep_best is {self._settings.keep_best}: evaluations of recipe "
-                f"{self._recipe.name} give {', '.join(names) if self._eval_data else 'nothing'}"
+                f"{self._recipe.name} give {', '.join(names) or 'nothing'}"
             )
+        self._callbacks = self._make_callbacks(names)
         folder = self._settings.publish_dir
         if folder is not None:
             exporting.named(train_spec[0])
