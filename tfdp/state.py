@@ -35,14 +35,14 @@ def capture(model: keras.Model, team: Team) -> dict[str, np.ndarray]:
     mine = b"".join(row.tobytes() for row in rows)  # of one size everywhere
     words = np.frombuffer(mine.ljust(-(-len(mine) // 4) * 4, b"\0"), np.int32)
     parts = team.gather(words) if len(words) else words  # one exchange for all of them
-    arrays = {
-        _name(group, place, variable): np.asarray(variable.numpy())
-        for group, variables in _variables(model).items()
-        for place, variable in enumerate(variables)
-        if team.is_chief or _is_collective(variable)
-    }
+    values = _read_variables(model)()
     if not team.is_chief:
         return {}
+    arrays = {
+        _name(group, place, variable): np.asarray(value.numpy())
+        for group, variables in _variables(model).items()
+        for place, (variable, value) in enumerate(zip(variables, values[group], strict=True))
+    }
     first = 0
     for place, (variable, row) in enumerate(zip(_metric_variables(model), rows, strict=True)):
         of_workers = [part.tobytes()[first : first + row.nbytes] for part in parts]
@@ -128,6 +128,20 @@ def set_metric_rows(model: keras.Model, rows: Rows) -> None:
 
 
 @until_recompiled
+def _read_variables(model: keras.Model) -> Callable[[], Any]:
+    """Makes the function that reads all but metrics at once; for some it may be a collective."""
+
+    @tf.function
+    def read() -> Any:
+        return {
+            group: [tf.identity(variable.value) for variable in variables]
+            for group, variables in _variables(model).items()
+        }
+
+    return read  # type: ignore[no-any-return]
+
+
+@until_recompiled
 def _read_rows(model: keras.Model) -> Callable[[], Any]:
     states = metric_states(model)
 
@@ -189,8 +203,3 @@ def _said(path_dtype_shape: tuple[str, str, list[int]] | None) -> str:
         return "nothing"
     path, dtype, shape = path_dtype_shape
     return f"{path} {dtype}{shape}"
-
-
-def _is_collective(variable: keras.Variable) -> bool:
-    """Whether reading it takes all workers: TensorFlow then adds up what each of them has."""
-    return bool(variable.value.synchronization == tf.VariableSynchronization.ON_READ)

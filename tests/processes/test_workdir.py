@@ -18,7 +18,7 @@ from tests.processes.workers import Workers
 from tests.running import Process, run
 
 
-def test_a_full_disk_ends_all_and_what_was_saved_before_is_gone_on_from(tmp_path: Path) -> None:
+def test_a_full_disk_ends_all_and_leaves_what_was_saved_before(tmp_path: Path) -> None:
     """The limit on a file's size stands for the disk's: a write fails half way."""
     large = ("--hparam=units=2000", "--export_dir=none")  # a state of 400 kB
     limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "-"]
@@ -33,8 +33,6 @@ def test_a_full_disk_ends_all_and_what_was_saved_before_is_gone_on_from(tmp_path
     assert checkpoints(tmp_path) == before
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4"]
     assert summary(tmp_path)["steps"] == 4
-    run(command(tmp_path, *large, "--steps=12"))
-    assert summary(tmp_path)["steps"] == 12
 
 
 def test_a_chief_that_was_frozen_and_replaced_writes_nothing(tmp_path: Path) -> None:
