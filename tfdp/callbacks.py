@@ -86,6 +86,11 @@ def check(callbacks: Any, validated: Sequence[str]) -> Sequence[keras.callbacks.
                 f"{type(callback).__name__} has one of get_state and set_state: a callback that "
                 "goes on where it was has both"
             )
+        if getattr(callback, "swap_on_epoch", False):
+            raise BadInput(
+                "SwapEMAWeights(swap_on_epoch=True) leaves averages in the model between two "
+                "epochs, from which a run can't go on exactly: leave swap_on_epoch out"
+            )
         monitor = str(getattr(callback, "monitor", ""))
         saves_all = not getattr(callback, "save_best_only", True)  # ModelCheckpoint's default
         if monitor.startswith("val_") and monitor not in validated and not saves_all:

@@ -303,6 +303,7 @@ def test_checkpoints_of_another_run_are_refused_unless_adopted(alone: Runs) -> N
         ("3", "callbacks gave a int, and has to give a list"),
         ("[3]", "a list with a int in it"),
         ("[EarlyStopping('val_nope')]", "monitors val_nope.* gives val_loss, val_mae"),
+        ("[SwapEMAWeights(swap_on_epoch=True)]", "SwapEMAWeights.* can't go on"),
         ("[BackupAndRestore('x')]", "BackupAndRestore does not restore"),
         ("[type('Half', (Callback,), {'get_state': 1})()]", "Half has one of get_state and set_"),
     ],
