@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -63,9 +63,52 @@ def for_worker(callbacks: Iterable[keras.callbacks.Callback], team: Team) -> lis
     return [each for each in callbacks if team.is_chief or not isinstance(each, _WRITERS)]
 
 
+def check(callbacks: Any, validated: Sequence[str]) -> Sequence[keras.callbacks.Callback]:
+    """The callbacks that a recipe gave, if they can do their work.
+
+    Args:
+        callbacks: what the recipe's function gave.
+        validated: the ``val_*`` that logs will have.
+
+    Raises:
+        BadInput: if they are no list of callbacks, or one looks for ``val_*`` in vain.
+    """
+    if not isinstance(callbacks, (list, tuple)):
+        raise BadInput(f"callbacks gave a {type(callbacks).__name__}, and has to give a list")
+    for callback in callbacks:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise BadInput(
+                f"callbacks gave a list with a {type(callback).__name__} in it, and has to give "
+                "keras.callbacks.Callback"
+            )
+        if hasattr(callback, "get_state") != hasattr(callback, "set_state"):
+            raise BadInput(
+                f"{type(callback).__name__} has one of get_state and set_state: a callback that "
+                "goes on where it was has both"
+            )
+        if getattr(callback, "swap_on_epoch", False):
+            raise BadInput(
+                "SwapEMAWeights(swap_on_epoch=True) leaves averages in the model between two "
+                "epochs, from which a run can't go on exactly: leave swap_on_epoch out"
+            )
+        monitor = str(getattr(callback, "monitor", ""))
+        saves_all = not getattr(callback, "save_best_only", True)  # ModelCheckpoint's default
+        if monitor.startswith("val_") and monitor not in validated and not saves_all:
+            raise BadInput(
+                f"{type(callback).__name__} monitors {monitor}, and an evaluation at an epoch's "
+                f"end gives {', '.join(validated) or 'nothing: there is no eval_data'}"
+            )
+    return callbacks
+
+
 def want_each_batch(callbacks: Iterable[keras.callbacks.Callback]) -> bool:
-    """Whether somebody's own callback looks at single batches; Keras's own make do with fewer."""
-    return any(_is_own(callback, hook) for callback in callbacks for hook in _BATCH_HOOKS)
+    """Whether one looks at single batches: of Keras's own, only those that are told to."""
+    return any(
+        any(_is_own(callback, hook) for hook in _BATCH_HOOKS)
+        or getattr(callback, "save_freq", "epoch") != "epoch"  # ModelCheckpoint
+        or getattr(callback, "update_freq", "epoch") != "epoch"  # TensorBoard
+        for callback in callbacks
+    )
 
 
 def _is_own(callback: keras.callbacks.Callback, hook: str) -> bool:

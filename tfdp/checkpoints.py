@@ -20,11 +20,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from tfdp.errors import BadInput, Diverged
-from tfdp.files import sync_folder, write_durably
+from tfdp.errors import BadInput, Diverged, TrainingError
+from tfdp.files import Claim, sync_folder, write_durably
 from tfdp.log import say
 
-FORMAT = 1
+FORMAT = 2
+_BEST = "best"  # a symbolic link to the best one by a metric
 Arrays = Mapping[str, np.ndarray]
 
 _DTYPES = {
@@ -72,36 +73,48 @@ class Checkpoints:
     Args:
         folder: ``WORKDIR/checkpoints``; made if it isn't there.
         keep: how many of the newest stay.
+        claim: on the workdir; nothing appears once another process has claimed it.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, claim: Claim) -> None:
         self._folder = folder
         self._keep = keep
+        self._claim = claim
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: concurrent.futures.Future[None] | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        # Also what a replaced owner is just writing: its rename will fail.
         for unfinished in folder.glob(".*"):
+            if unfinished.is_symlink():
+                unfinished.unlink(missing_ok=True)
             shutil.rmtree(unfinished, ignore_errors=True)
 
-    def save(self, step: int, arrays: Arrays, about: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, arrays: Arrays, about: Mapping[str, Any], best: int | None = None
+    ) -> None:
         """Starts to write a checkpoint, after the one before is written.
+
+        What goes wrong with it is raised by the next call of this, ``check`` or ``wait``.
 
         Args:
             step: updates done.
             arrays: copies, which nobody changes any more.
             about: what the manifest shall say of the run, as JSON takes it.
+            best: the step of a checkpoint that stays beside the newest.
 
         Raises:
-            Diverged: if an array has a NaN or infinity.
-            OSError: if the one before could not be written.
+            Diverged: if an array of the model or the optimizer had a NaN or infinity; nothing of
+                it was written.
+            Replaced: if another process has claimed the workdir.
+            TrainingError: if it could not be written.
         """
-        for name, array in arrays.items():
-            is_float = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
-            # A metric may begin at infinity: a minimum does.
-            if is_float and not name.startswith("metrics/") and not np.isfinite(array).all():
-                raise Diverged(f"{name} has a NaN or infinity at step {step}: nothing is saved")
         self.wait()
-        self._writing = self._writer.submit(self._write, step, arrays, dict(about))
+        self._writing = self._writer.submit(self._write, step, arrays, dict(about), best)
+
+    def check(self) -> None:
+        """Raises what went wrong with writing so far; waits for nothing."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
 
     def wait(self) -> None:
         """Returns when what was saved is on disk; raises what went wrong with it."""
@@ -138,21 +151,62 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         return [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
 
-    def _write(self, step: int, arrays: Arrays, about: dict[str, Any]) -> None:
-        final = self._folder / str(step)
-        hidden = self._folder / f".{step}"
-        shutil.rmtree(hidden, ignore_errors=True)
-        hidden.mkdir()
+    def _write(self, step: int, arrays: Arrays, about: dict[str, Any], best: int | None) -> None:
+        for name, array in arrays.items():
+            is_float = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+            # Others may have an infinity: a metric that is a minimum begins with one.
+            is_ours = name.startswith(("model/", "optimizer/"))
+            if is_float and is_ours and not np.isfinite(array).all():
+                raise Diverged(f"{name} has a NaN or infinity at step {step}: nothing is saved")
+        try:
+            self._publish(step, arrays, about)
+            self._claim.check()
+            self._clear(step, best)
+        except OSError as error:
+            self._claim.check()  # the other owner has removed what this one was writing
+            raise TrainingError(
+                f"checkpoint {self._folder / str(step)} could not be written: {error.strerror}. "
+                "Those before it are whole: make room, or see to what is wrong there, and start "
+                "the same command again; it goes on from the newest"
+            ) from error
+
+    def _publish(self, step: int, arrays: Arrays, about: dict[str, Any]) -> None:
+        self._claim.check()
+        final, hidden = self._folder / str(step), self._hidden(step)
         state = safetensors.numpy.save(dict(arrays))
         manifest = {"format": FORMAT, "sha256": hashlib.sha256(state).hexdigest(), "about": about}
-        write_durably(hidden / "state.safetensors", state)
-        write_durably(hidden / "manifest.json", json.dumps(manifest, indent=2).encode())
-        sync_folder(hidden)
-        if final.exists():  # a damaged one, which was passed over
-            final.rename(self._folder / f".{step}.damaged")
-            shutil.rmtree(self._folder / f".{step}.damaged")
-        hidden.rename(final)
+        try:
+            hidden.mkdir()
+            write_durably(hidden / "state.safetensors", state)
+            write_durably(hidden / "manifest.json", json.dumps(manifest, indent=2).encode())
+            sync_folder(hidden)
+            self._claim.check()
+            if final.exists():  # a damaged one, which was passed over
+                self._remove(step)
+            hidden.rename(final)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
         sync_folder(self._folder)
+
+    def _clear(self, step: int, best: int | None) -> None:
+        """Points to the best, and removes what is neither among the newest nor the best."""
+        link = self._folder / _BEST
+        if best is None:
+            link.unlink(missing_ok=True)
+        elif not link.is_symlink() or link.readlink() != Path(str(best)):
+            hidden = self._hidden(best)
+            hidden.symlink_to(str(best))
+            hidden.rename(link)
         # Later ones were passed over as damaged, or this would not be the newest.
         for old in sorted(each for each in self._steps() if each <= step)[: -self._keep]:
-            shutil.rmtree(self._folder / str(old))
+            if old != best:
+                self._remove(old)
+
+    def _remove(self, step: int) -> None:
+        leaving = self._folder / f".leaving-{step}"  # or half of it might be left to be read
+        shutil.rmtree(leaving, ignore_errors=True)
+        (self._folder / str(step)).rename(leaving)
+        shutil.rmtree(leaving)
+
+    def _hidden(self, step: int) -> Path:
+        return self._folder / f".{self._claim.name}-{step}"

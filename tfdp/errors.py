@@ -15,6 +15,10 @@ class WorkdirInUse(BadInput):
     """Another run owns this workdir."""
 
 
+class Replaced(TrainingError):  # noqa: N818
+    """Another process owns the workdir by now; this one wrote nothing since (exit code 1)."""
+
+
 class Diverged(TrainingError):  # noqa: N818
     """The loss or a weight is NaN or infinite; nothing of it was saved (exit code 1)."""
 

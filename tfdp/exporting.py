@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfdp.errors import BadInput, TrainingError
 from tfdp.feed import Preprocess, per_batch
-from tfdp.files import sync_folder, write_durably
+from tfdp.files import sync_folder, sync_tree, write_durably
 from tfdp.sources import Source
 
 _ABOUT = "tfdp.json"  # beside saved_model.pb: where a version came from
@@ -30,6 +30,7 @@ def export(
     preprocess: Preprocess | None = None,
     features: Any = None,
     about: Mapping[str, Any] | None = None,
+    confirm: Callable[[], None] | None = None,
 ) -> Path:
     """Publishes a model as the next version in ``path``.
 
@@ -46,6 +47,7 @@ def export(
         features: a ``tfdp.Source``, or ``tf.TensorSpec`` of the features of one example; by
             default the model's inputs. Examples of a source are what the new version is asked.
         about: what the file ``tfdp.json`` beside the SavedModel shall say, as JSON takes it.
+        confirm: called just before the version appears; if it raises, nothing does.
 
     Returns:
         The version's folder, ``path/<number>``.
@@ -69,6 +71,9 @@ def export(
         archive.write_out(str(hidden), verbose=False)
         _check(hidden, serve, probes)
         write_durably(hidden / _ABOUT, json.dumps(dict(about or {}), indent=2).encode())
+        sync_tree(hidden)
+        if confirm is not None:
+            confirm()
         return _publish(hidden, folder)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)

@@ -1,12 +1,13 @@
-"""Files that a crash leaves whole, and the lock on a workdir. Standard library only."""
+"""Files that a crash leaves whole, and who owns a workdir. Standard library only."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import uuid
 from pathlib import Path
 
-from tfdp.errors import WorkdirInUse
+from tfdp.errors import Replaced, WorkdirInUse
 
 
 def own(workdir: Path) -> int:
@@ -30,6 +31,32 @@ def own(workdir: Path) -> int:
     return lock
 
 
+class Claim:
+    """That this process is the last one that began to own a workdir.
+
+    The lock of ``own`` holds on one machine. A chief that was frozen while another machine's went
+    on with its run, over a shared file system, may wake up and believe that it has it still. So
+    each owner leaves a name of its own there, and looks whether it is there still before anything
+    that it wrote may appear.
+
+    Args:
+        workdir: there already.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        self.name = uuid.uuid4().hex
+        self._path = workdir / ".owner"
+        write_whole(self._path, self.name)
+
+    def check(self) -> None:
+        """Raises Replaced if another process has claimed the workdir since."""
+        if self._path.read_text() != self.name:
+            raise Replaced(
+                f"another process goes on with the run in {self._path.parent}: this one, which "
+                "must have been frozen meanwhile, writes nothing more there"
+            )
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file so that readers see the old content or the new one, never half."""
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
@@ -46,9 +73,20 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def sync_tree(folder: Path) -> None:
+    """Makes all that is in ``folder`` last, written by whomever."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames in ``folder`` last through a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -157,6 +157,7 @@ def run(
     verbose: int = 0,
     validate: Callable[..., dict[str, Any]] | None = None,
     validation_freq: int = 1,
+    restore: Callable[[], None] = lambda: None,
     told_to_stop: Callable[[], bool] = lambda: False,
 ) -> keras.callbacks.History:
     """Runs updates ``first_step`` to ``last_step`` with callbacks around them.
@@ -175,6 +176,8 @@ def run(
         verbose: as Keras's progress bar takes it.
         validate: evaluates, given the callback list as ``callbacks``.
         validation_freq: epochs from one validation to the next.
+        restore: called when callbacks were told that training begins and, in the middle of an
+            epoch, that the epoch does: puts everything back to what it was after ``first_step``.
         told_to_stop: asked between calls into TensorFlow.
 
     Returns:
@@ -198,6 +201,8 @@ def run(
         steps=steps_per_epoch,
         model=model,
     )
+    # A run stops where nothing has begun that has not ended: a hook's effect would come twice.
+    may_stop = True
     loop = Loop(
         model,
         batches,
@@ -206,17 +211,28 @@ def run(
         draws_from=draws_from,
         accumulate_steps=accumulate_steps,
         one_by_one=callbacks_module.want_each_batch(mine),
-        told_to_stop=told_to_stop,
+        told_to_stop=lambda: may_stop and told_to_stop(),
     )
     model.stop_training = False
     logs: dict[str, Any] = {}
+
+    def end_epoch(epoch: int) -> None:
+        nonlocal logs
+        if validate is not None and (epoch + 1) % validation_freq == 0:
+            scores = validate(callbacks=everyone)
+            logs |= {f"val_{name}": score for name, score in scores.items()}
+        everyone.on_epoch_end(epoch, dict(logs))
+
     with _faults_shared(loop):
         everyone.on_train_begin()
+        if first_step % steps_per_epoch:
+            everyone.on_epoch_begin(first_step // steps_per_epoch)
+        restore()
         while loop.step < last_step and loop.agree():
+            may_stop = False
             epoch, batch = divmod(loop.step, steps_per_epoch)
             if batch == 0:
                 model.reset_metrics()
-            if batch == 0 or loop.step == first_step:
                 everyone.on_epoch_begin(epoch)
                 loop.agree()  # on what callbacks have set for this epoch
             epoch_end = (epoch + 1) * steps_per_epoch
@@ -224,18 +240,26 @@ def run(
                 [epoch_end, last_step, *(each.next_after(loop.step) for each in at_steps)]
             )
             for first, next_step in loop.until(stop_at):
+                may_stop = False
                 everyone.on_train_batch_begin(first % steps_per_epoch)
                 loop.call()
                 logs = read_metrics(model)()
                 everyone.on_train_batch_end((next_step - 1) % steps_per_epoch, dict(logs))
-            if loop.step in (epoch_end, last_step) or model.stop_training:
-                if validate is not None and (epoch + 1) % validation_freq == 0:
-                    scores = validate(callbacks=everyone)
-                    logs |= {f"val_{name}": score for name, score in scores.items()}
-                everyone.on_epoch_end(epoch, dict(logs))
+                may_stop = True
+            may_stop = False
+            loop.agree()  # a callback may have set stop_training on one worker alone
+            if loop.step == epoch_end or model.stop_training:
+                end_epoch(epoch)
+                loop.agree()
             for each in at_steps:
-                if loop.step == each.next_after(loop.step - 1) or loop.step == last_step:
+                is_last = loop.step == last_step or model.stop_training
+                if is_last or loop.step == each.next_after(loop.step - 1):
                     each.on_step(loop.step, dict(logs))
+            may_stop = True
+        # All that follows is done again if the run is killed meanwhile.
+        if loop.step % steps_per_epoch and not model.stop_training:
+            logs = read_metrics(model)()
+            end_epoch(loop.step // steps_per_epoch)
         if loop.step and model.optimizer:  # with use_ema, weights become their averages here
             model.optimizer.finalize_variable_values(model.trainable_weights)
         everyone.on_train_end(dict(logs))

@@ -23,6 +23,7 @@ _ARGUMENTS = {  # of the functions that a recipe may have; the first two it has 
     "train_data": ("hparams",),
     "eval_data": ("hparams",),
     "preprocess": ("features", "training", "seed"),
+    "callbacks": ("hparams",),
 }
 _REQUIRED = ("build_model", "train_data")
 
@@ -44,6 +45,7 @@ class Recipe:
         train_data: gives a source or a dataset of single examples.
         eval_data: likewise, or None.
         preprocess: ``(features, training, seed)`` of one example to model inputs, or None.
+        callbacks: gives a list of Keras callbacks, or None.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Recipe:
     train_data: Callable[[Any], Any]
     eval_data: Callable[[Any], Any] | None
     preprocess: Callable[[Any, bool, Any], Any] | None
+    callbacks: Callable[[Any], Any] | None
 
 
 def load(name: str, hparam: Sequence[str] = ()) -> Recipe:

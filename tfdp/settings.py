@@ -29,6 +29,8 @@ class Settings:
     hparam: tuple[str, ...] = ()
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 3
+    keep_best: str = ""
+    adopt_checkpoints: bool = False
     eval_every_steps: int = 0
     export_dir: Path | None = None
     communication: Communication = "auto"
@@ -74,6 +76,19 @@ class Settings:
             if getattr(self, name) not in choices:
                 raise BadInput(
                     f"--{name} is {getattr(self, name)}: it has to be one of {', '.join(choices)}"
+                )
+
+        if self.keep_best:
+            name, _, which = self.keep_best.rpartition(":")
+            if not name or which not in ("min", "max"):
+                raise BadInput(
+                    f"--keep_best is {self.keep_best}: it has to be NAME:min or NAME:max of what "
+                    "an evaluation gives, such as loss:min"
+                )
+            if not self.eval_every_steps:
+                raise BadInput(
+                    f"--keep_best is {self.keep_best}, and nothing is evaluated between: say how "
+                    "often by --eval_every_steps"
                 )
 
     @property

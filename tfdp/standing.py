@@ -10,6 +10,7 @@ from typing import Any
 
 from tfdp.checkpoints import Checkpoint, Checkpoints
 from tfdp.errors import BadInput
+from tfdp.log import say
 from tfdp.team import Team
 
 
@@ -20,7 +21,8 @@ class Standing:
     Args:
         step: updates done.
         about: what checkpoints say of the run: its ``run`` (a name that no other has), its
-            ``settings``, and its ``restarts``, how often it went on from a checkpoint.
+            ``settings``, its ``restarts`` (how often it went on from a checkpoint), whether it
+            was ``stopped_early`` by a callback, and the ``best`` evaluation so far.
         summary: of the last time that it was finished; empty if it never was.
         checkpoint: the one of ``step``, or None at the beginning.
     """
@@ -32,7 +34,11 @@ class Standing:
 
 
 def find(
-    team: Team, checkpoints: Checkpoints | None, summary_path: Path, settings: dict[str, Any]
+    team: Team,
+    checkpoints: Checkpoints | None,
+    summary_path: Path,
+    settings: dict[str, Any],
+    adopts: bool,
 ) -> Standing:
     """Finds out where the run stands; a collective.
 
@@ -41,9 +47,10 @@ def find(
         checkpoints: on the chief; None on others.
         summary_path: ``WORKDIR/summary.json``, which only the chief reads.
         settings: what a checkpoint has to agree with to be of this run.
+        adopts: whether the checkpoint of another run will do.
 
     Raises:
-        BadInput: on all workers, if the workdir belongs to another run.
+        BadInput: on all workers, if the workdir belongs to another run and must not be adopted.
     """
     checkpoint: Checkpoint | None = None
 
@@ -52,9 +59,21 @@ def find(
         assert checkpoints is not None
         checkpoint = checkpoints.latest()
         summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
-        about = _about(checkpoint, summary, settings, summary_path.parent)
-        step = 0 if checkpoint is None else checkpoint.step
-        return {"step": step, "about": about, "summary": summary}
+        differences = _differences(checkpoint, settings)
+        if differences and not adopts:
+            raise BadInput(
+                f"{summary_path.parent} belongs to another run: {'; '.join(differences)}. Use "
+                "another --workdir, or what it was started with, or --adopt_checkpoints"
+            )
+        if checkpoint is None:
+            return {"step": 0, "about": _new(settings), "summary": summary}
+        if differences:
+            say(f"going on from another run's checkpoint: {'; '.join(differences)}")
+            return {"step": checkpoint.step, "about": _new(settings), "summary": {}}
+        was_finished = summary.get("steps") == checkpoint.step
+        restarts = checkpoint.about["restarts"] + (not was_finished)
+        about = checkpoint.about | {"restarts": restarts}
+        return {"step": checkpoint.step, "about": about, "summary": summary}
 
     found = team.by_chief(look)
     if found["step"]:
@@ -64,24 +83,22 @@ def find(
     return Standing(checkpoint=checkpoint, **found)
 
 
-def _about(
-    checkpoint: Checkpoint | None,
-    summary: dict[str, Any],
-    settings: dict[str, Any],
-    workdir: Path,
-) -> dict[str, Any]:
+def _new(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "run": uuid.uuid4().hex,
+        "restarts": 0,
+        "settings": settings,
+        "stopped_early": False,
+        "best": None,
+    }
+
+
+def _differences(checkpoint: Checkpoint | None, settings: dict[str, Any]) -> list[str]:
     if checkpoint is None:
-        return {"run": uuid.uuid4().hex, "restarts": 0, "settings": settings}
+        return []
     there = checkpoint.about["settings"]
-    differences = [
+    return [
         f"{name} was {there.get(name)} and is {value}"
         for name, value in settings.items()
         if there.get(name) != value
     ]
-    if differences:
-        raise BadInput(
-            f"{workdir} belongs to another run: {'; '.join(differences)}. "
-            "Use another --workdir, or what it was started with"
-        )
-    was_finished = summary.get("steps") == checkpoint.step
-    return checkpoint.about | {"restarts": checkpoint.about["restarts"] + (not was_finished)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp.errors import BadInput
-from tfdp.steps import metric_states
+from tfdp.steps import metric_states, until_recompiled
 from tfdp.team import Team
 
 Rows = list[np.ndarray]  # of each metric variable, [local replicas, ...]
@@ -31,12 +31,60 @@ def capture(model: keras.Model, team: Team) -> dict[str, np.ndarray]:
 
     Random layers need no entry: what they draw is a function of the step.
     """
-    arrays = {name: np.array(variable.numpy()) for name, variable in _variables(model).items()}
-    for name, local in zip(_metric_names(model), metric_rows(model), strict=True):
-        parts = team.gather_bytes(local.tobytes())
-        rows = np.frombuffer(b"".join(parts), local.dtype)
-        arrays[name] = rows.reshape(team.replicas, *local.shape[1:])
+    rows = metric_rows(model)
+    mine = b"".join(row.tobytes() for row in rows)  # of one size everywhere
+    words = np.frombuffer(mine.ljust(-(-len(mine) // 4) * 4, b"\0"), np.int32)
+    parts = team.gather(words) if len(words) else words  # one exchange for all of them
+    values = _read_variables(model)()
+    if not team.is_chief:
+        return {}
+    arrays = {
+        _name(group, place, variable): np.asarray(value.numpy())
+        for group, variables in _variables(model).items()
+        for place, (variable, value) in enumerate(zip(variables, values[group], strict=True))
+    }
+    first = 0
+    for place, (variable, row) in enumerate(zip(_metric_variables(model), rows, strict=True)):
+        of_workers = [part.tobytes()[first : first + row.nbytes] for part in parts]
+        first += row.nbytes
+        of_replicas = np.frombuffer(b"".join(of_workers), row.dtype)
+        shape = (team.replicas, *row.shape[1:])
+        arrays[_name("metrics", place, variable)] = of_replicas.reshape(shape)
     return arrays
+
+
+def check(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises BadInput, with the differences, unless ``arrays`` are a state of this built model.
+
+    Variables are known by their place, shape and dtype. Their paths are for people: Keras numbers
+    layers over all models that a process has made.
+    """
+    differences = []
+    for group, variables in _groups(model).items():
+        skipped = 1 if group == "metrics" else 0  # the dimension of the replicas
+        there = {
+            place: (path, array.dtype.name, list(array.shape[skipped:]))
+            for place, (path, array) in _of_group(group, arrays)
+        }
+        here = {
+            place: (
+                variable.path,
+                keras.backend.standardize_dtype(variable.dtype),
+                [*variable.shape],
+            )
+            for place, variable in enumerate(variables)
+        }
+        for place in sorted(there.keys() | here.keys()):
+            was, now = there.get(place), here.get(place)
+            if was is None or now is None or was[1:] != now[1:]:
+                differences.append(f"{group} variable {place} was {_said(was)}, is {_said(now)}")
+    if differences:
+        more = len(differences) - 3
+        raise BadInput(
+            f"the checkpoint is of another model: {'; '.join(differences[:3])}"
+            f"{f'; and {more} more' if more > 0 else ''}. "
+            "Use another --workdir, or the recipe that wrote it"
+        )
 
 
 def restore(model: keras.Model, team: Team, arrays: Mapping[str, np.ndarray]) -> None:
@@ -44,30 +92,17 @@ def restore(model: keras.Model, team: Team, arrays: Mapping[str, np.ndarray]) ->
 
     With another number of replicas, the first takes what all had counted: metric states are sums.
 
-    Raises:
-        BadInput: if the state is of another model; nothing is changed then.
+    Args:
+        model: one that ``check`` found fit.
+        team: the workers.
+        arrays: the state.
     """
-    variables = _variables(model)
-    names = [*variables, *_metric_names(model)]
-    if set(names) != set(arrays):
-        missing, extra = sorted(set(names) - set(arrays)), sorted(set(arrays) - set(names))
-        raise BadInput(
-            "the checkpoint is of another model: "
-            f"it lacks {missing[:5] or 'nothing'} and has {extra[:5] or 'nothing'} besides; "
-            "use another --workdir, or the recipe that wrote it"
-        )
-    for name, variable in variables.items():
-        if tuple(variable.shape) != arrays[name].shape:
-            raise BadInput(
-                f"the checkpoint is of another model: {name} has the shape {arrays[name].shape} "
-                f"there and {tuple(variable.shape)} here; use another --workdir"
-            )
-    for name, variable in variables.items():
-        variable.assign(arrays[name])
+    for group, variables in _variables(model).items():
+        for place, (_, array) in _of_group(group, arrays):
+            variables[place].assign(array)
     first = team.index * team.local_replicas
     local = []
-    for name in _metric_names(model):
-        rows = arrays[name]
+    for _, (_, rows) in _of_group("metrics", arrays):
         if len(rows) != team.replicas:
             rows = np.concatenate(
                 [rows.sum(axis=0, keepdims=True, dtype=rows.dtype)]
@@ -80,21 +115,45 @@ def restore(model: keras.Model, team: Team, arrays: Mapping[str, np.ndarray]) ->
 def metric_rows(model: keras.Model) -> Rows:
     """What each replica of this worker has counted so far."""
     strategy = model.distribute_strategy
-    states = metric_states(model)
-
-    @tf.function
-    def read() -> Any:
-        return strategy.run(lambda: [tf.identity(state) for state in states])
-
     return [
         np.stack([value.numpy() for value in strategy.experimental_local_results(state)])
-        for state in read()
+        for state in _read_rows(model)()
     ]
 
 
 def set_metric_rows(model: keras.Model, rows: Rows) -> None:
     """Gives each replica of this worker its own counts back."""
-    strategy = model.distribute_strategy
+    if rows:
+        _write_rows(model)([tf.constant(row) for row in rows])
+
+
+@until_recompiled
+def _read_variables(model: keras.Model) -> Callable[[], Any]:
+    """Makes the function that reads all but metrics at once; for some it may be a collective."""
+
+    @tf.function
+    def read() -> Any:
+        return {
+            group: [tf.identity(variable.value) for variable in variables]
+            for group, variables in _variables(model).items()
+        }
+
+    return read  # type: ignore[no-any-return]
+
+
+@until_recompiled
+def _read_rows(model: keras.Model) -> Callable[[], Any]:
+    states = metric_states(model)
+
+    @tf.function
+    def read() -> Any:
+        return model.distribute_strategy.run(lambda: [tf.identity(state) for state in states])
+
+    return read  # type: ignore[no-any-return]
+
+
+@until_recompiled
+def _write_rows(model: keras.Model) -> Callable[[list[tf.Tensor]], None]:
     states = metric_states(model)
 
     @tf.function
@@ -105,21 +164,42 @@ def set_metric_rows(model: keras.Model, rows: Rows) -> None:
             for state, value in zip(states, values, strict=True):
                 state.assign(tf.gather(value, place))
 
-        strategy.run(on_replica)
+        model.distribute_strategy.run(on_replica)
 
-    if states:
-        write([tf.constant(row) for row in rows])
-
-
-def _variables(model: keras.Model) -> dict[str, keras.Variable]:
-    groups = {"model": model.weights, "optimizer": getattr(model.optimizer, "variables", [])}
-    return {
-        f"{group}/{i:04d}/{variable.path}": variable
-        for group, variables in groups.items()
-        for i, variable in enumerate(variables)
-    }
+    return write  # type: ignore[no-any-return]
 
 
-def _metric_names(model: keras.Model) -> list[str]:
-    paths = [variable.path for metric in model.metrics for variable in metric.variables]
-    return [f"metrics/{i:04d}/{path}" for i, path in enumerate(paths)]
+def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    return {"model": model.weights, "optimizer": list(getattr(model.optimizer, "variables", []))}
+
+
+def _metric_variables(model: keras.Model) -> list[keras.Variable]:
+    return [variable for metric in model.metrics for variable in metric.variables]
+
+
+def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    return _variables(model) | {"metrics": _metric_variables(model)}
+
+
+def _name(group: str, place: int, variable: keras.Variable) -> str:
+    return f"{group}/{place:04d}/{variable.path}"
+
+
+def _of_group(
+    group: str, arrays: Mapping[str, np.ndarray]
+) -> list[tuple[int, tuple[str, np.ndarray]]]:
+    """Path and array by place."""
+    found = []
+    for name, array in arrays.items():
+        of_group, _, rest = name.partition("/")
+        place, _, path = rest.partition("/")
+        if of_group == group:
+            found.append((int(place), (path, array)))
+    return sorted(found, key=lambda each: each[0])
+
+
+def _said(path_dtype_shape: tuple[str, str, list[int]] | None) -> str:
+    if path_dtype_shape is None:
+        return "nothing"
+    path, dtype, shape = path_dtype_shape
+    return f"{path} {dtype}{shape}"

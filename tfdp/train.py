@@ -44,6 +44,13 @@ def _define() -> None:
     )
     integer("checkpoint_every_steps", 1000, "Updates from one checkpoint to the next.")
     integer("keep_checkpoints", 3, "How many of the newest checkpoints stay.")
+    string("keep_best", "", "NAME:min or NAME:max of an evaluation: that checkpoint stays, too.")
+    flags.DEFINE_boolean(
+        "adopt_checkpoints",
+        False,
+        "Go on from checkpoints of another recipe, seed or global batch size.",
+        flag_values=_FLAGS,
+    )
     integer("eval_every_steps", 0, "Updates from one evaluation to the next; 0: at the end only.")
     string("export_dir", None, "Where versions are published: WORKDIR/model; none: nowhere.")
     string("communication", "auto", "How workers all-reduce: auto, ring or nccl.")

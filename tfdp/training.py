@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,11 +12,21 @@ import keras
 import tensorflow as tf
 
 import tfdp
-from tfdp import evaluation, exporting, feed, keras_private, standing, state
+from tfdp import (
+    best,
+    callback_states,
+    callbacks,
+    evaluation,
+    exporting,
+    feed,
+    keras_private,
+    standing,
+    state,
+)
 from tfdp.callbacks import AtSteps
 from tfdp.checkpoints import Checkpoints
 from tfdp.errors import BadInput, Stopped, TrainingError
-from tfdp.files import write_whole
+from tfdp.files import Claim, write_whole
 from tfdp.fitting import check_model, run
 from tfdp.log import say
 from tfdp.order import Order
@@ -85,11 +95,14 @@ class Run:
         self._model = model
         self._train_data = train_data
         self._eval_data = eval_data
-        self._checkpoints = (
-            Checkpoints(settings.workdir / "checkpoints", settings.keep_checkpoints)
-            if team.is_chief
-            else None
-        )
+        self._claim: Claim | None = None
+        self._checkpoints: Checkpoints | None = None
+        if team.is_chief:
+            self._claim = Claim(settings.workdir)
+            folder = settings.workdir / "checkpoints"
+            self._checkpoints = Checkpoints(folder, settings.keep_checkpoints, self._claim)
+        self._callbacks: list[keras.callbacks.Callback] = [keras.callbacks.History()]
+        self._history: dict[str, Any] = {}
         self._scores: dict[str, Any] = {}
         self._logs: dict[str, Any] = {}
         self._examples_per_s: float | None = None
@@ -103,20 +116,41 @@ class Run:
                 "seed": settings.seed,
                 "global_batch_size": settings.global_batch_size,
             },
+            settings.adopt_checkpoints,
         )
         self.first_step = self._standing.step
         self._batches = self._make_batches()
         self._check_fit()
-        if self._standing.checkpoint is not None:
-            state.restore(model, team, self._standing.checkpoint.arrays())
+        found = self._standing.checkpoint
+        self._saved = {} if found is None else found.arrays()
+        self._standing = dataclasses.replace(self._standing, checkpoint=None)  # it is large
+        if self._saved:
+            state.check(model, self._saved)
+            state.restore(model, team, self._saved)
         self._saved_step = self.first_step
+        self._best = self._standing.about["best"]
         epochs = settings.epochs or DEFAULT_EPOCHS
         self.last_step = settings.steps or epochs * self._batches.steps_per_epoch
+        if self._standing.about["stopped_early"]:
+            self.last_step = self.first_step
         if self.first_step > self.last_step:
             raise BadInput(
                 f"{settings.workdir} is at step {self.first_step}, past the {self.last_step} that "
                 "this run asks for: ask for more --steps or --epochs, or use another --workdir"
             )
+
+    def _make_callbacks(self, evaluated: Sequence[str]) -> list[keras.callbacks.Callback]:
+        """The recipe's callbacks, and Keras's History after them, as in ``Model.fit``."""
+        recipe = self._recipe
+        if recipe.callbacks is None:
+            return [keras.callbacks.History()]
+        made = recipe.callbacks(recipe.hparams)
+        try:
+            callbacks.check(made, [f"val_{name}" for name in evaluated])
+            callbacks.for_worker(made, self._team)
+        except BadInput as error:
+            raise BadInput(f"recipe {recipe.name}: {error}") from None
+        return [*made, keras.callbacks.History()]
 
     def _check_fit(self) -> None:
         """Builds the model, and finds out what else would fail only after hours of training."""
@@ -127,6 +161,7 @@ class Run:
                 f"recipe {self._recipe.name}: the model does not take what train_data and "
                 f"preprocess give, {self._batches.element_spec}: {error}"
             ) from error
+        names = list(read_metrics(self._model)()) if self._eval_data is not None else []
         self._team.settle()
         train_spec = feed.element_spec(self._train_data)
         if self._eval_data is not None:
@@ -136,6 +171,13 @@ class Run:
                     f"recipe {self._recipe.name}: eval_data gives {eval_spec}, which differs from "
                     f"what train_data gives: {train_spec}"
                 )
+        by = best.metric_of(self._settings.keep_best)
+        if by and by not in names:
+            raise BadInput(
+                f"--keep_best is {self._settings.keep_best}: evaluations of recipe "
+                f"{self._recipe.name} give {', '.join(names) or 'nothing'}"
+            )
+        self._callbacks = self._make_callbacks(names)
         folder = self._settings.publish_dir
         if folder is not None:
             exporting.named(train_spec[0])
@@ -160,12 +202,19 @@ class Run:
         if self.first_step and self._team.is_chief:
             say(f"going on from step {self.first_step} of {self.last_step}")
         report = Report(self._team, self._settings, self._batches, self.first_step, self.last_step)
-        acts: list[keras.callbacks.Callback] = [report]
+        acts: list[keras.callbacks.Callback] = [report, *self._callbacks]
         if self._settings.eval_every_steps and self._eval_data is not None:
             acts.append(_Act(self._settings.eval_every_steps, self._evaluate_between, report))
         acts.append(_Act(self._settings.checkpoint_every_steps, self._save, report))
+
+        def told() -> bool:
+            if self._checkpoints is not None:
+                self._checkpoints.check()  # a full disk is found out now, not at the next save
+            return told_to_stop()
+
+        validates = self._recipe.callbacks is not None and self._eval_data is not None
         try:
-            run(
+            history = run(
                 self._model,
                 self._batches,
                 self._team,
@@ -173,7 +222,9 @@ class Run:
                 first_step=self.first_step,
                 last_step=self.last_step,
                 callbacks=acts,
-                told_to_stop=told_to_stop,
+                validate=self._evaluate_aside if validates else None,
+                restore=self._restore,
+                told_to_stop=told,
             )
         except Stopped as stopped:
             self._save(stopped.step)
@@ -182,6 +233,8 @@ class Run:
         finally:
             report.close()
         self._examples_per_s = report.examples_per_s
+        self._history = {"epoch": history.epoch, **history.history}
+        self.last_step = self._saved_step  # callbacks may have stopped it early
 
     def conclude(self) -> None:
         """Evaluates, publishes and writes the summary."""
@@ -195,8 +248,14 @@ class Run:
         def finish() -> None:
             assert self._checkpoints is not None
             self._checkpoints.wait()
-            path = self._publish(digests[0].decode())
-            self._sum_up(digests[0].decode(), path)
+            try:
+                path = self._publish(digests[0].decode())
+                self._sum_up(digests[0].decode(), path)
+            except (OSError, tf.errors.OpError) as error:
+                raise TrainingError(
+                    f"trained, but not published and summed up: {error}. Make room, or see to "
+                    "what is wrong there, and start the same command again; it has only that to do"
+                ) from error
 
         try:
             self._team.by_chief(finish)
@@ -241,7 +300,19 @@ class Run:
         order = Order(examples, settings.global_batch_size)  # for counting alone
         return dataclasses.replace(batches, examples_before=order.examples_before)
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _restore(self) -> None:
+        """Puts back what callbacks have changed when they were told that training begins."""
+        if not self._saved:
+            return
+        state.restore(self._model, self._team, self._saved)
+        here = callbacks.for_worker(self._callbacks, self._team)
+        anew = callback_states.restore(self._callbacks, here, self._saved)
+        if anew and self._team.is_chief:
+            say(f"{', '.join(anew)} begin anew: the checkpoint knows nothing of them")
+        self._model.stop_training = self._standing.about["stopped_early"]
+        self._saved = {}
+
+    def _evaluate(self, callbacks: keras.callbacks.CallbackList | None = None) -> dict[str, Any]:
         data = self._eval_data
         assert data is not None
         batch_size = self._settings.global_batch_size
@@ -251,23 +322,42 @@ class Run:
             batch_size=batch_size if isinstance(data, Source) else None,
             preprocess=self._recipe.preprocess,
             auto_shard=self._settings.auto_shard,
+            callbacks=callbacks,
         )
 
-    def _evaluate_between(self, step: int, report: Report) -> None:
+    def _evaluate_aside(
+        self, callbacks: keras.callbacks.CallbackList | None = None
+    ) -> dict[str, Any]:
         """Evaluates in the middle of training, whose own metrics must not notice."""
-        if step == self.last_step:
-            return  # conclude() does
         rows = state.metric_rows(self._model)
-        scores = self._evaluate()
+        scores = self._evaluate(callbacks)
         state.set_metric_rows(self._model, rows)
+        return scores
+
+    def _evaluate_between(self, step: int, report: Report) -> None:
+        by = best.metric_of(self._settings.keep_best)
+        is_last = step == self.last_step or self._model.stop_training
+        if is_last and not by:
+            return  # conclude() does
+        scores = self._evaluate_aside()
         report.evaluated(step, scores)
+        if best.is_best(self._settings.keep_best, scores, self._best):
+            self._best = {"by": self._settings.keep_best, "step": step, "value": scores[by]}
+            self._save(step, report)
 
     def _save(self, step: int, report: Report | None = None) -> None:
         if step == self._saved_step:
             return
         arrays = state.capture(self._model, self._team)
         if self._checkpoints is not None:
-            self._checkpoints.save(step, arrays, self._standing.about)
+            self._checkpoints.save(
+                step,
+                arrays | callback_states.capture(self._callbacks),
+                self._standing.about
+                | {"stopped_early": report is not None and self._model.stop_training}
+                | {"best": self._best},
+                best=None if self._best is None else self._best["step"],
+            )
         self._saved_step = step
 
     def _wait_for_chief(self) -> None:
@@ -297,7 +387,12 @@ class Run:
                 "eval_metrics": self._scores,
                 **_versions(),
             },
+            confirm=self._confirm,
         )
+
+    def _confirm(self) -> None:
+        assert self._claim is not None
+        self._claim.check()
 
     def _sum_up(self, weights_sha256: str, path: Path | None) -> None:
         examples = self._batches.examples_before
@@ -309,12 +404,15 @@ class Run:
             "seed": self._settings.seed,
             "metrics": self._logs,
             "eval_metrics": self._scores,
+            "history": self._history,
+            "best": self._best,
             "examples_per_s": self._examples_per_s,
             "restarts": self._standing.about["restarts"],
             "weights_sha256": weights_sha256,
             "export_path": None if path is None else str(path),
             **_versions(),
         }
+        self._confirm()
         write_whole(self._settings.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
         scores = "  ".join(f"{name} {value:.4g}" for name, value in self._scores.items())
         published = "" if path is None else f", published as {path}"

@@ -50,7 +50,7 @@ def versions(workdir: Path) -> list[str]:
 
 def finish(workdir: Path, *flags: str) -> list[str]:
     """Two workers to their end, who may not say more than a few words of their own."""
-    with Workers([command(workdir, *flags)] * 2) as workers:
+    with Workers([command(workdir, *flags)] * 2, env={"CSV": f"{workdir}.csv"}) as workers:
         outputs = workers.wait(0, 0)
     assert_only_own_words(*outputs)
     return outputs
@@ -103,6 +103,8 @@ def test_a_run_leaves_what_was_promised(unharmed: Path) -> None:
         "seed": int,
         "metrics": dict,
         "eval_metrics": dict,
+        "history": dict,
+        "best": type(None),
         "examples_per_s": float,
         "restarts": int,
         "weights_sha256": str,
@@ -148,7 +150,7 @@ def test_kills_and_a_stop_leave_no_trace_in_the_weights(unharmed: Path, tmp_path
     workdir = tmp_path / "run"
 
     hold = Hold(tmp_path)
-    with Workers([command(workdir)] * 2, env=hold.env) as workers:
+    with Workers([command(workdir)] * 2, env={**hold.env, "CSV": f"{workdir}.csv"}) as workers:
         wait_for_checkpoint(workdir, 8)
         workers[1].signal(signal.SIGKILL)
         hold.end()
@@ -158,7 +160,7 @@ def test_kills_and_a_stop_leave_no_trace_in_the_weights(unharmed: Path, tmp_path
     assert summary_is_missing(workdir)
 
     hold = Hold(tmp_path)
-    with Workers([command(workdir)] * 2, env=hold.env) as workers:
+    with Workers([command(workdir)] * 2, env={**hold.env, "CSV": f"{workdir}.csv"}) as workers:
         wait_for_checkpoint(workdir, 16)
         workers[0].signal(signal.SIGKILL)
         hold.end()
@@ -168,7 +170,7 @@ def test_kills_and_a_stop_leave_no_trace_in_the_weights(unharmed: Path, tmp_path
     assert summary_is_missing(workdir)
 
     hold = Hold(tmp_path)
-    with Workers([command(workdir)] * 2, env=hold.env) as workers:
+    with Workers([command(workdir)] * 2, env={**hold.env, "CSV": f"{workdir}.csv"}) as workers:
         wait_for_checkpoint(workdir, 24)
         workers[1].signal(signal.SIGTERM)
         workers[1].wait_for("got SIGTERM")
@@ -185,9 +187,11 @@ def test_kills_and_a_stop_leave_no_trace_in_the_weights(unharmed: Path, tmp_path
     reached = checkpoints(workdir)
     assert {step: reached[step] for step in checkpoints(unharmed)} == checkpoints(unharmed)
     told, expected = summary(workdir), summary(unharmed)
-    for name in ("weights_sha256", "steps", "examples", "metrics", "eval_metrics"):
+    for name in ("weights_sha256", "steps", "examples", "metrics", "eval_metrics", "history"):
         assert told[name] == expected[name], name
     assert told["restarts"] == 3
+    assert told["history"]["epoch"] == [0, 1, 2, 3]
+    assert Path(f"{workdir}.csv").read_text() == Path(f"{unharmed}.csv").read_text()
     assert versions(workdir) == ["1"]
 
 
@@ -217,7 +221,7 @@ def test_a_finished_run_does_nothing_publishes_once_and_can_be_extended(
         return {
             str(path): path.stat().st_mtime_ns
             for path in tmp_path.rglob("*")
-            if path.is_file() and path.parent.name != "logs"
+            if path.is_file() and path.parent.name != "logs" and path.name != ".owner"
         }
 
     finish(tmp_path, "--steps=10")

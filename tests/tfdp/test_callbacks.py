@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 
 import tfdp
+from tfdp import feed
 from tfdp.callbacks import AtSteps, for_worker, want_each_batch
+from tfdp.errors import Stopped
 from tfdp.fitting import run
+from tfdp.order import Order
+from tfdp.team import team_of
 
 callbacks = keras.callbacks
 random = np.random.default_rng(3)
@@ -104,6 +108,9 @@ class OldName(callbacks.Callback):
         (callbacks.EarlyStopping, False),
         (callbacks.TerminateOnNaN, False),
         (lambda: callbacks.ModelCheckpoint("unused.keras"), False),
+        (lambda: callbacks.ModelCheckpoint("unused.keras", save_freq=3), True),
+        (lambda: callbacks.TensorBoard("unused"), False),
+        (lambda: callbacks.TensorBoard("unused", update_freq=3), True),
         (lambda: callbacks.LambdaCallback(on_epoch_end=print), False),
         (lambda: callbacks.LambdaCallback(on_train_batch_end=print), True),
         (lambda: callbacks.LambdaCallback(on_train_batch_begin=print), True),
@@ -250,11 +257,6 @@ def test_an_error_of_a_callback_reaches_the_caller() -> None:
 
 
 def test_a_run_that_is_told_to_stop_says_at_which_step() -> None:
-    from tfdp import feed
-    from tfdp.errors import Stopped
-    from tfdp.order import Order
-    from tfdp.team import team_of
-
     model = compiled()
     team = team_of(model.distribute_strategy)
     batches = feed.from_source(tfdp.from_arrays(ROWS, NUMBERS), Order(30, 5), team)
@@ -272,3 +274,45 @@ def test_a_run_that_is_told_to_stop_says_at_which_step() -> None:
         )
     assert stopped.value.step == 4
     assert model.optimizer.iterations.numpy() == 4
+
+
+class Open(callbacks.Callback):
+    """Knows what has begun and not ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches = self.epochs = 0
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.batches += 1
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.batches -= 1
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epochs += 1
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.epochs -= 1
+
+
+@pytest.mark.parametrize("asked", range(6))
+def test_a_run_stops_only_where_nothing_has_begun_that_has_not_ended(asked: int) -> None:
+    """Or what a hook has done would be saved, and done again when the run goes on."""
+    model = compiled()
+    team = team_of(model.distribute_strategy)
+    left = iter([False] * asked + [True] * 9)
+    seen = Open()
+    with pytest.raises(Stopped) as stopped:
+        run(
+            model,
+            feed.from_source(tfdp.from_arrays(ROWS, NUMBERS), Order(30, 15), team),
+            team,
+            steps_per_epoch=2,
+            first_step=0,
+            last_step=60,
+            callbacks=[seen],
+            told_to_stop=lambda: next(left),
+        )
+    assert stopped.value.step == int(model.optimizer.iterations.numpy())
+    assert (seen.batches, seen.epochs) == (0, stopped.value.step % 2)

@@ -13,14 +13,14 @@ import pytest
 from tests.running import Process, run
 from tfdp import checkpoints, files
 from tfdp.checkpoints import Checkpoints
-from tfdp.errors import BadInput, Diverged, WorkdirInUse
+from tfdp.errors import BadInput, Diverged, Replaced, TrainingError, WorkdirInUse
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64)}
 
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(tmp_path / "checkpoints", keep=2)
+    return Checkpoints(tmp_path / "checkpoints", keep=2, claim=files.Claim(tmp_path))
 
 
 def save(kept: Checkpoints, step: int, about: Any = None, arrays: Any = None) -> None:
@@ -100,7 +100,7 @@ def test_another_format_is_refused_by_name(kept: Checkpoints, tmp_path: Path) ->
     save(kept, 3)
     path = tmp_path / "checkpoints" / "3" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(BadInput, match=r"checkpoints/3 has format 99 .* reads format 1"):
+    with pytest.raises(BadInput, match=r"checkpoints/3 has format 99 .* reads format 2"):
         kept.latest()
 
 
@@ -109,9 +109,9 @@ def test_another_format_is_refused_by_name(kept: Checkpoints, tmp_path: Path) ->
 def test_what_is_not_a_number_is_not_saved(
     bad: float, dtype: Any, kept: Checkpoints, tmp_path: Path
 ) -> None:
+    kept.save(4, {"model/0000/weight": np.array([1.0, bad], dtype)}, {})
     with pytest.raises(Diverged, match="weight has a NaN or infinity at step 4"):
-        kept.save(4, {"weight": np.array([1.0, bad], dtype)}, {})
-    kept.wait()
+        kept.wait()
     assert steps_in(tmp_path) == []
 
 
@@ -131,11 +131,11 @@ def test_a_writer_that_fails_half_way_leaves_the_one_before(
 
     monkeypatch.setattr(checkpoints, "write_durably", full)
     kept.save(2, ARRAYS, {})  # goes on while it is written
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrainingError, match=r"checkpoints/2 could not be written: No space left"):
         kept.wait()
     assert [name for name in steps_in(tmp_path) if not name.startswith(".")] == ["1"]
     monkeypatch.undo()
-    again = Checkpoints(tmp_path / "checkpoints", keep=2)
+    again = Checkpoints(tmp_path / "checkpoints", keep=2, claim=files.Claim(tmp_path))
     assert steps_in(tmp_path) == ["1"], "what was left over is cleared"
     found = again.latest()
     assert found is not None
@@ -150,7 +150,7 @@ def test_a_failure_is_told_at_the_next_save(
 
     monkeypatch.setattr(checkpoints, "write_durably", full)
     kept.save(2, ARRAYS, {})
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrainingError, match=r"checkpoints/2 could not be written: No space left"):
         kept.save(3, ARRAYS, {})
 
 
@@ -177,7 +177,8 @@ from pathlib import Path
 import numpy as np
 from tfdp import checkpoints, files
 
-kept = checkpoints.Checkpoints(Path(sys.argv[1]), keep=3)
+folder = Path(sys.argv[1])
+kept = checkpoints.Checkpoints(folder, keep=3, claim=files.Claim(folder.parent))
 kept.save(1, {"a": np.ones(1000)}, {})
 kept.wait()
 durably = checkpoints.write_durably
@@ -198,11 +199,123 @@ kept.wait()
 def test_a_writer_that_is_killed_leaves_the_one_before(while_writing: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     run(["python", "-c", KILLED, str(folder), while_writing], expect=9)
-    assert steps_in(tmp_path) == [".2", "1"]
-    found = Checkpoints(folder, keep=3).latest()
+    half, one = steps_in(tmp_path)
+    assert half.startswith(".") and one == "1"
+    found = Checkpoints(folder, keep=3, claim=files.Claim(tmp_path)).latest()
     assert found is not None
     assert found.step == 1
     assert steps_in(tmp_path) == ["1"]
+
+
+KILLED_ANYWHERE = """
+import os, random, signal, sys, time
+from pathlib import Path
+import numpy as np
+from tfdp import checkpoints, files
+
+random.seed(int(sys.argv[2]))
+folder = Path(sys.argv[1])
+
+def kept():
+    return checkpoints.Checkpoints(folder, keep=2, claim=files.Claim(folder.parent))
+
+def save(first, told):
+    saving, step = kept(), first
+    while True:
+        step += 1
+        # Two arrays, so that halves of two saves would be told apart.
+        arrays = {name: np.full(300_000, step, np.float32) for name in ("a", "b")}
+        saving.save(step, arrays, {}, best=1)
+        saving.wait()
+        os.write(told, step.to_bytes(4, "little"))
+
+at_least = 0
+for _ in range(40):
+    heard, told = os.pipe()
+    pid = os.fork()
+    if not pid:
+        save(at_least, told)
+    began = time.perf_counter()
+    at_least = int.from_bytes(os.read(heard, 4), "little")
+    save_s = time.perf_counter() - began
+    until = time.perf_counter() + 3 * random.random() * save_s
+    while time.perf_counter() < until:
+        pass
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(told)
+    while word := os.read(heard, 4):
+        at_least = int.from_bytes(word, "little")
+    os.close(heard)
+    found = kept().latest()
+    assert found is not None and found.step in (at_least, at_least + 1), (found, at_least)
+    for array in found.arrays().values():
+        assert (array == found.step).all()
+    names = {path.name for path in folder.iterdir()}
+    assert len(names - {"best", "1"}) <= 3, names  # killed between appearing and clearing up
+    assert "1" in names
+    at_least = found.step
+print("SAVED", at_least)
+"""
+
+
+def test_kills_at_any_instant_of_a_save_leave_whole_ones(tmp_path: Path) -> None:
+    command = ["python", "-c", KILLED_ANYWHERE, str(tmp_path / "checkpoints"), "1"]
+    assert int(run(command).partition("SAVED ")[2]) >= 40
+
+
+def test_the_best_stays_beside_the_newest(kept: Checkpoints, tmp_path: Path) -> None:
+    for step, best in ((1, 1), (2, 1), (3, 1), (4, 4), (5, 4), (6, 4)):
+        kept.save(step, ARRAYS, {}, best=best)
+    kept.wait()
+    assert steps_in(tmp_path) == ["4", "5", "6", "best"]
+    assert (tmp_path / "checkpoints" / "best" / "manifest.json").exists()
+    kept.save(7, ARRAYS, {})
+    kept.wait()
+    assert steps_in(tmp_path) == ["6", "7"]
+
+
+def test_who_has_lost_the_workdir_publishes_nothing(kept: Checkpoints, tmp_path: Path) -> None:
+    save(kept, 1)
+    again = Checkpoints(tmp_path / "checkpoints", keep=2, claim=files.Claim(tmp_path))
+    with pytest.raises(Replaced, match=f"another process goes on with the run in {tmp_path}"):
+        save(kept, 2)
+    assert steps_in(tmp_path) == ["1"]
+    save(again, 2)
+    assert steps_in(tmp_path) == ["1", "2"]
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "manifest.json"])
+def test_losing_the_workdir_in_the_middle_of_a_save(
+    file: str, kept: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the new owner finds half written, it clears away: nothing can appear later."""
+
+    def lose(path: Path, data: bytes) -> None:
+        files.write_durably(path, data)
+        if path.name == file:
+            Checkpoints(tmp_path / "checkpoints", keep=2, claim=files.Claim(tmp_path))
+
+    monkeypatch.setattr(checkpoints, "write_durably", lose)
+    with pytest.raises(Replaced):
+        save(kept, 2)
+    assert steps_in(tmp_path) == []
+
+
+def test_losing_the_workdir_just_before_it_appears(kept: Checkpoints, tmp_path: Path) -> None:
+    """Between the last look at the claim and the rename."""
+    claim = kept._claim
+    look = claim.check
+
+    def lose() -> None:
+        look()
+        Checkpoints(tmp_path / "checkpoints", keep=2, claim=files.Claim(tmp_path))
+        claim.check = look  # type: ignore[method-assign]
+
+    claim.check = lose  # type: ignore[method-assign]
+    with pytest.raises(Replaced):
+        save(kept, 2)
+    assert steps_in(tmp_path) == []
 
 
 def test_files_that_are_not_checkpoints_are_left_alone(kept: Checkpoints, tmp_path: Path) -> None:
@@ -278,7 +391,7 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
 
 
 def test_a_damaged_later_one_does_not_push_out_what_is_written(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path, keep=1)
+    kept = Checkpoints(tmp_path, keep=1, claim=files.Claim(tmp_path))
     for step in (3000, 2500):
         save(kept, step)
         kept.wait()

@@ -50,6 +50,7 @@ def test_the_smallest_recipe(write: Any) -> None:
     assert (loaded.build_model(None), loaded.train_data(None)) == (1, 2)
     assert loaded.eval_data is None
     assert loaded.preprocess is None
+    assert loaded.callbacks is None
     assert dataclasses.asdict(loaded.hparams) == {}
 
 
@@ -117,6 +118,7 @@ def test_wrong_overrides_are_refused(override: str, said: str, write: Any) -> No
             WHOLE + "\ndef preprocess(features): ...",
             r"preprocess has to be .* \(features, training, seed\)",
         ),
+        (WHOLE + "\ndef callbacks(): ...", r"callbacks has to be .* \(hparams\)"),
         (WHOLE + "\nclass HParams: ...", "HParams has to be a dataclass"),
         (WHOLE + "\nHParams = 3", "HParams has to be a dataclass"),
         ("import no_such_package_anywhere", "no_such_package_anywhere, which is not installed"),

@@ -2,7 +2,7 @@
 
 Variables of the environment make it misbehave, or wait for a test: ``HOLD=path:count`` reads
 ``count`` batches and no more while the file at ``path`` exists; ``FAULT_OF=index`` lets that worker
-fail in build_model.
+fail in build_model; ``CSV=path`` is where a callback writes.
 """
 
 from __future__ import annotations
@@ -57,6 +57,14 @@ def train_data(hparams: HParams) -> Any:
 
 def eval_data(hparams: HParams) -> tfdp.Source:
     return tfdp.from_arrays(*examples(33, hparams.units, seed=2))
+
+
+def callbacks(hparams: HParams) -> list[keras.callbacks.Callback]:
+    return [
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.9),
+        keras.callbacks.ReduceLROnPlateau("val_loss", patience=1, min_delta=0.1),
+        *([keras.callbacks.CSVLogger(os.environ["CSV"])] if "CSV" in os.environ else []),
+    ]
 
 
 def preprocess(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
