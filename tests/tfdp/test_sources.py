@@ -151,7 +151,8 @@ def read(features):
     (first, _), *_ = itertools.islice(batches.iterator(), 20)
     assert first["features"].dtype == tf.float32
     in_order = Order(len(source), 64, shuffle=False)
-    for _ in itertools.islice(feed.from_source(source, in_order, team, training=False).iterator(), 20):
+    batches = feed.from_source(source, in_order, team, training=False)
+    for _ in itertools.islice(batches.iterator(), 20):
         pass
     return source.read([7, len(features) - 1])[0]["features"][:, 5].numpy().tolist()
 
