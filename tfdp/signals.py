@@ -8,14 +8,13 @@ that all threads block, and one waits for, reaches us at once.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
 from tfdp.log import say
+from tfdp.peers import PEERS, end_process
 
 ECHO_S = 0.3  # some parents signal the process and then its group: that counts as one
 _WATCHED = (signal.SIGTERM, signal.SIGINT)
@@ -53,6 +52,5 @@ class Signals:
 
 
 def _leave(number: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(128 + number)
+    PEERS.stop(signal.Signals(number).name)
+    end_process(128 + number)
