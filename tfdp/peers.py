@@ -25,6 +25,8 @@ PATIENCE_S: Final = 0.4
 PATIENCE_WITH_FAULTS_S: Final = 1.5
 NEWS_S: Final = 6.0  # TensorFlow notices a frozen worker some seconds before the wire is sure
 _SHOWN = 300  # characters of an error
+# How lines begin by which TensorFlow says where something went wrong, before it says what.
+_WHERE = ("Graph execution error:", "Detected at node", "<stack traces", "File ")
 
 
 class Peers:
@@ -128,10 +130,9 @@ PEERS: Final = Peers()
 
 def in_one_line(error: BaseException) -> str:
     """An error's type and the line of its message that says most."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines[:1] == ["Graph execution error:"]:  # then where, and at last what
-        lines = [line for line in lines if "{{node" in line] or lines[1:]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:_SHOWN]
+    lines = (line.strip() for line in str(error).splitlines())
+    telling = next((line for line in lines if line and not line.startswith(_WHERE)), "")
+    return f"{type(error).__name__}: {telling}"[:_SHOWN]
 
 
 def end_process(code: int) -> NoReturn:

@@ -41,7 +41,8 @@ class Party:
         return self.heard[index].get(timeout=SOON_S)
 
     def cut(self, index: int) -> None:
-        """As the kernel does when a worker's process ends."""
+        """As the kernel does when a worker's process ends; the thread of a dead one is mute."""
+        self.wires[index]._is_leaving = True
         for each in self.channels[index].values():
             with contextlib.suppress(OSError):  # the other may have been first
                 each._connection.shutdown(socket.SHUT_RDWR)

@@ -1,8 +1,8 @@
 """A recipe that is over in a moment: 200 random examples, a small net with dropout.
 
 Variables of the environment make it misbehave, or wait for a test: ``HOLD=path:count`` reads
-``count`` batches and no more while the file at ``path`` exists; ``FAULT_OF=index`` lets that worker
-fail in build_model.
+``count`` batches and no more while the file at ``path`` exists; ``FAULT=place:index`` lets that
+worker fail in build_model, in train_data (wrong input), or in "read", an op that reads a batch.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ class HParams:
 
 
 def build_model(hparams: HParams) -> keras.Model:
-    cluster = from_environment()
-    if cluster is not None and os.environ.get("FAULT_OF") == str(cluster.index):
+    if fails("build_model"):
         raise ZeroDivisionError("this worker can't build")
     model = keras.Sequential(
         [
@@ -52,7 +51,9 @@ def train_data(hparams: HParams) -> Any:
     if hparams.data == "dataset":
         numbers = tf.data.Dataset.range(EXAMPLES)
         return numbers.map(lambda i: tuple(leaf[0] for leaf in source.read(i[tf.newaxis])))
-    return Held(source) if "HOLD" in os.environ else source
+    if fails("train_data"):
+        raise tfdp.BadInput("this worker has no data: give it some")
+    return Held(source) if "HOLD" in os.environ or fails("read") else source
 
 
 def eval_data(hparams: HParams) -> tfdp.Source:
@@ -71,11 +72,17 @@ def examples(count: int, units: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     return features, rng.normal(size=(count, units)).astype(np.float32)
 
 
+def fails(place: str) -> bool:
+    """Whether this worker is to fail there."""
+    cluster = from_environment()
+    return cluster is not None and os.environ.get("FAULT") == f"{place}:{cluster.index}"
+
+
 class Held(tfdp.Source):
     """A source that stops in the middle, for as long as a test wants."""
 
     def __init__(self, source: tfdp.Source) -> None:
-        path, _, count = os.environ["HOLD"].partition(":")
+        path, _, count = os.environ.get("HOLD", "none:3").partition(":")
         self._path, self._left = Path(path), int(count)
         self._source = source
         self._lock = threading.Lock()
@@ -90,6 +97,8 @@ class Held(tfdp.Source):
     def _wait(self) -> np.ndarray:
         with self._lock:
             self._left -= 1
+            if self._left < 0 and fails("read"):
+                raise OverflowError("this worker can't read")
             while self._left < 0 and self._path.exists():
                 time.sleep(0.01)
         return np.int64(0)
