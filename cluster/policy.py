@@ -31,7 +31,7 @@ from cluster import exits
 
 SETTLE_S: Final = 3.0  # for the others to end by themselves after the first
 GRACE_S: Final = 2.0  # then to leave when told: with a peer gone there is nothing more to save
-SHORT_S: Final = 60.0
+SHORT_S: Final = 20.0
 LONGEST_WAIT_S: Final = 60.0
 FORGIVEN_S: Final = 3600.0
 

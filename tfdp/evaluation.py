@@ -31,6 +31,7 @@ def evaluate(
     preprocess: Preprocess | None = None,
     auto_shard: AutoShard | None = None,
     callbacks: keras.callbacks.CallbackList | None = None,
+    between_calls: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Computes a compiled model's loss and metrics over all of the data, by all workers.
 
@@ -46,6 +47,8 @@ def evaluate(
         preprocess: applied to the features of each example.
         auto_shard: how TensorFlow divides a dataset; None leaves it to the dataset's options.
         callbacks: told of the test's begin and end.
+        between_calls: called between calls into TensorFlow, at the same places on all workers;
+            what it raises ends the evaluation.
 
     Returns:
         The value of each metric by name, "loss" first; equal on all workers.
@@ -59,7 +62,7 @@ def evaluate(
         keras_private.build(model, dataset.element_spec)
         model.reset_metrics()
         _tell(callbacks, "on_test_begin", None)
-        _run_all(test_steps(model), iter(_endless(dataset, team)), count)
+        _run_all(test_steps(model), iter(_endless(dataset, team)), count, team, between_calls)
     else:
         dataset = _dataset(data, steps, preprocess, auto_shard)
         keras_private.build(model, dataset.element_spec)
@@ -68,6 +71,7 @@ def evaluate(
         test = test_step(model)
         for batch in team.strategy.experimental_distribute_dataset(dataset):
             test(batch)
+            between_calls()
     logs = read_metrics(model)()
     team.settle()
     _tell(callbacks, "on_test_end", logs)
@@ -131,8 +135,14 @@ def _dataset(
     return feed.sharded(feed.preprocessed(data, preprocess), auto_shard)
 
 
-def _run_all(run: Callable[[Any, int], None], iterator: Any, steps: int) -> None:
-    """Runs ``steps`` steps in calls of about ``CALL_S`` seconds."""
+def _run_all(
+    run: Callable[[Any, int], None],
+    iterator: Any,
+    steps: int,
+    team: Team,
+    between_calls: Callable[[], None],
+) -> None:
+    """Runs ``steps`` steps in calls of about ``CALL_S`` seconds, the same ones on all workers."""
     size, done = 1, 0
     while done < steps:
         size = min(size, steps - done)
@@ -140,7 +150,10 @@ def _run_all(run: Callable[[Any, int], None], iterator: Any, steps: int) -> None
         run(iterator, size)
         step_s = (time.perf_counter() - began) / size
         done += size
-        size = max(1, min(int(CALL_S / max(step_s, 1e-9)), 8 * size))
+        if done < steps:
+            between_calls()
+            slowest_s = float(team.gather(np.array([step_s])).max())
+            size = max(1, min(int(CALL_S / max(slowest_s, 1e-9)), 8 * size))
 
 
 def _endless(dataset: tf.data.Dataset, team: Team) -> Any:

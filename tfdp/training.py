@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import tfdp
@@ -93,6 +94,7 @@ class Run:
         self._scores: dict[str, Any] = {}
         self._logs: dict[str, Any] = {}
         self._examples_per_s: float | None = None
+        self._told_to_stop: Callable[[], bool] = lambda: False
 
         self._standing = standing.find(
             team,
@@ -159,6 +161,7 @@ class Run:
         """Trains from where the run stands to its last step, saving on the way."""
         if self.first_step and self._team.is_chief:
             say(f"going on from step {self.first_step} of {self.last_step}")
+        self._told_to_stop = told_to_stop
         report = Report(self._team, self._settings, self._batches, self.first_step, self.last_step)
         acts: list[keras.callbacks.Callback] = [report]
         if self._settings.eval_every_steps and self._eval_data is not None:
@@ -175,6 +178,7 @@ class Run:
                 callbacks=acts,
                 told_to_stop=told_to_stop,
             )
+            self._wait_for_chief()  # whatever comes from here on, training is not lost
         except Stopped as stopped:
             self._save(stopped.step)
             self._wait_for_chief()
@@ -236,7 +240,7 @@ class Run:
         order = Order(examples, settings.global_batch_size)  # for counting alone
         return dataclasses.replace(batches, examples_before=order.examples_before)
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self, between_calls: Callable[[], None] = lambda: None) -> dict[str, Any]:
         data = self._eval_data
         assert data is not None
         batch_size = self._settings.global_batch_size
@@ -246,15 +250,23 @@ class Run:
             batch_size=batch_size if isinstance(data, Source) else None,
             preprocess=self._recipe.preprocess,
             auto_shard=self._settings.auto_shard,
+            between_calls=between_calls,
         )
+
+    def _stop_if_told(self, step: int) -> None:
+        told = self._team.gather(np.array([self._told_to_stop()], np.int32))[:, 0]
+        if told.any():
+            raise Stopped(step, int(told.argmax()))
 
     def _evaluate_between(self, step: int, report: Report) -> None:
         """Evaluates in the middle of training, whose own metrics must not notice."""
         if step == self.last_step:
             return  # conclude() does
         rows = state.metric_rows(self._model)
-        scores = self._evaluate()
-        state.set_metric_rows(self._model, rows)
+        try:
+            scores = self._evaluate(between_calls=lambda: self._stop_if_told(step))
+        finally:
+            state.set_metric_rows(self._model, rows)
         report.evaluated(step, scores)
 
     def _save(self, step: int, report: Report | None = None) -> None:

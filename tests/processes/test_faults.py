@@ -71,6 +71,51 @@ def test_a_fault_of_one_worker_ends_all_with_its_words_and_code(
         assert_only_own_words(at_fault)
 
 
+def test_a_signal_while_a_model_is_built_ends_all_at_once(tmp_path: Path) -> None:
+    hold, marks = tmp_path / "hold", tmp_path / "marks"
+    hold.touch()
+    marks.mkdir()
+    env = {"HOLD_BUILD": str(hold), "MARKS": str(marks)}
+    with Workers([command(tmp_path / "run")] * 2, env=env) as workers:
+        wait_until((marks / "build").exists, 40, "they build")
+        workers[1].signal(signal.SIGTERM)
+        chief, other = workers.wait(138, 143)
+    assert chief == "tfdp: worker 1 was told to stop (SIGTERM)\n"
+    assert other == ""
+
+
+def test_a_signal_in_an_evaluation_between_stops_and_saves_there(tmp_path: Path) -> None:
+    hold, workdir, marks = tmp_path / "hold", tmp_path / "run", tmp_path / "marks"
+    hold.touch()
+    marks.mkdir()
+    env = {"HOLD_EVAL": f"{hold}:1", "MARKS": str(marks)}
+    flags = ("--eval_every_steps=6", "--checkpoint_every_steps=100", "--global_batch_size=4")
+    with Workers([command(workdir, *flags)] * 2, env=env) as workers:
+        wait_until((marks / "eval").exists, 40, "they evaluate")
+        workers[1].signal(signal.SIGTERM)
+        workers[1].wait_for("got SIGTERM")
+        hold.unlink()
+        chief, other = workers.wait(138, 143)
+    assert "stopped at step 6, as worker 1 was told to" in chief
+    assert "stopped at step 6, as worker 1 was told to" in other
+    assert list(checkpoints(workdir)) == [6]
+
+
+def test_a_signal_in_the_last_evaluation_loses_no_training(tmp_path: Path) -> None:
+    hold, workdir, marks = tmp_path / "hold", tmp_path / "run", tmp_path / "marks"
+    hold.touch()
+    marks.mkdir()
+    env = {"HOLD_EVAL": f"{hold}:0", "MARKS": str(marks)}
+    flags = ("--steps=9", "--checkpoint_every_steps=100")
+    with Workers([command(workdir, *flags)] * 2, env=env) as workers:
+        wait_until((marks / "eval").exists, 40, "they evaluate")
+        workers[0].signal(signal.SIGTERM)
+        chief, other = workers.wait(143, 138)
+    assert other == "tfdp: worker 0 was told to stop (SIGTERM)\n"
+    assert_only_own_words(chief)
+    assert list(checkpoints(workdir)) == [9]
+
+
 class Supervised:
     """One worker, started again when it ends with a code of 128 or more, as cluster managers do.
 

@@ -1,8 +1,14 @@
 """A recipe that is over in a moment: 200 random examples, a small net with dropout.
 
-Variables of the environment make it misbehave, or wait for a test: ``HOLD=path:count`` reads
-``count`` batches and no more while the file at ``path`` exists; ``FAULT=place:index`` lets that
-worker fail in build_model, in train_data (wrong input), or in "read", an op that reads a batch.
+Variables of the environment make it misbehave, or wait for a test:
+
+- ``HOLD=path:count`` reads ``count`` batches for training and no more while the file at ``path``
+  exists; ``HOLD_EVAL`` likewise for evaluation.
+- ``HOLD_BUILD=path`` waits in build_model while the file at ``path`` exists.
+- ``FAULT=place:index`` lets that worker fail in build_model, in train_data (wrong input), or in
+  "read", an op that reads a batch.
+- ``MARKS=folder`` touches a file there, "build", "train" or "eval", when a model is built and at
+  every batch; ``PACE_S`` makes batches slow.
 """
 
 from __future__ import annotations
@@ -34,6 +40,10 @@ class HParams:
 def build_model(hparams: HParams) -> keras.Model:
     if fails("build_model"):
         raise ZeroDivisionError("this worker can't build")
+    mark("build")
+    hold = os.environ.get("HOLD_BUILD")
+    while hold and Path(hold).exists():
+        time.sleep(0.01)
     model = keras.Sequential(
         [
             keras.layers.Input((6,)),
@@ -53,11 +63,12 @@ def train_data(hparams: HParams) -> Any:
         return numbers.map(lambda i: tuple(leaf[0] for leaf in source.read(i[tf.newaxis])))
     if fails("train_data"):
         raise tfdp.BadInput("this worker has no data: give it some")
-    return Held(source) if "HOLD" in os.environ or fails("read") else source
+    return Watched(source, "train", os.environ.get("HOLD"))
 
 
 def eval_data(hparams: HParams) -> tfdp.Source:
-    return tfdp.from_arrays(*examples(33, hparams.units, seed=2))
+    source = tfdp.from_arrays(*examples(33, hparams.units, seed=2))
+    return Watched(source, "eval", os.environ.get("HOLD_EVAL"))
 
 
 def preprocess(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
@@ -78,27 +89,38 @@ def fails(place: str) -> bool:
     return cluster is not None and os.environ.get("FAULT") == f"{place}:{cluster.index}"
 
 
-class Held(tfdp.Source):
-    """A source that stops in the middle, for as long as a test wants."""
+def mark(name: str) -> None:
+    """Tells a test what this worker does."""
+    if "MARKS" in os.environ:
+        (Path(os.environ["MARKS"]) / name).touch()
 
-    def __init__(self, source: tfdp.Source) -> None:
-        path, _, count = os.environ.get("HOLD", "none:3").partition(":")
-        self._path, self._left = Path(path), int(count)
-        self._source = source
+
+class Watched(tfdp.Source):
+    """A source that tells when it is read, and stops in the middle for as long as a test wants."""
+
+    def __init__(self, source: tfdp.Source, name: str, hold: str | None) -> None:
+        self._source, self._name = source, name
+        path, _, count = (hold or "").partition(":")
+        self._hold = Path(path) if path else None
+        self._left = int(count or 3)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._source)
 
     def read(self, indices: tf.Tensor) -> Any:
+        if self._hold is None and not {"FAULT", "MARKS", "PACE_S"} & set(os.environ):
+            return self._source.read(indices)
         with tf.control_dependencies([tf.numpy_function(self._wait, [], tf.int64)]):
             return self._source.read(tf.identity(indices))
 
     def _wait(self) -> np.ndarray:
         with self._lock:
+            mark(self._name)
+            time.sleep(float(os.environ.get("PACE_S", 0)))
             self._left -= 1
             if self._left < 0 and fails("read"):
                 raise OverflowError("this worker can't read")
-            while self._left < 0 and self._path.exists():
+            while self._left < 0 and self._hold is not None and self._hold.exists():
                 time.sleep(0.01)
         return np.int64(0)
