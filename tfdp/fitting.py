@@ -18,6 +18,7 @@ from tfdp.errors import BadInput, PeerFailed, Stopped
 from tfdp.feed import Batches
 from tfdp.loop import Loop
 from tfdp.order import Order
+from tfdp.peers import PEERS
 from tfdp.sources import Source, as_data
 from tfdp.steps import read_metrics
 from tfdp.team import Team, cluster_here, team_of
@@ -276,7 +277,8 @@ def _faults_shared(loop: Loop) -> Iterator[None]:
     except (PeerFailed, Stopped, tf.errors.OpError):
         raise
     except Exception as error:
-        loop.tell(error)
+        if not PEERS.share(error):
+            loop.tell(error)
         raise
 
 
