@@ -54,6 +54,8 @@ def _define() -> None:
     integer("eval_every_steps", 0, "Updates from one evaluation to the next; 0: at the end only.")
     string("export_dir", None, "Where versions are published: WORKDIR/model; none: nowhere.")
     string("communication", "auto", "How workers all-reduce: auto, ring or nccl.")
+    integer("accumulate_steps", 1, "Pieces in which a replica computes its part of a batch.")
+    string("mixed_precision", "none", "Compute in bfloat16 or float16, keep float32 weights.")
     string("auto_shard", "auto", "How TensorFlow shards a tf.data.Dataset: auto, file, data, off.")
     flags.DEFINE_float(
         "startup_timeout_s", 600.0, "Seconds to wait for the other workers.", flag_values=_FLAGS

@@ -56,6 +56,8 @@ def train(settings: Settings, recipe: Recipe, signals: Signals) -> None:
     _compare(team, settings, recipe)
 
     keras.utils.set_random_seed(settings.seed % (1 << 32))
+    if settings.mixed_precision != "none":
+        keras.config.set_dtype_policy(f"mixed_{settings.mixed_precision}")
     with strategy.scope():
         model = recipe.build_model(recipe.hparams)
     team.settle()  # what all may find wrong now, all have to be there to say
@@ -117,6 +119,7 @@ class Run:
                 "recipe_sha256": recipe.digest,
                 "seed": settings.seed,
                 "global_batch_size": settings.global_batch_size,
+                "mixed_precision": settings.mixed_precision,
             },
             settings.adopt_checkpoints,
         )
@@ -228,6 +231,8 @@ class Run:
                 validate=self._evaluate_aside if validates else None,
                 restore=self._restore,
                 told_to_stop=told,
+                observe=report.observe,
+                accumulate_steps=self._settings.accumulate_steps,
             )
             self._wait_for_chief()  # whatever comes from here on, training is not lost
         except Stopped as stopped:
