@@ -52,6 +52,11 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | dict(extra or {})
 
 
+def _in_child() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
+
+
 class Process:
     """A child process with a hard limit; use it in a ``with`` block.
 
@@ -82,7 +87,7 @@ class Process:
             env=clean_environment(env),
             cwd=cwd or ROOT,
             start_new_session=True,
-            preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+            preexec_fn=_in_child,
         )
 
     @property

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from tfdp.evaluation import predict as predict
     from tfdp.exporting import export as export
     from tfdp.fitting import fit as fit
+    from tfdp.records import from_tfrecords as from_tfrecords
     from tfdp.sources import Source as Source
     from tfdp.sources import from_arrays as from_arrays
+    from tfdp.sources import from_files as from_files
     from tfdp.team import connect as connect
     from tfdp.team import is_chief as is_chief
 
@@ -38,6 +40,8 @@ _HOMES = {
     "export": "exporting",
     "fit": "fitting",
     "from_arrays": "sources",
+    "from_files": "sources",
+    "from_tfrecords": "records",
     "is_chief": "team",
     "predict": "evaluation",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +11,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp import feed, keras_private
+from tfdp import feed, keras_private, sharding
 from tfdp.errors import BadInput
-from tfdp.feed import Preprocess
+from tfdp.feed import Batches, Preprocess
 from tfdp.loop import CALL_S
+from tfdp.order import Order
 from tfdp.sources import Source, as_data
-from tfdp.steps import predict_step, read_metrics, test_step, test_steps
+from tfdp.steps import predict_step, read_metrics, test_next, test_steps
 from tfdp.team import Team, team_of
 from tfdp.words import AutoShard
 
@@ -31,6 +33,7 @@ def evaluate(
     preprocess: Preprocess | None = None,
     auto_shard: AutoShard | None = None,
     callbacks: keras.callbacks.CallbackList | None = None,
+    between_calls: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Computes a compiled model's loss and metrics over all of the data, by all workers.
 
@@ -46,6 +49,8 @@ def evaluate(
         preprocess: applied to the features of each example.
         auto_shard: how TensorFlow divides a dataset; None leaves it to the dataset's options.
         callbacks: told of the test's begin and end.
+        between_calls: called between calls into TensorFlow, at the same places on all workers;
+            what it raises ends the evaluation.
 
     Returns:
         The value of each metric by name, "loss" first; equal on all workers.
@@ -55,19 +60,20 @@ def evaluate(
     if isinstance(data, Source):
         if steps is not None:
             raise BadInput(f"steps is {steps}, which is for datasets: a source knows its end")
-        dataset, count = feed.shares(data, team, batch_size or 32, preprocess=preprocess)
-        keras_private.build(model, dataset.element_spec)
+        batches, order = _in_order(data, batch_size, team, preprocess)
+        keras_private.build(model, batches.element_spec)
         model.reset_metrics()
         _tell(callbacks, "on_test_begin", None)
-        _run_all(test_steps(model), iter(_endless(dataset, team)), count)
+        run = functools.partial(test_steps(model), batches.iterator(), order)
+        _run_all(run, batches.steps_per_epoch, team, between_calls)
     else:
-        dataset = _dataset(data, steps, preprocess, auto_shard)
+        dataset = _dataset(data, team, steps, preprocess, auto_shard)
         keras_private.build(model, dataset.element_spec)
         model.reset_metrics()
         _tell(callbacks, "on_test_begin", None)
-        test = test_step(model)
-        for batch in team.strategy.experimental_distribute_dataset(dataset):
-            test(batch)
+        iterator = iter(team.strategy.experimental_distribute_dataset(dataset))
+        while test_next(model)(iterator):
+            between_calls()
     logs = read_metrics(model)()
     team.settle()
     _tell(callbacks, "on_test_end", logs)
@@ -104,14 +110,15 @@ def predict(
     step = predict_step(model)
     strategy = team.strategy
     if isinstance(data, Source):
-        dataset, count = feed.shares(data, team, batch_size or 32, preprocess=preprocess)
-        iterator = iter(_endless(dataset, team))
-        batches = [strategy.experimental_local_results(step(next(iterator))) for _ in range(count)]
-        in_order = [_arrays(rows) for replica in zip(*batches, strict=True) for rows in replica]
-        rows = _from_all_workers(_concatenated(in_order), team)
+        batches, order = _in_order(data, batch_size, team, preprocess)
+        iterator = batches.iterator()
+        mine: list[Any] = []
+        for _ in range(batches.steps_per_epoch):
+            mine += map(_arrays, strategy.experimental_local_results(step(next(iterator))))
+        rows = _from_all_workers(_concatenated(mine), order, team)
         team.settle()
         return rows
-    dataset = _dataset(data, steps, preprocess, auto_shard)
+    dataset = _dataset(data, team, steps, preprocess, auto_shard)
     gathered = []
     for batch in strategy.experimental_distribute_dataset(dataset):
         gathered.append(_arrays(strategy.gather(step(batch), axis=0)))
@@ -123,29 +130,39 @@ def predict(
 
 def _dataset(
     data: tf.data.Dataset,
+    team: Team,
     steps: int | None,
     preprocess: Preprocess | None,
     auto_shard: AutoShard | None,
 ) -> tf.data.Dataset:
+    auto_shard = sharding.settled(data, auto_shard, team, training=False)
     data = data if steps is None else data.take(steps)
     return feed.sharded(feed.preprocessed(data, preprocess), auto_shard)
 
 
-def _run_all(run: Callable[[Any, int], None], iterator: Any, steps: int) -> None:
-    """Runs ``steps`` steps in calls of about ``CALL_S`` seconds."""
+def _in_order(
+    data: Source, batch_size: int | None, team: Team, preprocess: Preprocess | None
+) -> tuple[Batches, Order]:
+    """The global batches that one replica alone would look at, in the data's order."""
+    order = Order(len(data), batch_size or 32, shuffle=False)
+    return feed.from_source(data, order, team, training=False, preprocess=preprocess), order
+
+
+def _run_all(
+    run: Callable[[int, int], None], steps: int, team: Team, between_calls: Callable[[], None]
+) -> None:
+    """Runs steps (from which, how many) in calls of about ``CALL_S``, alike on all workers."""
     size, done = 1, 0
     while done < steps:
         size = min(size, steps - done)
-        began = time.perf_counter()
-        run(iterator, size)
-        step_s = (time.perf_counter() - began) / size
+        began_s = time.perf_counter()
+        run(done, size)
+        step_s = (time.perf_counter() - began_s) / size
         done += size
-        size = max(1, min(int(CALL_S / max(step_s, 1e-9)), 8 * size))
-
-
-def _endless(dataset: tf.data.Dataset, team: Team) -> Any:
-    """Distributed, and without an end: then workers need not agree on one at every step."""
-    return team.strategy.distribute_datasets_from_function(lambda _: dataset.repeat())
+        if done < steps:
+            between_calls()
+            slowest_s = float(team.gather(np.array([step_s])).max())
+            size = max(1, min(int(CALL_S / max(slowest_s, 1e-9)), 8 * size))
 
 
 def _arrays(rows: Any) -> Any:
@@ -156,20 +173,28 @@ def _concatenated(parts: list[Any]) -> Any:
     return tf.nest.map_structure(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _from_all_workers(rows: Any, team: Team) -> Any:
-    """Every worker's rows, one worker's after another's, on all of them."""
+def _from_all_workers(rows: Any, order: Order, team: Team) -> Any:
+    """Every worker's rows of each global batch, in order, on all of them."""
     if team.workers == 1:
         return rows
+    places: list[list[np.ndarray]] = [
+        [] for _ in range(team.workers)
+    ]  # in the data, of each worker's rows
+    for step in range(order.steps_per_epoch):
+        first, size = order.examples_before(step), order.batch_size(step)
+        for worker in range(team.workers):
+            start, stop = (
+                first + size * replica // team.replicas
+                for replica in (worker * team.local_replicas, (worker + 1) * team.local_replicas)
+            )
+            places[worker].append(np.arange(start, stop))
 
     def gathered(leaf: np.ndarray) -> np.ndarray:
-        counts = team.gather(np.array([len(leaf)], np.int64))[:, 0]
-        parts = team.gather_bytes(leaf.tobytes())
-        return np.concatenate(
-            [
-                np.frombuffer(part, leaf.dtype).reshape(count, *leaf.shape[1:])
-                for part, count in zip(parts, counts, strict=True)
-            ]
-        )
+        whole = np.empty((order.examples, *leaf.shape[1:]), leaf.dtype)
+        for place, part in zip(places, team.gather_bytes(leaf.tobytes()), strict=True):
+            theirs = np.frombuffer(part, leaf.dtype)
+            whole[np.concatenate(place)] = theirs.reshape(-1, *leaf.shape[1:])
+        return whole
 
     return tf.nest.map_structure(gathered, rows)
 

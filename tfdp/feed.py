@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfdp import sharding
 from tfdp.errors import BadInput
-from tfdp.order import Order, share, words_of
+from tfdp.order import Order, words_of
 from tfdp.sources import Batch, Source
 from tfdp.team import Team
 from tfdp.words import AutoShard
@@ -21,14 +22,13 @@ Preprocess = Callable[[Any, bool, tf.Tensor], Any]  # (features, training, seed)
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Batches for training, without end, one for each replica and step.
+    """Batches without end, one for each replica and step.
 
     Args:
-        dataset: what ``iter`` takes; gives every local replica its slice of a global batch.
+        dataset: what ``iter`` takes; gives every local replica its part of a global batch.
         element_spec: specs of ``(x[, y[, sample_weight]])``, batch dimension first and unknown.
         steps_per_epoch: updates in an epoch.
-        is_even: whether all replicas have equally many examples at every step.
-        leaves_replicas_idle: whether a replica may get an empty batch.
+        order: how many examples each global batch has; None where only TensorFlow knows.
         examples_before: examples used by the updates before a step; None if that is unknown.
         steps_to_skip: batches to draw and drop before the first: done in an earlier start.
     """
@@ -36,8 +36,7 @@ class Batches:
     dataset: Any
     element_spec: Any
     steps_per_epoch: int
-    is_even: bool
-    leaves_replicas_idle: bool
+    order: Order | None = None
     examples_before: Callable[[int], int] | None = None
     steps_to_skip: int = 0
 
@@ -61,20 +60,22 @@ def from_source(
     team: Team,
     *,
     first_step: int = 0,
+    training: bool = True,
     preprocess: Preprocess | None = None,
     transform: Callable[..., Any] | None = None,
 ) -> Batches:
-    """Training batches of a source: each replica reads its slice of every global batch.
+    """Batches of a source: each replica reads its slice of every global batch.
 
     Args:
         source: where examples are read.
         order: which of them make global batch k.
         team: the workers.
         first_step: updates done before the first batch.
+        training: what ``preprocess`` is told.
         preprocess: applied to the features of each example, in parallel.
         transform: applied to each batch ``(x[, y[, sample_weight]])`` at last.
     """
-    read = _reader(source, preprocess, training=True, seed=order.seed)
+    read = _reader(source, preprocess, training, seed=order.seed)
 
     def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
         first_replica = context.input_pipeline_id * team.local_replicas
@@ -101,8 +102,7 @@ def from_source(
         ),
         element_spec=local.element_spec,
         steps_per_epoch=order.steps_per_epoch,
-        is_even=order.is_even(team.replicas),
-        leaves_replicas_idle=order.leaves_replicas_idle(team.replicas),
+        order=order,
         examples_before=order.examples_before,
     )
 
@@ -133,13 +133,9 @@ def from_dataset(
 
     Raises:
         BadInput: if the dataset has no end and ``steps_per_epoch`` is None, or is empty, or has
-            another length on another worker.
+            another length on another worker, or its files can't be divided as asked for.
     """
-    if steps_per_epoch is None:
-        steps_per_epoch = _length(dataset, team)
-    dataset = dataset.repeat()  # without an end, workers need not agree on one at every step
     if preprocess is not None:
-        read = _batch_preprocessor(preprocess, training=True, seed=seed)
         # Batches are numbered for the seeds, and TensorFlow can't shard by files through that.
         if auto_shard == "file":
             raise BadInput(
@@ -147,6 +143,12 @@ def from_dataset(
                 "or use --auto_shard=data, or a tfdp.Source"
             )
         auto_shard = "data" if auto_shard in (None, "auto") else auto_shard
+    auto_shard = sharding.settled(dataset, auto_shard, team, training=True)
+    if steps_per_epoch is None:
+        steps_per_epoch = _length(dataset, team)
+    dataset = dataset.repeat()  # without an end, workers need not agree on one at every step
+    if preprocess is not None:
+        read = _batch_preprocessor(preprocess, training=True, seed=seed)
         dataset = dataset.scan(
             np.int64(0), lambda step, batch: (step + 1, (step, *as_tuple(batch)))
         )
@@ -158,8 +160,6 @@ def from_dataset(
         dataset=team.strategy.experimental_distribute_dataset(dataset),
         element_spec=dataset.element_spec,
         steps_per_epoch=steps_per_epoch,
-        is_even=team.replicas == 1,
-        leaves_replicas_idle=team.replicas > 1,
         steps_to_skip=first_step,
     )
 
@@ -198,45 +198,6 @@ def _length(dataset: tf.data.Dataset, team: Team) -> int:
     if length == 0:
         raise BadInput("the dataset is empty: it has to have at least one example")
     return length
-
-
-def shares(
-    source: Source,
-    team: Team,
-    batch_size: int,
-    *,
-    preprocess: Preprocess | None = None,
-) -> tuple[tf.data.Dataset, int]:
-    """A source for evaluation: each replica reads a contiguous share, in order and once.
-
-    Args:
-        source: where examples are read.
-        team: the workers.
-        batch_size: examples a step over all replicas, at the most.
-        preprocess: applied to the features of each example.
-
-    Returns:
-        This worker's dataset, one batch for each local replica in turn, and its number of steps.
-        Batches at the end may be empty where a share is shorter than its neighbour's.
-    """
-    read = _reader(source, preprocess, training=False, seed=0)
-    size = max(1, batch_size // team.replicas)
-    first = team.index * team.local_replicas
-    mine = [share(len(source), first + i, team.replicas) for i in range(team.local_replicas)]
-    starts = tf.constant([part.start for part in mine], tf.int64)
-    stops = tf.constant([part.stop for part in mine], tf.int64)
-
-    def batch(turn: tf.Tensor) -> Any:
-        step, replica = turn // team.local_replicas, turn % team.local_replicas
-        start = tf.minimum(starts[replica] + step * size, stops[replica])
-        stop = tf.minimum(start + size, stops[replica])
-        return read(tf.constant(0, tf.int64), tf.range(start, stop))
-
-    steps = max(1, *(-(-len(part) // size) for part in mine))
-    dataset = tf.data.Dataset.range(steps * team.local_replicas).map(
-        batch, num_parallel_calls=tf.data.AUTOTUNE
-    )
-    return dataset.prefetch(tf.data.AUTOTUNE), steps
 
 
 def per_batch(preprocess: Preprocess, training: bool) -> Callable[..., Any]:

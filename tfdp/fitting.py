@@ -12,18 +12,16 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import callbacks as callbacks_module
-from tfdp import evaluation, feed, keras_private
+from tfdp import evaluation, exactness, feed, keras_private
 from tfdp.callbacks import AtSteps
 from tfdp.errors import BadInput, PeerFailed, Stopped
 from tfdp.feed import Batches
 from tfdp.loop import Loop
 from tfdp.order import Order
+from tfdp.peers import PEERS
 from tfdp.sources import Source, as_data
 from tfdp.steps import read_metrics
 from tfdp.team import Team, cluster_here, team_of
-
-# Keras takes these decisions in a branch of the graph, where replicas can't come together.
-_ONE_REPLICA_ONLY = ("gradient_accumulation_steps", "ema_overwrite_frequency")
 
 
 def fit(
@@ -44,6 +42,7 @@ def fit(
     validation_steps: int | None = None,
     validation_batch_size: int | None = None,
     validation_freq: int = 1,
+    accumulate_steps: int = 1,
     seed: int = 0,
 ) -> keras.callbacks.History:
     """Trains a compiled model on all workers of its strategy, as ``Model.fit`` does on one.
@@ -70,6 +69,8 @@ def fit(
         validation_steps: batches of a validation dataset to look at; all by default.
         validation_batch_size: as ``batch_size``, for validation.
         validation_freq: epochs from one validation to the next.
+        accumulate_steps: pieces in which each replica computes its part of a batch, to save memory;
+            their gradients are added, and all-reduced once.
         seed: makes the order of a source or arrays, with the number of updates that the model has
             had before. Random layers draw from seeds of their own and the number of updates.
 
@@ -81,6 +82,8 @@ def fit(
         PeerFailed: if another worker failed.
     """
     check_model(model)
+    if accumulate_steps < 1:
+        raise BadInput(f"accumulate_steps is {accumulate_steps}: it has to be 1 or more")
     team = team_of(model.distribute_strategy)
     if team.workers == 1 and (cluster := cluster_here()) is not None and cluster.size > 1:
         raise BadInput(
@@ -96,7 +99,7 @@ def fit(
         first_step = initial_epoch * steps
         # A model that goes on with training sees another order; one that resumes, its own.
         fresh = max(0, updates_before - first_step)
-        order = Order(len(data), batch_size or 32, seed + (fresh << 32), shuffle)
+        order = Order(len(data), batch_size or 32, seed + (fresh << 32), shuffle, data.run_length)
         batches = feed.from_source(data, order, team, first_step=first_step, transform=transform)
     elif batch_size is not None:
         raise BadInput(
@@ -133,6 +136,7 @@ def fit(
         first_step=first_step,
         last_step=max(epochs * steps, first_step),
         draws_from=max(0, updates_before - first_step),
+        accumulate_steps=accumulate_steps,
         callbacks=callbacks or (),
         verbose=(1 if verbose == "auto" else int(verbose)) if team.is_chief else 0,
         validate=validate,
@@ -149,6 +153,7 @@ def run(
     first_step: int,
     last_step: int,
     draws_from: int = 0,
+    accumulate_steps: int = 1,
     callbacks: Sequence[keras.callbacks.Callback],
     verbose: int = 0,
     validate: Callable[..., dict[str, Any]] | None = None,
@@ -167,6 +172,7 @@ def run(
         last_step: updates done at the end; may be in the middle of an epoch.
         draws_from: added to the step that random layers draw from, for a model that was trained
             before.
+        accumulate_steps: pieces in which a replica computes its part of a batch.
         callbacks: Keras's and users'; ``AtSteps`` among them act at their own steps.
         verbose: as Keras's progress bar takes it.
         validate: evaluates, given the callback list as ``callbacks``.
@@ -183,6 +189,8 @@ def run(
         PeerFailed: if another worker failed.
     """
     keras_private.build(model, batches.element_spec)
+    if team.replicas > 1:
+        exactness.check_metrics(model, batches.element_spec)
     mine = callbacks_module.for_worker(callbacks, team)
     at_steps = [callback for callback in mine if isinstance(callback, AtSteps)]
     everyone = keras.callbacks.CallbackList(
@@ -202,6 +210,7 @@ def run(
         team,
         first_step=first_step,
         draws_from=draws_from,
+        accumulate_steps=accumulate_steps,
         one_by_one=callbacks_module.want_each_batch(mine),
         told_to_stop=lambda: may_stop and told_to_stop(),
     )
@@ -268,7 +277,8 @@ def _faults_shared(loop: Loop) -> Iterator[None]:
     except (PeerFailed, Stopped, tf.errors.OpError):
         raise
     except Exception as error:
-        loop.tell(error)
+        if not PEERS.share(error):
+            loop.tell(error)
         raise
 
 
@@ -287,13 +297,7 @@ def check_model(model: keras.Model) -> None:
     if not model.compiled:
         raise BadInput("the model is not compiled: call model.compile(…) in the strategy's scope")
     if model.distribute_strategy.num_replicas_in_sync > 1:
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-        for option in _ONE_REPLICA_ONLY:
-            if getattr(optimizer, option, None):
-                raise BadInput(
-                    f"the optimizer has {option}={getattr(optimizer, option)}, with which Keras "
-                    "fails on several replicas: leave it out"
-                )
+        exactness.check_losses(model)
 
 
 def _class_weighted(class_weight: Mapping[int, float] | None) -> Callable[..., Any] | None:

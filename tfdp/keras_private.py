@@ -1,9 +1,10 @@
 """The one place that touches what Keras keeps to itself. Checked with Keras 3.15.
 
 Keras 3 has no public way to (1) create a compiled model's metric and optimizer variables without
-training, (2) hand an optimizer gradients that are reduced already, or (3) say what random layers
-draw from. Each function below says what it leans on; ``tests/tfdp/test_keras_private.py`` fails
-when a version of Keras moves it.
+training, (2) hand an optimizer gradients that are reduced already, (3) say what a replica's loss is
+a part of, (4) decide outside of a replica whether an optimizer's periodic work is due, or (5) say
+what random layers draw from. Each function below says what it leans on;
+``tests/tfdp/test_keras_private.py`` fails when a version of Keras moves it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,32 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.losses import loss as loss_module
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.trainers import compile_utils
+
+from tfdp import parts
+from tfdp.log import say_on_chief
+from tfdp.parts import Part
 
 Gradients = list[Any]  # tensors, IndexedSlices or None
+
+_NOTES = {
+    "denominator": (
+        "a loss divides by what its data holds (a mask, or mean_with_sample_weight), and gradients "
+        "are accumulated: each piece of a batch is divided by what it holds itself, so that the "
+        "sum is not quite the undivided batch's"
+    ),
+    "scalar": (
+        "a loss function gives one number for all that it is given, not one for each example: on "
+        "several replicas it is taken for a mean over the examples, and is wrong if it isn't one"
+    ),
+    "unknown": (
+        "train_step uses no loss of Keras (self.compute_loss, or an object of keras.losses): on "
+        "several replicas its gradients are taken for those of a mean over the examples, and are "
+        "wrong if they aren't"
+    ),
+}
 
 
 def build(model: keras.Model, batch_spec: Any) -> None:
@@ -45,12 +69,13 @@ def compilation(model: keras.Model) -> Any:
 
 
 @contextlib.contextmanager
-def reduced_first(reduce: Callable[[Gradients], Gradients]) -> Iterator[None]:
+def reduced_first(reduce: Callable[[Gradients], Gradients | None]) -> Iterator[None]:
     """While it lasts, ``reduce`` sees an optimizer's gradients before the optimizer does.
 
     Keras clips, checks and unscales a replica's own gradients and only then sums them over the
     replicas, which is another computation than on one replica. Here whatever ``apply`` does
-    happens to gradients that are reduced already, and Keras's own reduction does nothing.
+    happens to gradients that are reduced already, and Keras's own reduction does nothing. Where
+    ``reduce`` gives None, nothing is applied.
 
     Leans on ``apply`` of ``BaseOptimizer`` and ``LossScaleOptimizer`` being the outermost call that
     sees the gradients, on ``LossScaleOptimizer._stateful_handle_finite_grads`` calling the wrapped
@@ -62,7 +87,9 @@ def reduced_first(reduce: Callable[[Gradients], Gradients]) -> Iterator[None]:
         def wrapper(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
             if getattr(inside, "apply", False):  # an optimizer that wraps another
                 return apply(self, grads, trainable_variables)
-            return as_inside(apply)(self, reduce(list(grads)), trainable_variables)
+            reduced = reduce(list(grads))
+            if reduced is not None:
+                as_inside(apply)(self, reduced, trainable_variables)
 
         return wrapper
 
@@ -85,6 +112,171 @@ def reduced_first(reduce: Callable[[Gradients], Gradients]) -> Iterator[None]:
         stack.enter_context(
             _replaced(TFOptimizer, "_all_reduce_sum_gradients", lambda _, pairs: list(pairs))
         )
+        yield
+
+
+def loss_trackers(model: keras.Model) -> list[keras.metrics.Metric]:
+    """The metrics that hold the losses of single outputs, where there are several.
+
+    Leans on ``CompileLoss.metrics``.
+    """
+    return list(getattr(model._compile_loss, "metrics", ()))
+
+
+class Losses:
+    """What a model's losses did while a step was traced, all replicas doing the same."""
+
+    def __init__(self) -> None:
+        self.are_parts = False  # Keras's own losses made them parts of the global batch's
+        self._notes: set[str] = set()
+        self._told: set[str] = set()
+
+    def note(self, kind: str) -> None:
+        """Notes what people should know of: a key of ``_NOTES``."""
+        self._notes.add(kind)
+
+    def tell(self, accumulates: bool) -> None:
+        """Tells people, once, what was noted."""
+        if not self.are_parts:
+            self._notes.add("unknown")
+        if not accumulates:
+            self._notes.discard("denominator")
+        for kind in sorted(self._notes - self._told):
+            say_on_chief(_NOTES[kind])
+            self._told.add(kind)
+
+
+@contextlib.contextmanager
+def losses_of(losses: Losses, mine: Callable[[], Part]) -> Iterator[None]:
+    """While it lasts, a replica's losses are its part of the global batch's losses.
+
+    Keras divides what a loss averages by the number of replicas, which is right where replicas
+    have equally many examples and nothing else is averaged over: no valid positions of a mask, no
+    sample weights. Here means count by examples, and those denominators are all replicas'.
+
+    Leans on ``keras.src.losses.loss``: every mean passes ``scale_loss_for_distribution``, every
+    compiled loss ``reduce_values``, masks ``apply_mask``; and on ``unscale_loss_for_distribution``
+    being what trackers are given, of the whole loss (weighted by examples) from the trainer and of
+    each output's (not weighted) from ``CompileLoss``.
+
+    Args:
+        losses: notes what they do.
+        mine: gives the part of the replica that is being traced.
+    """
+    apply_mask, reduce_values = loss_module.apply_mask, loss_module.reduce_values
+    means = ("mean", "sum_over_batch_size", "mean_with_sample_weight")
+
+    def scale(value: Any) -> Any:
+        losses.are_parts = True
+        return mine().of_mean(value)
+
+    def unscale(value: Any) -> Any:
+        return mine().to_mean(value) if losses.are_parts else value
+
+    def unscale_of_output(value: Any) -> Any:
+        return value * tf.cast(mine().parts, value.dtype)
+
+    def masked(sample_weight: Any, mask: Any, dtype: Any, reduction: Any) -> Any:
+        if mask is None or reduction not in means[:2]:
+            return apply_mask(sample_weight, mask, dtype, reduction)
+        losses.note("denominator")
+        # Keras's weight of a valid position is total / valid of a replica; here it is of all.
+        valid = tf.cast(mask, tf.float32 if dtype != "float64" else tf.float64)
+        of_all = parts.summed(
+            mine().counted(tf.stack([tf.cast(tf.size(valid), valid.dtype), tf.reduce_sum(valid)]))
+        )
+        weights = apply_mask(sample_weight, mask, dtype, "sum")
+        return weights * tf.cast(tf.math.divide_no_nan(of_all[0], of_all[1]), weights.dtype)
+
+    def reduced(values: Any, sample_weight: Any = None, reduction: Any = means[1]) -> Any:
+        losses.are_parts = True
+        part = mine()
+        values = part.counted(values)
+        if tuple(values.shape) == () and reduction in means:
+            losses.note("scalar")
+            return part.of_mean(values)
+        if reduction == means[2] and sample_weight is not None:
+            losses.note("denominator")
+            weight = parts.summed(part.counted(tf.reduce_sum(sample_weight)))
+            return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(weight, values.dtype))
+        return reduce_values(values, sample_weight, reduction)
+
+    class OfOutputs:
+        unscale_loss_for_distribution = staticmethod(unscale_of_output)
+
+    with contextlib.ExitStack() as stack:
+        for name, value in (
+            ("scale_loss_for_distribution", scale),
+            ("unscale_loss_for_distribution", unscale),
+            ("apply_mask", masked),
+            ("reduce_values", reduced),
+        ):
+            stack.enter_context(_replaced(loss_module, name, value))
+        stack.enter_context(_replaced(compile_utils, "loss_module", OfOutputs))
+        yield
+
+
+def periods(optimizer: Any) -> tuple[int, int]:
+    """Every how many calls an optimizer updates, and its averages overwrite the weights.
+
+    (1, 0) for one that accumulates nothing and overwrites nothing.
+    """
+    optimizer = _inner(optimizer)
+    overwrites = getattr(optimizer, "use_ema", False) and optimizer.ema_overwrite_frequency
+    return getattr(optimizer, "gradient_accumulation_steps", None) or 1, overwrites or 0
+
+
+def due(optimizer: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Whether an optimizer updates at its next call, and whether averages then overwrite weights.
+
+    Leans on ``BaseOptimizer._iterations``, the count of calls; the public one counts updates.
+    """
+    update_every, overwrite_every = periods(optimizer)
+    optimizer = _inner(optimizer)
+    calls = tf.cast(optimizer._iterations.value, tf.int64)
+    updates = tf.cast(optimizer.iterations, tf.int64)
+    return (calls + 1) % update_every == 0, (updates + 1) % max(1, overwrite_every) == 0
+
+
+@contextlib.contextmanager
+def periods_decided(is_update: bool, overwrites: bool) -> Iterator[None]:
+    """While it lasts, an optimizer's periodic work is done or left out without asking the graph.
+
+    Keras asks by a branch in the graph, within a replica, where replicas can't come together.
+
+    Leans on ``BaseOptimizer._backend_apply_gradients``, whose parts are called here in its order.
+
+    Args:
+        is_update: whether gradients accumulated by ``gradient_accumulation_steps`` are applied.
+        overwrites: whether averages overwrite the weights (``ema_overwrite_frequency``).
+    """
+    together = tf.__internal__.distribute.interim.maybe_merge_call
+
+    def decided(self: Any, grads: Any, trainable_variables: Any) -> None:
+        steps, strategy = self.gradient_accumulation_steps, self._distribution_strategy
+        accumulated = [
+            self._accumulated_gradients[self._get_variable_index(variable)]
+            for variable in (trainable_variables if steps else ())
+        ]
+        if is_update:
+            if steps:
+                grads = [(g + a) / steps for g, a in zip(grads, accumulated, strict=True)]
+            grads = self._clip_gradients(grads)
+            self._apply_weight_decay(trainable_variables)
+            self._backend_update_step(grads, trainable_variables, self.learning_rate)
+            together(_zero, strategy, [each.value for each in accumulated])
+        else:
+            self._backend_increment_gradient_accumulators(grads, accumulated)
+        if self.use_ema:
+            self._update_model_variables_moving_average(self._trainable_variables)
+        if overwrites:
+            together(
+                lambda _, weights: self._overwrite_model_variables_with_average_value(weights),
+                strategy,
+                self._trainable_variables,
+            )
+
+    with _replaced(BaseOptimizer, "_backend_apply_gradients", decided):
         yield
 
 
@@ -117,9 +309,22 @@ def seeds_drawn_from(step: tf.Tensor) -> Iterator[None]:
         yield
 
 
+def _inner(optimizer: Any) -> Any:
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _assign_zeros(variable: tf.Variable) -> None:
+    variable.assign(tf.zeros_like(variable))
+
+
+def _zero(distribution: tf.distribute.Strategy, variables: list[tf.Variable]) -> None:
+    for variable in variables:
+        distribution.extended.update(variable, _assign_zeros, group=False)
+
+
 @contextlib.contextmanager
-def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
-    original = owner.__dict__[name]  # a KeyError here: Keras has moved it
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = vars(owner)[name]  # a KeyError here: Keras has moved it
     setattr(owner, name, value)
     try:
         yield

@@ -35,6 +35,7 @@ class Loop:
         team: the workers.
         first_step: updates done before.
         draws_from: added to the step that random layers draw from.
+        accumulate_steps: pieces in which a replica computes its part of a batch.
         one_by_one: one update a call, for callbacks that want to see each.
         told_to_stop: asked between calls; true ends the run on all workers.
     """
@@ -47,6 +48,7 @@ class Loop:
         *,
         first_step: int = 0,
         draws_from: int = 0,
+        accumulate_steps: int = 1,
         one_by_one: bool = False,
         told_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -54,8 +56,9 @@ class Loop:
         self._model = model
         self._team = team
         self._iterator = batches.iterator()
-        self._run = train_steps(model, batches)
-        self._draws_from = draws_from
+        self._run = train_steps(
+            model, batches, draws_from=draws_from, accumulate_steps=accumulate_steps
+        )
         self._one_by_one = one_by_one
         self._one_by_one_for_all = False
         self._told_to_stop = told_to_stop
@@ -82,7 +85,7 @@ class Loop:
         if self._one_by_one_for_all:
             self.agree()  # a callback may just have set the learning rate for this very step
         began = time.perf_counter()
-        self._run(self._iterator, self._draws_from + self.step, self._steps)
+        self._run(self._iterator, self.step, self._steps)
         duration_s = time.perf_counter() - began
         # The first call spends its time on tracing and tells nothing.
         self._step_s = math.nan if self._step_s is None else duration_s / self._steps

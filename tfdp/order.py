@@ -1,18 +1,22 @@
 """Which examples make global batch k: a pure function of (seed, step).
 
-Nothing here remembers anything. An epoch's order is a permutation that can be asked for any of its
-positions (``tf.random.experimental.index_shuffle``), a global batch is a run of positions, and a
-replica's slice is a run of those. So the order depends neither on how many workers there are nor
-on where a run was resumed, and a checkpoint needs no input state.
+Nothing here remembers anything. An epoch's order is a permutation (of examples, or of runs of
+consecutive ones) that can be asked for any of its positions
+(``tf.random.experimental.index_shuffle``), a global batch is a stretch of positions, and a
+replica's slice is a stretch of those. So the order depends neither on how many workers there are
+nor on where a run was resumed, and a checkpoint needs no input state.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
 from tfdp.errors import BadInput
+
+Number = Any  # a whole number, or an int64 scalar tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Order:
             what is left.
         seed: the run's seed.
         shuffle: whether each epoch has a permutation of its own, or the source's order.
+        run_length: consecutive examples that stay together when shuffled; a source that reads
+            runs faster than single examples names it.
 
     Raises:
         BadInput: if a number is out of range.
@@ -34,12 +40,15 @@ class Order:
     global_batch_size: int
     seed: int = 0
     shuffle: bool = True
+    run_length: int = 1
 
     def __post_init__(self) -> None:
         if self.examples < 1:
             raise BadInput("the source is empty: it has to have at least one example")
         if self.global_batch_size < 1:
             raise BadInput(f"global_batch_size is {self.global_batch_size}: it has to be 1 or more")
+        if self.run_length < 1:
+            raise BadInput(f"run_length is {self.run_length}: it has to be 1 or more")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -51,18 +60,18 @@ class Order:
         """Examples in the last batch of an epoch."""
         return self.examples - (self.steps_per_epoch - 1) * self.global_batch_size
 
-    def is_even(self, replicas: int) -> bool:
-        """Whether all replicas have equally many examples at every step."""
-        return self.global_batch_size % replicas == self.last_batch_size % replicas == 0
+    def leaves_idle(self, parts: int) -> bool:
+        """Whether some batch has fewer examples than the parts that it is split into."""
+        return min(self.global_batch_size, self.last_batch_size) < parts
 
-    def leaves_replicas_idle(self, replicas: int) -> bool:
-        """Whether there are steps in which a replica has no example at all."""
-        return min(self.global_batch_size, self.last_batch_size) < replicas
-
-    def examples_before(self, step: int) -> int:
+    def examples_before(self, step: Number) -> Number:
         """Examples that the updates before ``step`` took, over all epochs."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
+        epoch, batch = step // self.steps_per_epoch, step % self.steps_per_epoch
         return epoch * self.examples + batch * self.global_batch_size
+
+    def batch_size(self, step: Number) -> Number:
+        """Examples in the global batch of a step."""
+        return self.examples_before(step + 1) - self.examples_before(step)
 
     def slice(self, step: tf.Tensor, replica: tf.Tensor, replicas: int) -> tuple[tf.Tensor, ...]:
         """The examples of one replica at one step.
@@ -78,8 +87,7 @@ class Order:
             global batch whatever their number.
         """
         epoch, batch = step // self.steps_per_epoch, step % self.steps_per_epoch
-        first = batch * self.global_batch_size
-        size = tf.minimum(first + self.global_batch_size, self.examples) - first
+        first, size = batch * self.global_batch_size, self.batch_size(step)
         positions = tf.range(
             first + size * replica // replicas, first + size * (replica + 1) // replicas
         )
@@ -92,20 +100,31 @@ class Order:
         seed = tf.random.experimental.stateless_fold_in(
             words_of(self.seed), tf.cast(epoch, tf.int32)
         )
+        runs, rest = divmod(self.examples, self.run_length)
+        if not rest:
+            return self._of_full_runs(positions, seed, runs)
+        # The last run is shorter. Only full ones can change places, so it is put among them.
+        first = self.run_length * tf.random.stateless_uniform(
+            [], tf.random.experimental.stateless_fold_in(seed, 1), 0, runs + 1, tf.int64
+        )
+        others = tf.where(positions < first, positions, tf.maximum(positions - rest, 0))
+        return tf.where(
+            (first <= positions) & (positions < first + rest),
+            runs * self.run_length + positions - first,
+            self._of_full_runs(others, seed, runs) if runs else others,
+        )
+
+    def _of_full_runs(self, positions: tf.Tensor, seed: tf.Tensor, runs: int) -> tf.Tensor:
+        """Indices at ``positions`` of an epoch that had ``runs`` full runs and nothing else."""
         # One more than asked for, because the op refuses an empty vector: an idle replica's slice.
-        return tf.random.experimental.index_shuffle(
-            tf.concat([positions, [0]], axis=0),
-            seed=seed,
-            max_index=tf.constant(self.examples - 1, tf.int64),
+        places = tf.concat([positions // self.run_length, [0]], axis=0)
+        shuffled = tf.random.experimental.index_shuffle(
+            places, seed=seed, max_index=tf.constant(runs - 1, tf.int64)
         )[:-1]
+        return shuffled * self.run_length + positions % self.run_length
 
 
 def words_of(seed: int) -> tf.Tensor:
     """A run's seed (any 64-bit integer) as int32[2], the shape that stateless ops take."""
     words = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
     return tf.constant([word - (1 << 32) if word >> 31 else word for word in words], tf.int32)
-
-
-def share(examples: int, replica: int, replicas: int) -> range:
-    """Positions that a replica evaluates: contiguous, so that results line up in order."""
-    return range(examples * replica // replicas, examples * (replica + 1) // replicas)

@@ -1,77 +1,216 @@
-"""The steps: what every replica does with its slice of a batch.
+"""The steps: what every replica does with its part of a batch.
 
 An update is Keras's own ``train_step``, or the one that the model overrides it with. Only how
-replicas come together is ours: gradients are averaged over the *examples* of the global batch,
-however unevenly the replicas share them, before the optimizer clips, checks or applies anything.
+replicas come together is ours: losses are parts of the global batch's (``tfdp.parts``), so that the
+sum of the gradients is what one replica would compute, and they are summed before the optimizer
+clips, checks or applies anything.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import tensorflow as tf
 
-from tfdp import keras_private
+from tfdp import keras_private, parts
 from tfdp.feed import Batches
+from tfdp.keras_private import Losses
+from tfdp.order import Order
+from tfdp.parts import Part, count_examples
 
 Variables = list[tf.Variable]
 Made = TypeVar("Made")
 
 
-def train_steps(model: keras.Model, batches: Batches) -> Callable[[Any, int, int], None]:
+class Seconds(NamedTuple):
+    """What a worker's steps took beside computing, summed over the steps.
+
+    Args:
+        input_s: waiting for the next batch.
+        reduce_s: from this worker's last gradient to the sum of all workers'.
+    """
+
+    input_s: float
+    reduce_s: float
+
+
+class _Replica(threading.local):
+    """What a replica notes while its step is traced; MirroredStrategy gives each a thread."""
+
+    def __init__(self) -> None:
+        self.part: Part  # of the piece that is being traced
+        self.piece = 0
+        self.calls = 0  # of an optimizer, in this piece
+        self.sums: dict[int, list[Any]] = {}  # gradients of the pieces so far, by call
+        self.reduce_s: list[tf.Tensor] = []
+
+
+def train_steps(
+    model: keras.Model, batches: Batches, *, draws_from: int = 0, accumulate_steps: int = 1
+) -> Callable[[Any, int, int], Seconds]:
     """Makes the function that runs many updates in one call.
 
     Args:
         model: a built and compiled model.
-        batches: what it will be given; says whether replicas may differ in their shares.
+        batches: what it will be given.
+        draws_from: added to the step that random layers draw from.
+        accumulate_steps: pieces in which a replica computes its part of a batch, one after the
+            other, for one update.
 
     Returns:
         A function of an iterator over ``batches``, the number of updates done so far, and how
         many to do.
     """
     strategy = model.distribute_strategy
-    mine = threading.local()  # MirroredStrategy traces each replica in a thread of its own
-
-    @tf.autograph.experimental.do_not_convert
-    def on_replica(batch: Any) -> None:
-        mine.examples = examples = count_examples(batch)
-        if not batches.leaves_replicas_idle:
-            model.train_step(batch)
-            return
-        states = metric_states(model)
-        before = [tf.identity(state) for state in states]
-        model.train_step(_never_empty(batch, examples))
-        for state, old in zip(states, before, strict=True):
-            state.assign(tf.where(examples > 0, state, old))
-
+    replicas = strategy.num_replicas_in_sync
+    is_whole = replicas * accumulate_steps == 1
+    losses = Losses()
+    here = _Replica()
     has_sparse = False  # known once the first call is traced
 
-    def reduce(gradients: list[Any]) -> list[Any]:
+    def reduce(gradients: list[Any]) -> list[Any] | None:
+        """Sums gradients over the pieces of this replica's part, then over the replicas."""
         nonlocal has_sparse
-        has_sparse |= any(isinstance(gradient, tf.IndexedSlices) for gradient in gradients)
-        return _mean(gradients, mine.examples, batches.is_even)
+        places = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        has_sparse |= any(isinstance(gradients[i], tf.IndexedSlices) for i in places)
+        if is_whole or not places:
+            return gradients
+        own = [here.part.counted(gradients[i]) for i in places]
+        if not losses.are_parts:
+            own = [here.part.of_mean(gradient) for gradient in own]
+        if here.calls in here.sums:
+            own = [parts.added(*pair) for pair in zip(here.sums[here.calls], own, strict=True)]
+        here.sums[here.calls] = own
+        here.calls += 1
+        if here.piece < accumulate_steps - 1:
+            return None
+        began_s = _now_s(after=own)
+        summed = parts.summed(own)
+        here.reduce_s.append(_now_s(after=summed) - began_s)
+        filled = dict(zip(places, summed, strict=True))
+        return [filled.get(i) for i in range(len(gradients))]
+
+    @tf.autograph.experimental.do_not_convert
+    def on_replica(batch: Any, step: tf.Tensor) -> tf.Tensor:
+        here.sums, here.reduce_s = {}, []
+        part = _part(batch, batches.order, step, accumulate_steps)
+        for here.piece, piece in enumerate(parts.pieces(batch, accumulate_steps)):
+            here.calls = 0
+            here.part = dataclasses.replace(part, examples=count_examples(piece))
+            with _metrics_of(model, here.part):
+                model.train_step(here.part.padded(piece))
+        return tf.add_n(here.reduce_s or [tf.constant(0.0, tf.float64)])
+
+    def update(batch: Any, step: tf.Tensor) -> tf.Tensor:
+        with (
+            keras_private.seeds_drawn_from(draws_from + step),
+            keras_private.reduced_first(reduce),
+            contextlib.nullcontext()
+            if is_whole
+            else keras_private.losses_of(losses, lambda: here.part),
+        ):
+            reduce_s = strategy.run(on_replica, args=(batch, step))
+        return strategy.experimental_local_results(reduce_s)[0]
 
     @tf.function
-    def run(iterator: Any, first_step: tf.Tensor, steps: tf.Tensor) -> None:
+    def run(iterator: Any, first_step: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        input_s = reduce_s = tf.constant(0.0, tf.float64)
         for i in tf.range(steps):
-            with (
-                keras_private.seeds_drawn_from(first_step + i),
-                keras_private.reduced_first(reduce),
-            ):
-                strategy.run(on_replica, args=(next(iterator),))
+            began_s = tf.timestamp()
+            with tf.control_dependencies([began_s]):
+                batch = next(iterator)
+            leaf = strategy.experimental_local_results(tf.nest.flatten(batch)[0])
+            input_s += _now_s(after=leaf) - began_s
+            reduce_s += _by_period(
+                model.optimizer, functools.partial(update, batch, first_step + i), replicas
+            )
+        return input_s, reduce_s
 
-    def call(iterator: Any, first_step: int, steps: int) -> None:
+    def call(iterator: Any, first_step: int, steps: int) -> Seconds:
         # Within a call, TensorFlow holds a collective to the shape that it had first, and sparse
         # gradients (of embeddings) have a row for every word of a batch, be it full or the last.
-        at_once = 1 if has_sparse and strategy.num_replicas_in_sync > 1 else steps
+        at_once = 1 if has_sparse and replicas > 1 else steps
+        input_s = reduce_s = 0.0
         for step in range(first_step, first_step + steps, at_once):
-            run(iterator, tf.constant(step, tf.int64), tf.constant(at_once, tf.int64))
+            took = run(iterator, tf.constant(step, tf.int64), tf.constant(at_once, tf.int64))
+            input_s, reduce_s = input_s + float(took[0]), reduce_s + float(took[1])
+        if not is_whole:
+            losses.tell(accumulates=accumulate_steps > 1)
+        return Seconds(input_s, reduce_s)
 
     return call
+
+
+def _part(batch: Any, order: Order | None, step: tf.Tensor, accumulate_steps: int = 1) -> Part:
+    """This replica's part of a global batch, known from the order or else asked of the others."""
+    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+    count = replicas * accumulate_steps
+    examples = count_examples(batch)
+    static_size = tf.nest.flatten(batch)[0].shape[0]
+    if order is not None:
+        may_be_empty = order.leaves_idle(count)
+        return Part(examples, tf.cast(order.batch_size(step), tf.int32), count, may_be_empty)
+    if static_size is not None:  # TensorFlow has split it evenly, or it would not be known
+        may_be_empty = static_size < accumulate_steps
+        return Part(examples, examples * replicas, count, may_be_empty)
+    total = parts.summed(tf.cast(examples, tf.float32))  # a GPU adds up floats best
+    return Part(examples, tf.cast(total, tf.int32), count, may_be_empty=count > 1)
+
+
+@contextlib.contextmanager
+def _metrics_of(model: keras.Model, part: Part) -> Iterator[None]:
+    """Puts the metrics back after a step on a part that turns out to be empty.
+
+    But for those that hold the outputs' losses: Keras weighs all batches alike in them, and what an
+    empty part adds to a batch's loss is 0.
+    """
+    of_outputs = keras_private.loss_trackers(model)
+    states = [
+        variable.value
+        for metric in (model.metrics if part.may_be_empty else ())
+        if all(metric is not tracker for tracker in of_outputs)
+        for variable in metric.variables
+    ]
+    before = [tf.identity(state) for state in states]
+    yield
+    for state, old in zip(states, before, strict=True):
+        state.assign(tf.where(part.examples > 0, state, old))
+
+
+def _by_period(optimizer: Any, run: Callable[[], tf.Tensor], replicas: int) -> tf.Tensor:
+    """Runs an update, deciding out here whether the optimizer's periodic work is due."""
+    update_every, overwrite_every = keras_private.periods(optimizer)
+    if replicas == 1 or (update_every, overwrite_every) == (1, 0):
+        return run()  # Keras's own decision will do
+    is_update, overwrites = keras_private.due(optimizer)
+
+    def decided(is_update: bool, overwrites: bool) -> tf.Tensor:
+        with keras_private.periods_decided(is_update, overwrites):
+            return run()
+
+    def overwriting(is_update: bool) -> tf.Tensor:
+        if not overwrite_every:
+            return decided(is_update, False)
+        return tf.cond(
+            overwrites, lambda: decided(is_update, True), lambda: decided(is_update, False)
+        )
+
+    if update_every == 1:
+        return overwriting(True)
+    return tf.cond(is_update, lambda: overwriting(True), lambda: overwriting(False))
+
+
+def _now_s(after: Any) -> tf.Tensor:
+    """The time (s, float64 scalar) when tensors are there; nothing waits for it."""
+    leaves = [each.values if isinstance(each, tf.IndexedSlices) else each for each in after]
+    with tf.control_dependencies(leaves):
+        return tf.timestamp()
 
 
 def until_recompiled(make: Callable[[keras.Model], Made]) -> Callable[[keras.Model], Made]:
@@ -93,40 +232,70 @@ def until_recompiled(make: Callable[[keras.Model], Made]) -> Callable[[keras.Mod
 
 
 @until_recompiled
-def test_step(model: keras.Model) -> Callable[[Any], None]:
-    """Makes the function that evaluates one batch, a slice of it on each replica.
+def test_steps(model: keras.Model) -> Callable[[Any, Order, int, int], None]:
+    """Makes the function that evaluates many global batches in one call.
 
-    Replicas exchange nothing in it, so that workers may run it independently, and a replica whose
-    slice is empty does nothing.
+    Returns:
+        A function of an iterator over batches, their order, the first step and how many to do.
     """
-    strategy = model.distribute_strategy
+    test = _tester(model)
 
-    @tf.autograph.experimental.do_not_convert
-    def on_replica(batch: Any) -> None:
-        def test() -> tf.Tensor:
-            model.test_step(batch)
-            return tf.constant(0)
+    @tf.function
+    def run(
+        iterator: Any, examples: int, batch_size: int, first: tf.Tensor, steps: tf.Tensor
+    ) -> None:
+        order = Order(examples, batch_size, shuffle=False)
+        for i in tf.range(steps):
+            test(next(iterator), order, first + i)
 
-        tf.cond(count_examples(batch) > 0, test, lambda: tf.constant(0))
+    def call(iterator: Any, order: Order, first: int, steps: int) -> None:
+        first_step, count = tf.constant(first, tf.int64), tf.constant(steps, tf.int64)
+        run(iterator, order.examples, order.global_batch_size, first_step, count)
 
-    @tf.function(reduce_retracing=True)
-    def run(batch: Any) -> None:
-        strategy.run(on_replica, args=(batch,))
-
-    return run  # type: ignore[no-any-return]
+    return call
 
 
 @until_recompiled
-def test_steps(model: keras.Model) -> Callable[[Any, int], None]:
-    """Makes the function that evaluates many batches in one call: an iterator, how many."""
-    one = test_step(model)
+def test_next(model: keras.Model) -> Callable[[Any], bool]:
+    """Makes the function that evaluates the next batch of a dataset that TensorFlow splits.
+
+    Returns:
+        A function of an iterator; it tells whether there was another batch. The batch is drawn
+        inside: its shape, seen from outside, may differ between workers, which would then trace
+        different functions and never come together.
+    """
+    test = _tester(model)
 
     @tf.function
-    def run(iterator: Any, steps: tf.Tensor) -> None:
-        for _ in tf.range(steps):
-            one(next(iterator))
+    def run(iterator: Any) -> tf.Tensor:
+        batch = iterator.get_next_as_optional()
+        if batch.has_value():
+            test(batch.get_value(), None, tf.constant(0, tf.int64))
+        return batch.has_value()
 
-    return lambda iterator, steps: run(iterator, tf.constant(steps, tf.int64))
+    return lambda iterator: bool(run(iterator))
+
+
+def _tester(model: keras.Model) -> Callable[[Any, Order | None, tf.Tensor], None]:
+    strategy = model.distribute_strategy
+    losses = Losses()
+    here = _Replica()
+
+    def test(batch: Any, order: Order | None, step: tf.Tensor) -> None:
+        @tf.autograph.experimental.do_not_convert
+        def on_replica(batch: Any) -> None:
+            here.part = _part(batch, order, step)
+            with _metrics_of(model, here.part):
+                model.test_step(here.part.padded(batch))
+
+        with (
+            contextlib.nullcontext()
+            if strategy.num_replicas_in_sync == 1
+            else keras_private.losses_of(losses, lambda: here.part)
+        ):
+            strategy.run(on_replica, args=(batch,))
+
+    return test
 
 
 @until_recompiled
@@ -143,61 +312,6 @@ def predict_step(model: keras.Model) -> Callable[[Any], Any]:
         return strategy.run(on_replica, args=(batch,))
 
     return run  # type: ignore[no-any-return]
-
-
-def _mean(gradients: list[Any], examples: tf.Tensor, is_even: bool) -> list[Any]:
-    """Averages the replicas' gradients over the examples of the global batch.
-
-    Keras divides a replica's loss by the number of replicas, so that a plain sum of the gradients
-    is their mean. With n_r examples on replica r of R, the mean over examples is the sum of
-    ``g_r * n_r`` times ``R / sum(n_r)``.
-
-    Args:
-        gradients: of this replica; tensors, IndexedSlices or None.
-        examples: int32 scalar, n_r; what a replica without examples computed does not count.
-        is_even: n_r is the same everywhere, so the plain sum will do.
-    """
-    context = tf.distribute.get_replica_context()
-    present = [gradient for gradient in gradients if gradient is not None]
-    if context.num_replicas_in_sync == 1 or not present:
-        return gradients
-    if is_even:
-        reduced = context.all_reduce(tf.distribute.ReduceOp.SUM, present)
-    else:
-        weighted = [_scaled(gradient, examples) for gradient in present]
-        *reduced, total = context.all_reduce(
-            tf.distribute.ReduceOp.SUM, [*weighted, tf.cast(examples, present[0].dtype)]
-        )
-        factor = context.num_replicas_in_sync / total
-        reduced = [_scaled(gradient, factor) for gradient in reduced]
-    rest = iter(reduced)
-    return [None if gradient is None else next(rest) for gradient in gradients]
-
-
-def _scaled(gradient: Any, factor: tf.Tensor) -> Any:
-    if isinstance(gradient, tf.IndexedSlices):
-        values = _scaled(gradient.values, factor)
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    # An empty batch has NaN for a mean, which times 0 has to be 0.
-    return tf.math.multiply_no_nan(gradient, tf.cast(factor, gradient.dtype))
-
-
-def _never_empty(batch: Any, examples: tf.Tensor) -> Any:
-    """The batch, or one example of zeros where there is none: an empty mean is not a number."""
-    missing = tf.cast(tf.equal(examples, 0), tf.int32)
-
-    def padded(leaf: tf.Tensor) -> tf.Tensor:
-        paddings = [[0, missing]] + [[0, 0]] * (leaf.shape.rank - 1)
-        if leaf.dtype == tf.string:
-            return tf.pad(leaf, paddings, constant_values="")
-        return tf.pad(leaf, paddings)
-
-    return tf.nest.map_structure(padded, batch)
-
-
-def count_examples(batch: Any) -> tf.Tensor:
-    """How many examples a batch has, as an int32 scalar."""
-    return tf.shape(tf.nest.flatten(batch)[0])[0]
 
 
 def metric_states(model: keras.Model) -> Variables:

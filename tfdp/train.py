@@ -11,15 +11,15 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
 
 from absl import flags
 
 from cluster import exits
 from cluster.spec import ClusterError, from_environment
 from tfdp import files, log
-from tfdp.errors import BadInput, PeerMissing, Stopped, TrainingError
+from tfdp.errors import BadInput, PeerFailed, PeerMissing, Stopped, TrainingError
 from tfdp.log import say
+from tfdp.peers import PEERS, end_process
 from tfdp.settings import Settings
 from tfdp.signals import Signals
 
@@ -87,6 +87,7 @@ def main(argv: list[str]) -> int:
     try:
         return _train(settings, signals, log_path)
     finally:
+        PEERS.leave()
         if lock is not None:
             os.close(lock)
 
@@ -98,23 +99,27 @@ def _train(settings: Settings, signals: Signals, log_path: Path) -> int:
     from tfdp import recipe
     from tfdp.training import train
 
+    PEERS.end_with_run()
     try:
         train(settings, recipe.load(settings.recipe, settings.hparam), signals)
-    except BadInput as error:
-        return _failed(exits.BAD_INPUT, error)
+    except (PeerFailed, PeerMissing) as error:
+        return _failed(exits.TRY_AGAIN if isinstance(error, PeerMissing) else exits.FAILED, error)
     except Stopped as stopped:
         say(f"{stopped}; its state is saved, and the same command goes on from there")
         return exits.TRY_AGAIN if signals.received is None else 128 + signals.received
-    except PeerMissing as error:
-        return _failed(exits.TRY_AGAIN, error)
-    except TrainingError as error:
-        return _failed(exits.FAILED, error)
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         logging.getLogger("tfdp").exception("a call into TensorFlow failed")
+        end = PEERS.news()
+        if end is not None:
+            say(end.reason)
+            return end.code
         say(f"another worker was lost: {str(error).splitlines()[0][:200]} (all of it: {log_path})")
         return exits.TRY_AGAIN
-    except Exception as error:  # a bug, in the recipe or here
-        logging.getLogger("tfdp").exception("failed")
+    except Exception as error:
+        PEERS.fail(error)
+        if isinstance(error, TrainingError):
+            return _failed(exits.BAD_INPUT if isinstance(error, BadInput) else exits.FAILED, error)
+        logging.getLogger("tfdp").exception("failed")  # a bug, in the recipe or here
         print(_for_people(error), file=sys.stderr)
         say(f"ended by the error above; all of it is in {log_path}")
         return exits.FAILED
@@ -157,17 +162,5 @@ def _failed(code: int, error: BaseException) -> int:
     return code
 
 
-def _leave(code: int) -> NoReturn:
-    """Ends the process without taking TensorFlow down piece by piece.
-
-    Workers that leave one after the other make TensorFlow's coordination service abort those that
-    are still busy with leaving.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 if __name__ == "__main__":
-    _leave(main(sys.argv))
+    end_process(main(sys.argv))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import tfdp
@@ -97,6 +98,7 @@ class Run:
         self._scores: dict[str, Any] = {}
         self._logs: dict[str, Any] = {}
         self._examples_per_s: float | None = None
+        self._told_to_stop: Callable[[], bool] = lambda: False
 
         self._standing = standing.find(
             team,
@@ -188,6 +190,7 @@ class Run:
         """Trains from where the run stands to its last step, saving on the way."""
         if self.first_step and self._team.is_chief:
             say(f"going on from step {self.first_step} of {self.last_step}")
+        self._told_to_stop = told_to_stop
         report = Report(self._team, self._settings, self._batches, self.first_step, self.last_step)
         acts: list[keras.callbacks.Callback] = [report, *self._callbacks]
         if self._settings.eval_every_steps and self._eval_data is not None:
@@ -212,6 +215,7 @@ class Run:
                 restore=self._saver.restore,
                 told_to_stop=told,
             )
+            self._wait_for_chief()  # whatever comes from here on, training is not lost
         except Stopped as stopped:
             self._saver.save(stopped.step)
             self._wait_for_chief()
@@ -251,7 +255,12 @@ class Run:
     def _make_batches(self) -> feed.Batches:
         settings, preprocess = self._settings, self._recipe.preprocess
         if isinstance(self._train_data, Source):
-            order = Order(len(self._train_data), settings.global_batch_size, settings.seed)
+            order = Order(
+                len(self._train_data),
+                settings.global_batch_size,
+                settings.seed,
+                run_length=self._train_data.run_length,
+            )
             return feed.from_source(
                 self._train_data,
                 order,
@@ -280,7 +289,11 @@ class Run:
         order = Order(examples, settings.global_batch_size)  # for counting alone
         return dataclasses.replace(batches, examples_before=order.examples_before)
 
-    def _evaluate(self, callbacks: keras.callbacks.CallbackList | None = None) -> dict[str, Any]:
+    def _evaluate(
+        self,
+        callbacks: keras.callbacks.CallbackList | None = None,
+        between_calls: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         data = self._eval_data
         assert data is not None
         batch_size = self._settings.global_batch_size
@@ -291,22 +304,35 @@ class Run:
             preprocess=self._recipe.preprocess,
             auto_shard=self._settings.auto_shard,
             callbacks=callbacks,
+            between_calls=between_calls,
         )
 
+    def _stop_if_told(self, step: int) -> None:
+        told = self._team.gather(np.array([self._told_to_stop()], np.int32))[:, 0]
+        if told.any():
+            raise Stopped(step, int(told.argmax()))
+
     def _evaluate_aside(
-        self, callbacks: keras.callbacks.CallbackList | None = None
+        self,
+        callbacks: keras.callbacks.CallbackList | None = None,
+        between_calls: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
         """Evaluates in the middle of training, whose own metrics must not notice."""
         rows = state.metric_rows(self._model)
-        scores = self._evaluate(callbacks)
-        state.set_metric_rows(self._model, rows)
-        return scores
+        try:
+            return self._evaluate(callbacks, between_calls)
+        finally:
+            state.set_metric_rows(self._model, rows)
 
     def _evaluate_between(self, step: int, report: Report) -> None:
         is_last = step == self.last_step or self._model.stop_training
         if is_last and not self._settings.keep_best:
             return  # conclude() does
-        scores = self._evaluate_aside()
+        # What decides on a checkpoint is looked at to its end, or a resumed run keeps another.
+        may_stop = (
+            (lambda: None) if self._settings.keep_best else (lambda: self._stop_if_told(step))
+        )
+        scores = self._evaluate_aside(between_calls=may_stop)
         report.evaluated(step, scores)
         self._saver.save_if_best(step, scores, bool(self._model.stop_training))
 

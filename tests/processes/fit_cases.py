@@ -76,16 +76,13 @@ def numbers(examples: int = EXAMPLES, seed: int = 1) -> tuple[np.ndarray, np.nda
 
 def classifier(
     optimizer: Callable[[], keras.optimizers.Optimizer] = lambda: keras.optimizers.Adam(0.05),
-    kind: type[keras.Sequential] = keras.Sequential,
-    extra: Callable[[], list[keras.Layer]] = list,
 ) -> keras.Model:
     keras.utils.set_random_seed(5)
     with strategy.scope():
-        model = kind(
+        model = keras.Sequential(
             [
                 keras.layers.Input((6,)),
                 keras.layers.Dense(8, activation="tanh"),
-                *extra(),
                 keras.layers.Dense(CLASSES),
             ]
         )
@@ -135,11 +132,6 @@ def tutorial() -> Any:
 
 
 @case
-def uneven_batches() -> Any:
-    return fit(classifier(), *numbers(), batch_size=7, epochs=2)
-
-
-@case
 def shuffled() -> Any:
     """tfdp's own order: plain Keras is given the examples in that order, epoch by epoch."""
     features, labels = numbers()
@@ -152,111 +144,6 @@ def shuffled() -> Any:
         places = order.indices(tf.constant(epoch, tf.int64), tf.range(EXAMPLES, dtype=tf.int64))
         last = fit(model, features[places.numpy()], labels[places.numpy()], batch_size=7)
     return last["weights"]
-
-
-@case
-def clipnorm() -> Any:
-    return fit(classifier(lambda: SGD(0.5, clipnorm=0.02)), *numbers(), batch_size=7)
-
-
-@case
-def global_clipnorm() -> Any:
-    return fit(classifier(lambda: SGD(0.5, global_clipnorm=0.02)), *numbers(), batch_size=7)
-
-
-@case
-def clipvalue() -> Any:
-    return fit(classifier(lambda: SGD(0.5, clipvalue=0.01)), *numbers(), batch_size=7)
-
-
-class Penalized(keras.Sequential):
-    """Its own training step: a loss beside the compiled one, and gradients made smaller."""
-
-    def train_step(self, data: Any) -> dict[str, Any]:
-        x, y = data
-        with tf.GradientTape() as tape:
-            outputs = self(x, training=True)
-            loss = self.compute_loss(x=x, y=y, y_pred=outputs)
-        gradients = tape.gradient(loss, self.trainable_variables)
-        self.optimizer.apply([g * 0.5 for g in gradients], self.trainable_variables)
-        self._loss_tracker.update_state(loss, sample_weight=tf.shape(x)[0])
-        return self.compute_metrics(x, y, outputs)
-
-
-@case
-def custom_train_step() -> Any:
-    model = classifier(lambda: SGD(0.5, global_clipnorm=0.1), Penalized)
-    told = fit(model, *numbers(48), batch_size=12, epochs=2)
-    del told["history"]["loss"]  # the step tracks a replica's loss as it likes
-    return told
-
-
-@case
-def weights_of_examples_and_of_classes() -> Any:
-    features, labels = numbers()
-    by_example = np.random.default_rng(8).random(EXAMPLES)
-    by_class = {0: 0.5, 1: 2.0, 2: 1.0}
-    return {
-        "examples": fit(classifier(), features, labels, batch_size=7, sample_weight=by_example),
-        "classes": fit(classifier(), features, labels, batch_size=7, class_weight=by_class),
-    }
-
-
-@case
-def embedding() -> Any:
-    """Its gradient is a few rows of the table, and not the same ones on every worker."""
-    keras.utils.set_random_seed(5)
-    words = np.random.default_rng(9).integers(0, 40, (EXAMPLES, 4))
-    with strategy.scope():
-        model = keras.Sequential(
-            [
-                keras.layers.Input((4,), dtype="int32"),
-                keras.layers.Embedding(40, 5),
-                keras.layers.GlobalAveragePooling1D(),
-                keras.layers.Dense(1),
-            ]
-        )
-        model.compile(keras.optimizers.Adam(0.05, global_clipnorm=1.0), "mse")
-    return fit(model, words, numbers()[1].astype(float), batch_size=7, epochs=2)
-
-
-@case
-def synchronized_batch_normalization() -> Any:
-    def extra() -> list[keras.Layer]:
-        return [keras.layers.BatchNormalization(synchronized=True, momentum=0.5)]
-
-    return fit(classifier(extra=extra), *numbers(48), batch_size=12)
-
-
-@case
-def overflow_on_one_worker() -> Any:
-    """The last example of a batch, the last worker's, overflows: all skip that one update."""
-    features, labels = numbers(24)
-    features[11] = np.inf
-    model = classifier(lambda: keras.optimizers.LossScaleOptimizer(SGD(0.1), 16.0))
-    model.layers[0].activation = keras.activations.linear
-    told = fit(model, features, labels, batch_size=12)
-    del told["history"]
-    return told | {"scale": float(model.optimizer.dynamic_scale.numpy())}
-
-
-@case
-def validation_of_arrays() -> Any:
-    return fit(
-        classifier(),
-        *numbers(),
-        batch_size=7,
-        epochs=4,
-        validation_data=(*numbers(11, seed=2), np.linspace(0, 1, 11)),
-        validation_batch_size=4,
-        validation_freq=2,
-    )
-
-
-@case
-def validation_of_a_dataset() -> Any:
-    held_out = tf.data.Dataset.from_tensor_slices(numbers(25, seed=2)).batch(6)
-    return fit(classifier(), *numbers(), batch_size=7, validation_data=held_out)
 
 
 @case

@@ -49,7 +49,7 @@ def test_replicas_read_the_global_batches_in_order(
         assert joined(step, 1) == (expected * 2).numpy().tolist()
         assert len(step) == replicas
     assert batches.steps_per_epoch == 5
-    assert batches.is_even == (replicas == 1)
+    assert batches.order is order
     assert batches.examples_before is not None
     assert batches.examples_before(6) == EXAMPLES + 5
     assert batches.element_spec == (tf.TensorSpec([None], tf.int64),) * 2
@@ -130,20 +130,6 @@ def test_preprocess_takes_structures_one_example_at_a_time(strategies: Any) -> N
     (_, lengths), labels = next(batches.iterator())
     expected = dict(enumerate([1, 1, 1, 0]))
     assert lengths.numpy().tolist() == [expected[label] for label in labels.numpy().tolist()]
-
-
-@pytest.mark.parametrize("replicas", [1, 2, 3])
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_shares_for_evaluation_cover_all_once_and_in_order(
-    replicas: int, batch_size: int, strategies: Any
-) -> None:
-    team = team_with(strategies, replicas)
-    dataset, steps = feed.shares(tfdp.from_arrays(ROWS), team, batch_size)
-    turns = [batch[0].numpy().tolist() for batch in dataset]
-    assert len(turns) == steps * replicas
-    assert max(map(len, turns)) <= max(1, batch_size // replicas)
-    by_replica = [list(itertools.chain(*turns[replica::replicas])) for replica in range(replicas)]
-    assert list(itertools.chain(*by_replica)) == ROWS.tolist()
 
 
 @pytest.mark.parametrize("first_step", [0, 4])

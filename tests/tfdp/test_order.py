@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfdp.errors import BadInput
-from tfdp.order import Order, share, words_of
+from tfdp.order import Order, words_of
 
 SIZES = [  # examples, global batch size
     (1, 1),
@@ -75,14 +75,14 @@ def test_arithmetic_agrees_with_counting(examples: int, batch_size: int) -> None
     counted = 0
     for step in range(2 * order.steps_per_epoch + 2):
         assert order.examples_before(step) == counted
+        assert int(order.batch_size(tf.constant(step, tf.int64))) == len(batch(order, step))
         counted += len(batch(order, step))
     for replicas in REPLICAS:
         lengths = [
             [len(part) for part in slices(order, step, replicas)]
             for step in range(order.steps_per_epoch)
         ]
-        assert order.is_even(replicas) == all(len(set(each)) == 1 for each in lengths)
-        assert order.leaves_replicas_idle(replicas) == any(0 in each for each in lengths)
+        assert order.leaves_idle(replicas) == any(0 in each for each in lengths)
 
 
 def test_the_epoch_of_a_step_is_told() -> None:
@@ -150,9 +150,64 @@ def test_impossible_sizes_are_refused(examples: int, batch_size: int, said: str)
         Order(examples, batch_size)
 
 
-@pytest.mark.parametrize("examples", [1, 2, 3, 10, 101])
-def test_shares_for_evaluation_line_up(examples: int) -> None:
-    for replicas in REPLICAS:
-        parts = [share(examples, replica, replicas) for replica in range(replicas)]
-        assert list(itertools.chain(*parts)) == list(range(examples))
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+RUNS = [(1, 3), (5, 5), (12, 3), (13, 3), (14, 5), (40, 16), (9, 100), (100, 7), (64, 1)]
+
+
+def test_single_examples_come_in_the_order_that_they_always_had() -> None:
+    # Written down when runs did not exist: who resumes an old run has to see its order.
+    assert epoch(Order(13, 4, seed=8)) == [10, 1, 6, 11, 12, 4, 3, 5, 8, 9, 2, 0, 7]
+    assert epoch(Order(13, 4, seed=8), 3) == [0, 12, 4, 1, 9, 2, 7, 11, 3, 10, 5, 8, 6]
+    assert epoch(Order(7, 3, seed=-5), 1) == [2, 5, 1, 4, 3, 6, 0]
+
+
+@pytest.mark.parametrize(("examples", "run_length"), RUNS)
+def test_runs_stay_together_and_come_once_an_epoch(examples: int, run_length: int) -> None:
+    runs = [
+        list(range(first, min(first + run_length, examples)))
+        for first in range(0, examples, run_length)
+    ]
+    for number in (0, 1, 7):
+        order = Order(examples, 4, seed=3, run_length=run_length)
+        left, seen = epoch(order, number), []
+        while left:
+            run = runs[left[0] // run_length]
+            assert left[: len(run)] == run
+            seen.append(run)
+            del left[: len(run)]
+        assert sorted(seen) == runs
+
+
+@pytest.mark.parametrize(("examples", "run_length"), RUNS)
+def test_any_number_of_replicas_makes_the_same_batches_of_runs(
+    examples: int, run_length: int
+) -> None:
+    order = Order(examples, 6, seed=8, run_length=run_length)
+    for step in range(order.steps_per_epoch + 1):
+        expected = batch(order, step)
+        for replicas in REPLICAS:
+            assert batch(order, step, replicas) == expected
+
+
+def test_the_order_of_runs_does_not_depend_on_the_batch_size() -> None:
+    orders = [epoch(Order(50, size, seed=5, run_length=8), 1) for size in (1, 8, 9, 50)]
+    assert orders.count(orders[0]) == 4
+
+
+def test_every_run_takes_every_place_the_shorter_last_one_too() -> None:
+    # 5 runs in 300 epochs: each place is expected 60 times; chi-squared with 4 degrees.
+    order = Order(18, 18, seed=2, run_length=4)
+    firsts = [[each // 4 for each in epoch(order, number)] for number in range(300)]
+    for run in range(5):
+        places = [list(dict.fromkeys(each)).index(run) for each in firsts]
+        counts = np.bincount(places, minlength=5)
+        assert ((counts - 60) ** 2 / 60).sum() < 23.5, (run, counts)  # p = 0.0001
+
+
+def test_runs_without_shuffling_are_in_the_sources_order() -> None:
+    assert epoch(Order(10, 4, shuffle=False, run_length=3), 2) == list(range(10))
+
+
+@pytest.mark.parametrize("run_length", [0, -1])
+def test_impossible_runs_are_refused(run_length: int) -> None:
+    with pytest.raises(BadInput, match=f"run_length is {run_length}"):
+        Order(10, 4, run_length=run_length)
