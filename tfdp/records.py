@@ -146,11 +146,13 @@ class _Records(Source):
         return records.concatenate(missing).take(count)
 
     def _fault(self, first: np.int64, count: np.int64) -> str:
-        """Names the first of some examples of a file that can't be read."""
+        """Names the first of some examples of a file that can't be read, to people right away."""
         path = self._index.paths[int(np.searchsorted(self._index.firsts, first, side="right")) - 1]
         offsets = np.asarray(self._index.spans[first : first + count, 0])
         offset = offsets[min(count_readable(path, offsets), len(offsets) - 1)]
-        return (
+        message = (
             f"{path}, byte {offset}: the record can't be read, or does not match its checksum. "
             'Write this file again, or leave what is damaged out by on_corrupt="skip"'
         )
+        say(message)  # TensorFlow wraps the error in many words of its own
+        return message

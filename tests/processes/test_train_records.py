@@ -35,4 +35,4 @@ def test_runs_of_records_are_shuffled_and_a_damaged_one_ends_the_run(tmp_path: P
 
     damage(first, offset(7) + 12)
     output = train(tmp_path, "damaged", exits.FAILED)
-    assert f"{first}, byte {offset(7)}: the record can" in output
+    assert f"tfdp: {first}, byte {offset(7)}: the record can't be read" in output
