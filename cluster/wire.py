@@ -76,6 +76,7 @@ class Wire:
         self._changed = threading.Condition()
         self._sending = threading.Lock()  # two threads' lines must not mix
         self._end: End | None = None
+        self.stopping_worker = -1  # the place of another that was told to stop
         self._on_end: Callable[[End], None] = lambda _: None
         self._beating = False
         self._is_leaving = False
@@ -127,6 +128,10 @@ class Wire:
         with self._changed:
             self._changed.wait_for(lambda: self._end is not None, timeout_s)
             return self._end
+
+    def announce_stop(self) -> None:
+        """Tells all others that this worker was told to stop; a hint, and no decision."""
+        self._send({"stopping": self._cluster.index}, self._peers.values())
 
     def tell(self, code: int, reason: str) -> None:
         """Tells all others that this worker ends the run; returns when they have heard it.
@@ -189,6 +194,10 @@ class Wire:
             with self._changed:
                 peer.has_heard = True
                 self._changed.notify_all()
+        elif "stopping" in message:
+            self.stopping_worker = int(message["stopping"])
+            if self._cluster.is_chief:
+                self._send(message, [each for each in self._peers.values() if each is not peer])
         elif message:  # its last words
             self._send({"heard": True}, [peer])
             with self._changed:

@@ -31,7 +31,7 @@ def evaluate(
     preprocess: Preprocess | None = None,
     auto_shard: AutoShard | None = None,
     callbacks: keras.callbacks.CallbackList | None = None,
-    between_calls: Callable[[], None] = lambda: None,
+    in_vain: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Computes a compiled model's loss and metrics over all of the data, by all workers.
 
@@ -47,8 +47,8 @@ def evaluate(
         preprocess: applied to the features of each example.
         auto_shard: how TensorFlow divides a dataset; None leaves it to the dataset's options.
         callbacks: told of the test's begin and end.
-        between_calls: called between calls into TensorFlow, at the same places on all workers;
-            what it raises ends the evaluation.
+        in_vain: asked between calls into TensorFlow, of a source's data; once true, this worker
+            leaves out the rest of its share, and nobody must look at what comes out.
 
     Returns:
         The value of each metric by name, "loss" first; equal on all workers.
@@ -62,7 +62,7 @@ def evaluate(
         keras_private.build(model, dataset.element_spec)
         model.reset_metrics()
         _tell(callbacks, "on_test_begin", None)
-        _run_all(test_steps(model), iter(_endless(dataset, team)), count, team, between_calls)
+        _run_all(test_steps(model), iter(_endless(dataset, team)), count, in_vain)
     else:
         dataset = _dataset(data, steps, preprocess, auto_shard)
         keras_private.build(model, dataset.element_spec)
@@ -71,7 +71,6 @@ def evaluate(
         test = test_step(model)
         for batch in team.strategy.experimental_distribute_dataset(dataset):
             test(batch)
-            between_calls()
     logs = read_metrics(model)()
     team.settle()
     _tell(callbacks, "on_test_end", logs)
@@ -136,24 +135,17 @@ def _dataset(
 
 
 def _run_all(
-    run: Callable[[Any, int], None],
-    iterator: Any,
-    steps: int,
-    team: Team,
-    between_calls: Callable[[], None],
+    run: Callable[[Any, int], None], iterator: Any, steps: int, in_vain: Callable[[], bool]
 ) -> None:
-    """Runs ``steps`` steps in calls of about ``CALL_S`` seconds, the same ones on all workers."""
+    """Runs ``steps`` steps in calls of about ``CALL_S`` seconds."""
     size, done = 1, 0
-    while done < steps:
+    while done < steps and not in_vain():
         size = min(size, steps - done)
         began = time.perf_counter()
         run(iterator, size)
         step_s = (time.perf_counter() - began) / size
         done += size
-        if done < steps:
-            between_calls()
-            slowest_s = float(team.gather(np.array([step_s])).max())
-            size = max(1, min(int(CALL_S / max(slowest_s, 1e-9)), 8 * size))
+        size = max(1, min(int(CALL_S / max(step_s, 1e-9)), 8 * size))
 
 
 def _endless(dataset: tf.data.Dataset, team: Team) -> Any:

@@ -75,6 +75,16 @@ class Peers:
             code = exits.BAD_INPUT if isinstance(error, BadInput) else exits.FAILED
             self._wire.tell(code, f"{self._name} failed: {in_one_line(error)}")
 
+    def announce_stop(self) -> None:
+        """Tells the others that this worker was told to stop, and will agree on it with them."""
+        if self._wire is not None:
+            self._wire.announce_stop()
+
+    @property
+    def stopping_worker(self) -> int:
+        """Another worker that was told to stop, so that this one may do less; -1 for none."""
+        return -1 if self._wire is None else self._wire.stopping_worker
+
     def stop(self, signal_name: str) -> None:
         """Tells the others that this process ends at once, because a signal says so."""
         if self._wire is not None and self._ender is None:
@@ -89,7 +99,8 @@ class Peers:
     def news(self) -> End | None:
         """Who is lost or has failed, now that TensorFlow says that somebody is; None if unknown."""
         end = None if self._wire is None else self._wire.wait(NEWS_S)
-        self._take_over()
+        if end is not None:
+            self._take_over()
         return end
 
     def _hear(self, end: End) -> None:

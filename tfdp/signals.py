@@ -54,6 +54,7 @@ class Signals:
             if not self._is_training:
                 _leave(number)
             self.received = number
+        PEERS.announce_stop()
         say(f"got {signal.Signals(number).name}: saving, then stopping (a second one ends at once)")
         signal.sigtimedwait(_WATCHED, ECHO_S)
         _leave(signal.sigwait(_WATCHED))

@@ -21,6 +21,7 @@ from tfdp.files import write_whole
 from tfdp.fitting import check_model, run
 from tfdp.log import say
 from tfdp.order import Order
+from tfdp.peers import PEERS
 from tfdp.recipe import Recipe
 from tfdp.reports import Report
 from tfdp.settings import Settings
@@ -240,7 +241,7 @@ class Run:
         order = Order(examples, settings.global_batch_size)  # for counting alone
         return dataclasses.replace(batches, examples_before=order.examples_before)
 
-    def _evaluate(self, between_calls: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    def _evaluate(self, in_vain: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         data = self._eval_data
         assert data is not None
         batch_size = self._settings.global_batch_size
@@ -250,23 +251,23 @@ class Run:
             batch_size=batch_size if isinstance(data, Source) else None,
             preprocess=self._recipe.preprocess,
             auto_shard=self._settings.auto_shard,
-            between_calls=between_calls,
+            in_vain=in_vain,
         )
 
-    def _stop_if_told(self, step: int) -> None:
-        told = self._team.gather(np.array([self._told_to_stop()], np.int32))[:, 0]
-        if told.any():
-            raise Stopped(step, int(told.argmax()))
+    def _known_to_be_told(self) -> int:
+        """A worker that was told to stop, as far as this one knows; -1 for none."""
+        return self._team.index if self._told_to_stop() else PEERS.stopping_worker
 
     def _evaluate_between(self, step: int, report: Report) -> None:
         """Evaluates in the middle of training, whose own metrics must not notice."""
         if step == self.last_step:
             return  # conclude() does
         rows = state.metric_rows(self._model)
-        try:
-            scores = self._evaluate(between_calls=lambda: self._stop_if_told(step))
-        finally:
-            state.set_metric_rows(self._model, rows)
+        scores = self._evaluate(in_vain=lambda: self._known_to_be_told() >= 0)
+        state.set_metric_rows(self._model, rows)
+        told = int(self._team.gather(np.array([self._known_to_be_told()], np.int32)).max())
+        if told >= 0:  # then some have cut it short
+            raise Stopped(step, told)
         report.evaluated(step, scores)
 
     def _save(self, step: int, report: Report | None = None) -> None:

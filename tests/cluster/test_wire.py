@@ -17,7 +17,7 @@ from cluster import channel, wire
 from cluster.channel import Channel
 from cluster.spec import Cluster, local
 from cluster.wire import End, Wire
-from tests.running import Process, free_port
+from tests.running import Process, free_port, wait_until
 
 SOON_S = 10
 
@@ -115,6 +115,18 @@ def test_the_first_news_is_what_counts(party: Callable[[int], Party]) -> None:
     workers.wires[2].tell(2, "second")
     assert workers.wires[0].wait(0) == End(1, "first")
     assert workers.heard[0].empty()
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_worker_that_was_told_to_stop_lets_all_others_know(
+    told: int, party: Callable[[int], Party]
+) -> None:
+    workers = party(3)
+    workers.wires[told].announce_stop()
+    for index in {0, 1, 2} - {told}:
+        wait_until(lambda: workers.wires[index].stopping_worker == told, SOON_S, "it knows")  # noqa: B023
+    assert workers.wires[told].stopping_worker == -1
+    workers.assert_quiet(0, 1, 2)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
