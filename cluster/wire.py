@@ -189,6 +189,8 @@ class Wire:
             with self._changed:
                 peer.has_heard = True
                 self._changed.notify_all()
+            if self._cluster.is_chief:
+                self._send(message, [each for each in self._peers.values() if each is not peer])
         elif message:  # its last words
             self._send({"heard": True}, [peer])
             with self._changed:

@@ -89,7 +89,8 @@ class Peers:
     def news(self) -> End | None:
         """Who is lost or has failed, now that TensorFlow says that somebody is; None if unknown."""
         end = None if self._wire is None else self._wire.wait(NEWS_S)
-        self._take_over()
+        if end is not None:
+            self._take_over()
         return end
 
     def _hear(self, end: End) -> None:

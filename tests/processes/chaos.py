@@ -53,12 +53,14 @@ class Outcome:
         noticed_s: until another worker had ended; None if none did.
         again_s: until training (or what comes after it) went on; None if the run was over.
         reason: what the launcher said.
+        words: what another worker said of it, if one did.
     """
 
     harm: Harm
     noticed_s: float | None
     again_s: float | None
     reason: str
+    words: str
 
 
 def draw(rng: random.Random, rounds: int) -> Iterator[list[Harm]]:
@@ -131,7 +133,10 @@ def _harm(harm: Harm, launcher: Process) -> Outcome:
     goes_on = r"starting anew.*(?s:.*)tfdp: (step|finished|.* is finished)"
     again = _wait(launcher, lambda: re.search(goes_on, launcher.output[before:]) is not None)
     again_s = time.monotonic() - began_s if again else None
-    return Outcome(harm, noticed_s, again_s, found[1] if found else "the run was over")
+    said = launcher.output[before:]
+    reason = found[1] if found else "the run was over"
+    words = re.search(r"tfdp: (.*(?:was lost|told to|failed|waited).*)", said)
+    return Outcome(harm, noticed_s, again_s, reason, words[1] if words else "")
 
 
 def _wait(launcher: Process, condition: Callable[[], bool]) -> bool:
@@ -183,12 +188,12 @@ def main(argv: Sequence[str]) -> int:
             for each in (outcome.noticed_s, outcome.again_s)
         ]
         what = f"{rounds:5}  {harm.moment:8}  {harm.signal:4}  {harm.victim:6}"
-        print(f"{what}  {times[0]}  {times[1]}  {outcome.reason}", flush=True)
+        print(f"{what}  {times[0]}  {times[1]}  {outcome.words[:90] or outcome.reason}", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="tfdp-chaos-") as folder:
         finish(Path(folder) / "unharmed")
         expected = summary(Path(folder) / "unharmed")["weights_sha256"]
-        print("round  moment    sent  worker  noticed    again  what the launcher said")
+        print("round  moment    sent  worker  noticed    again  what the others said")
         print("                               (s)        (s)")
         for number, harms in enumerate(draw(rng, flags.rounds), start=1):
             workdir = Path(folder) / str(number)
