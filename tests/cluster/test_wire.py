@@ -17,7 +17,7 @@ from cluster import channel, wire
 from cluster.channel import Channel
 from cluster.spec import Cluster, local
 from cluster.wire import End, Wire
-from tests.running import Process, free_port, wait_until
+from tests.running import Process, free_port
 
 SOON_S = 10
 
