@@ -192,12 +192,12 @@ class Wire:
             if self._cluster.is_chief:
                 self._send(message, [each for each in self._peers.values() if each is not peer])
         elif message:  # its last words
-            self._send({"heard": True}, [peer])
             with self._changed:
                 peer.has_left = True
                 self._changed.notify_all()
             if "end" in message:
                 self._come_to(End(int(message["end"]), str(message.get("reason"))), peer)
+            self._send({"heard": True}, [peer])
 
     def _look_for_frozen(self, passed_s: float) -> None:
         for peer in list(self._peers.values()):

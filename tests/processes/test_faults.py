@@ -105,7 +105,7 @@ def test_a_signal_in_the_last_evaluation_loses_no_training(tmp_path: Path) -> No
     hold, workdir, marks = tmp_path / "hold", tmp_path / "run", tmp_path / "marks"
     hold.touch()
     marks.mkdir()
-    env = {"HOLD_EVAL": f"{hold}:0", "MARKS": str(marks)}
+    env = {"HOLD_EVAL": f"{hold}:0", "MARKS": str(marks), "CALLBACKS": "none"}
     flags = ("--steps=9", "--checkpoint_every_steps=100")
     with Workers([command(workdir, *flags)] * 2, env=env) as workers:
         wait_until((marks / "eval").exists, 40, "they evaluate")

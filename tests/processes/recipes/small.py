@@ -9,7 +9,8 @@ Variables of the environment make it misbehave, or wait for a test:
   "read", an op that reads a batch.
 - ``MARKS=folder`` touches a file there, "build", "train" or "eval", when a model is built and at
   every batch; ``PACE_S`` makes batches slow.
-- ``CSV=path`` is where a callback writes.
+- ``CSV=path`` is where a callback writes; ``CALLBACKS=none`` leaves all of them out, and with them
+  the evaluation at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -72,12 +73,14 @@ def eval_data(hparams: HParams) -> tfdp.Source:
     return Watched(source, "eval", os.environ.get("HOLD_EVAL"))
 
 
-def callbacks(hparams: HParams) -> list[keras.callbacks.Callback]:
-    return [
-        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.9),
-        keras.callbacks.ReduceLROnPlateau("val_loss", patience=1, min_delta=0.1),
-        *([keras.callbacks.CSVLogger(os.environ["CSV"])] if "CSV" in os.environ else []),
-    ]
+if os.environ.get("CALLBACKS") != "none":
+
+    def callbacks(hparams: HParams) -> list[keras.callbacks.Callback]:
+        return [
+            keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.9),
+            keras.callbacks.ReduceLROnPlateau("val_loss", patience=1, min_delta=0.1),
+            *([keras.callbacks.CSVLogger(os.environ["CSV"])] if "CSV" in os.environ else []),
+        ]
 
 
 def preprocess(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
