@@ -2,8 +2,8 @@
 
 Keras 3 has no public way to (1) create a compiled model's metric and optimizer variables without
 training, (2) hand an optimizer gradients that are reduced already, (3) say what a replica's loss is
-a part of, (4) decide outside of a replica whether an optimizer's periodic work is due, or (5) say
-what random layers draw from. Each function below says what it leans on;
+a part of, (4) decide outside of a replica whether an optimizer's periodic work is due, (5) hear of
+the statistics that layers keep, or (6) say what random layers draw from. Each function below says what it leans on;
 ``tests/tfdp/test_keras_private.py`` fails when a version of Keras moves it.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.variables import Variable as KerasVariable
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.losses import loss as loss_module
 from keras.src.optimizers.base_optimizer import BaseOptimizer
@@ -277,6 +278,22 @@ def periods_decided(is_update: bool, overwrites: bool) -> Iterator[None]:
             )
 
     with _replaced(BaseOptimizer, "_backend_apply_gradients", decided):
+        yield
+
+
+@contextlib.contextmanager
+def assignments_noted(note: Callable[[keras.Variable], Any]) -> Iterator[None]:
+    """While it lasts, ``note`` hears of every Keras variable that is assigned to.
+
+    Leans on ``Variable.assign`` being what layers call, and what ``assign_add`` goes through.
+    """
+    assign = KerasVariable.assign
+
+    def noting(self: keras.Variable, value: Any) -> Any:
+        note(self)
+        return assign(self, value)
+
+    with _replaced(KerasVariable, "assign", noting):
         yield
 
 

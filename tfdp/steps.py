@@ -44,11 +44,13 @@ class _Replica(threading.local):
     """What a replica notes while its step is traced; MirroredStrategy gives each a thread."""
 
     def __init__(self) -> None:
-        self.part: Part  # of the piece that is being traced
+        self.whole: Part  # of the global batch
+        self.part: Part  # the piece of it that is being traced
         self.piece = 0
         self.calls = 0  # of an optimizer, in this piece
         self.sums: dict[int, list[Any]] = {}  # gradients of the pieces so far, by call
         self.reduce_s: list[tf.Tensor] = []
+        self.assigned: dict[int, keras.Variable] = {}  # by id
 
 
 def train_steps(
@@ -90,19 +92,25 @@ def train_steps(
         here.calls += 1
         if here.piece < accumulate_steps - 1:
             return None
+        statistics = _statistics(model, here.assigned)
         began_s = _now_s(after=own)
-        summed = parts.summed(own)
+        means = [here.whole.of_mean(tf.identity(each.value)) for each in statistics]
+        summed = parts.summed([*own, *means])  # in one exchange
         here.reduce_s.append(_now_s(after=summed) - began_s)
-        filled = dict(zip(places, summed, strict=True))
+        # What replicas have assigned by themselves, moving averages, becomes their mean: or every
+        # worker would evaluate with its own, and a checkpoint have those of the chief alone.
+        for each, mean in zip(statistics, summed[len(own) :], strict=True):
+            each.value.assign(mean)
+        filled = dict(zip(places, summed, strict=False))
         return [filled.get(i) for i in range(len(gradients))]
 
     @tf.autograph.experimental.do_not_convert
     def on_replica(batch: Any, step: tf.Tensor) -> tf.Tensor:
-        here.sums, here.reduce_s = {}, []
-        part = _part(batch, batches.order, step, accumulate_steps)
+        here.sums, here.reduce_s, here.assigned = {}, [], {}
+        here.whole = _part(batch, batches.order, step, accumulate_steps)
         for here.piece, piece in enumerate(parts.pieces(batch, accumulate_steps)):
             here.calls = 0
-            here.part = dataclasses.replace(part, examples=count_examples(piece))
+            here.part = dataclasses.replace(here.whole, examples=count_examples(piece))
             with _metrics_of(model, here.part):
                 model.train_step(here.part.padded(piece))
         return tf.add_n(here.reduce_s or [tf.constant(0.0, tf.float64)])
@@ -111,6 +119,7 @@ def train_steps(
         with (
             keras_private.seeds_drawn_from(draws_from + step),
             keras_private.reduced_first(reduce),
+            keras_private.assignments_noted(lambda each: here.assigned.update({id(each): each})),
             contextlib.nullcontext()
             if is_whole
             else keras_private.losses_of(losses, lambda: here.part),
@@ -161,6 +170,15 @@ def _part(batch: Any, order: Order | None, step: tf.Tensor, accumulate_steps: in
         return Part(examples, examples * replicas, count, may_be_empty)
     total = parts.summed(tf.cast(examples, tf.float32))  # a GPU adds up floats best
     return Part(examples, tf.cast(total, tf.int32), count, may_be_empty=count > 1)
+
+
+def _statistics(model: keras.Model, assigned: dict[int, keras.Variable]) -> list[keras.Variable]:
+    """The weights among the variables that a step has assigned: what layers count and average."""
+    return [
+        weight
+        for weight in model.non_trainable_weights
+        if id(weight) in assigned and weight.value.dtype.is_floating
+    ]
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def build_model(hparams):
             keras.layers.Input((6,)),
             keras.layers.GaussianNoise(0.1),
             keras.layers.Dense(hparams.width, "relu"),
-            keras.layers.LayerNormalization(),
+            keras.layers.BatchNormalization(),
             keras.layers.Dropout(0.3),
             keras.layers.Dense(1, dtype="float32"),
         ]
