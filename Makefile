@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test chaos check format clean
 
 setup: .venv/.made                 ## the environment in .venv, made once
 
@@ -16,6 +16,10 @@ demo: setup                        ## train on two workers, publish, serve, ask
 
 test: setup                        ## unit tests and tests with real processes
 	$(BIN)/python -m pytest -q
+
+ROUNDS ?= 50
+chaos: setup                       ## harm runs in every way, compare their weights, print a table
+	$(BIN)/python -m tests.processes.chaos --rounds=$(ROUNDS)
 
 check: setup                       ## lint, format, types
 	$(BIN)/ruff check .

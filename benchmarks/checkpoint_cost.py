@@ -56,18 +56,18 @@ def callbacks(hparams: Any) -> list[Any]:
     """Prints seconds of the epochs between the first and the last, and of each save's copy."""
     import keras
 
-    from tfdp.training import Run
+    from tfdp.saving import Saver
 
     begins: list[float] = []
     copies: list[float] = []
-    save = Run._save
+    save = Saver.save
 
-    def timed(run: Run, *args: Any) -> None:
+    def timed(saver: Saver, *args: Any) -> None:
         began = time.perf_counter()
-        save(run, *args)
+        save(saver, *args)
         copies.append(time.perf_counter() - began)
 
-    Run._save = timed  # type: ignore[method-assign]
+    Saver.save = timed  # type: ignore[method-assign]
 
     def tell(logs: Any) -> None:
         figures = {"seconds": begins[-1] - begins[1], "copies": copies[1:-1]}

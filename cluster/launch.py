@@ -2,7 +2,7 @@
 
 Starts the command once for each worker, with a TF_CONFIG each, prints what they say, and starts all
 of them anew when one is lost. ``cluster.policy`` says when, and what the exit codes mean. Nothing
-that it has started outlives it. Workers find in TFDP_RESTARTS how often they were started anew.
+that it has started outlives it.
 """
 
 from __future__ import annotations
@@ -31,20 +31,24 @@ def main(argv: Sequence[str]) -> int:
     output = printer.Printer()
     with Signals() as signals, Guardian() as guardian:
         launcher = Launcher(flags, output, signals, guardian)
-        restarts = 0
+        lasted_s: list[float] = []
         while True:
+            began_s = time.monotonic()
             try:
-                ends = launcher.run(restarts)
+                ends = launcher.run()
             except OSError as error:
                 verdict = policy.Verdict(exits.FAILED, f"can't run the command: {error}")
             else:
+                lasted_s.append(time.monotonic() - began_s)
                 verdict = policy.judge(
-                    ends, told=launcher.told, restarts=restarts, max_restarts=flags.max_restarts
+                    ends, told=launcher.told, lasted_s=lasted_s, max_restarts=flags.max_restarts
                 )
             output.say(verdict.reason)
+            if verdict.code is None and (told := launcher.pause(verdict.wait_s)) is not None:
+                verdict = policy.stopped(told)
+                output.say(verdict.reason)
             if verdict.code is not None:
                 break
-            restarts += 1
     output.flush()  # out here a signal ends the launcher, should nobody read its output
     return verdict.code
 
@@ -77,7 +81,14 @@ class Launcher:
         """The signal that told the launcher to stop, if one did."""
         return self._told[0] if self._told else None
 
-    def run(self, restarts: int) -> list[policy.Exit]:
+    def pause(self, wait_s: float) -> signal.Signals | None:
+        """Waits between two starts; returns the signal that told the launcher to stop, if any."""
+        until_s = time.monotonic() + wait_s
+        while not self._told and time.monotonic() < until_s:
+            self._wait(until_s)
+        return self.told
+
+    def run(self) -> list[policy.Exit]:
         """Runs the cluster once, until every worker is gone.
 
         Returns:
@@ -90,7 +101,7 @@ class Launcher:
         heard = 0  # of self._told
         given_up = False  # on those still running: their exits are our doing
         try:
-            self._start(running, restarts)
+            self._start(running)
             while running:
                 if len(self._told) > heard:
                     heard = len(self._told)
@@ -116,7 +127,7 @@ class Launcher:
                 worker.signal(signal.SIGKILL)
         return ends
 
-    def _start(self, running: list[Worker], restarts: int) -> None:
+    def _start(self, running: list[Worker]) -> None:
         ports = _free_ports(self._flags.workers)
         for place in range(len(ports)):
             cluster = spec.local(ports, place)
@@ -124,7 +135,6 @@ class Launcher:
                 "PYTHONUNBUFFERED": "1",  # what a killed worker said last is worth seeing
                 **os.environ,
                 "TF_CONFIG": cluster.tf_config(),
-                "TFDP_RESTARTS": str(restarts),
             }
             worker = Worker(cluster.name, self._flags.command, environ, self._guardian)
             running.append(worker)
@@ -182,7 +192,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--max_restarts",
         type=int,
         default=0,
-        help="how often to start all of them anew after one was lost (%(default)s)",
+        help="how often an hour to start all of them anew after one was lost (%(default)s)",
     )
     parser.add_argument(
         "--stop_timeout_s",

@@ -77,6 +77,10 @@ class Cluster:
         """This process's name."""
         return self.names[self.index]
 
+    def who(self, index: int) -> str:
+        """The worker at a place, for people: its name and its address."""
+        return f"{self.names[index]} ({self.addresses[index]})"
+
     @property
     def is_chief(self) -> bool:
         """Whether this process writes for all: the chief, or worker 0 where none is named so."""

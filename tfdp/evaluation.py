@@ -33,6 +33,7 @@ def evaluate(
     preprocess: Preprocess | None = None,
     auto_shard: AutoShard | None = None,
     callbacks: keras.callbacks.CallbackList | None = None,
+    between_calls: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Computes a compiled model's loss and metrics over all of the data, by all workers.
 
@@ -48,6 +49,8 @@ def evaluate(
         preprocess: applied to the features of each example.
         auto_shard: how TensorFlow divides a dataset; None leaves it to the dataset's options.
         callbacks: told of the test's begin and end.
+        between_calls: called between calls into TensorFlow, at the same places on all workers;
+            what it raises ends the evaluation.
 
     Returns:
         The value of each metric by name, "loss" first; equal on all workers.
@@ -62,7 +65,7 @@ def evaluate(
         model.reset_metrics()
         _tell(callbacks, "on_test_begin", None)
         run = functools.partial(test_steps(model), batches.iterator(), order)
-        _run_all(run, batches.steps_per_epoch)
+        _run_all(run, batches.steps_per_epoch, team, between_calls)
     else:
         dataset = _dataset(data, team, steps, preprocess, auto_shard)
         keras_private.build(model, dataset.element_spec)
@@ -70,7 +73,7 @@ def evaluate(
         _tell(callbacks, "on_test_begin", None)
         iterator = iter(team.strategy.experimental_distribute_dataset(dataset))
         while test_next(model)(iterator):
-            pass
+            between_calls()
     logs = read_metrics(model)()
     team.settle()
     _tell(callbacks, "on_test_end", logs)
@@ -145,8 +148,10 @@ def _in_order(
     return feed.from_source(data, order, team, training=False, preprocess=preprocess), order
 
 
-def _run_all(run: Callable[[int, int], None], steps: int) -> None:
-    """Runs ``steps`` steps (from which, how many) in calls of about ``CALL_S`` seconds."""
+def _run_all(
+    run: Callable[[int, int], None], steps: int, team: Team, between_calls: Callable[[], None]
+) -> None:
+    """Runs steps (from which, how many) in calls of about ``CALL_S``, alike on all workers."""
     size, done = 1, 0
     while done < steps:
         size = min(size, steps - done)
@@ -154,7 +159,10 @@ def _run_all(run: Callable[[int, int], None], steps: int) -> None:
         run(done, size)
         step_s = (time.perf_counter() - began_s) / size
         done += size
-        size = max(1, min(int(CALL_S / max(step_s, 1e-9)), 8 * size))
+        if done < steps:
+            between_calls()
+            slowest_s = float(team.gather(np.array([step_s])).max())
+            size = max(1, min(int(CALL_S / max(slowest_s, 1e-9)), 8 * size))
 
 
 def _arrays(rows: Any) -> Any:

@@ -18,9 +18,11 @@ from tfdp.errors import BadInput, PeerFailed, Stopped
 from tfdp.feed import Batches
 from tfdp.loop import Loop
 from tfdp.order import Order
+from tfdp.peers import PEERS
 from tfdp.sources import Source, as_data
 from tfdp.steps import read_metrics
 from tfdp.team import Team, cluster_here, team_of
+from tfdp.timing import StepTime
 
 
 def fit(
@@ -159,6 +161,7 @@ def run(
     validation_freq: int = 1,
     restore: Callable[[], None] = lambda: None,
     told_to_stop: Callable[[], bool] = lambda: False,
+    observe: Callable[[Sequence[StepTime]], None] = lambda times: None,
 ) -> keras.callbacks.History:
     """Runs updates ``first_step`` to ``last_step`` with callbacks around them.
 
@@ -179,6 +182,7 @@ def run(
         restore: called when callbacks were told that training begins and, in the middle of an
             epoch, that the epoch does: puts everything back to what it was after ``first_step``.
         told_to_stop: asked between calls into TensorFlow.
+        observe: told after each call what steps took on every worker, one call ago.
 
     Returns:
         Keras's History.
@@ -244,6 +248,7 @@ def run(
                 everyone.on_train_batch_begin(first % steps_per_epoch)
                 loop.call()
                 logs = read_metrics(model)()
+                observe(loop.times)
                 everyone.on_train_batch_end((next_step - 1) % steps_per_epoch, dict(logs))
                 may_stop = True
             may_stop = False
@@ -276,7 +281,8 @@ def _faults_shared(loop: Loop) -> Iterator[None]:
     except (PeerFailed, Stopped, tf.errors.OpError):
         raise
     except Exception as error:
-        loop.tell(error)
+        if not PEERS.share(error):
+            loop.tell(error)
         raise
 
 

@@ -11,8 +11,11 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from cluster.spec import from_environment
+
+_file: TextIO | None = None
 
 
 def open_log(folder: Path, worker: int) -> Path:
@@ -23,6 +26,7 @@ def open_log(folder: Path, worker: int) -> Path:
     Returns:
         The file's path.
     """
+    global _file
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"worker-{worker}.log"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"  # it is a file: let it be complete
@@ -32,13 +36,14 @@ def open_log(folder: Path, worker: int) -> Path:
     os.dup2(log, 2)
     os.close(log)
     sys.stderr = terminal
-    handler = logging.StreamHandler(os.fdopen(os.dup(2), "w", errors="backslashreplace"))
+    _file = os.fdopen(os.dup(2), "w", errors="backslashreplace")
+    handler = logging.StreamHandler(_file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]  # before TensorFlow looks, or it adds one to the terminal
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    faulthandler.enable(handler.stream)
+    faulthandler.enable(_file)
     return path
 
 
@@ -53,3 +58,9 @@ def say_on_chief(message: str) -> None:
     cluster = from_environment()
     if cluster is None or cluster.is_chief:
         say(message)
+
+
+def trace() -> None:
+    """Writes where every thread is to the log, if there is one."""
+    if _file is not None:
+        faulthandler.dump_traceback(_file)

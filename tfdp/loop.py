@@ -16,14 +16,18 @@ from collections.abc import Callable, Iterator
 import keras
 import numpy as np
 
+from tfdp import timing
 from tfdp.errors import PeerFailed, Stopped
 from tfdp.feed import Batches
 from tfdp.steps import train_steps
 from tfdp.team import Team
+from tfdp.timing import StepTime
 
 CALL_S = 0.8  # what a call should take
 GROWTH = 8  # how much longer the next call may be: the first ones are too short to judge by
 TELL_S = 10.0  # how long a failed worker waits for the others to hear of it
+
+_TOOK = ("step_s", "input_s", "reduce_s")
 
 
 class Loop:
@@ -64,7 +68,8 @@ class Loop:
         self._told_to_stop = told_to_stop
         self._steps_per_call = 1
         self._steps = 1  # of the call that is announced
-        self._step_s: float | None = None  # of the last call
+        self._took: tuple[float, ...] | None = None  # a step of the last call: all, input, reduce
+        self.times: list[StepTime] = []  # a step of the last call, on each worker
 
     def until(self, last_step: int) -> Iterator[tuple[int, int]]:
         """Splits the way to ``last_step`` into calls, to be made by ``call``.
@@ -84,11 +89,15 @@ class Loop:
         """Makes the call that ``until`` has announced."""
         if self._one_by_one_for_all:
             self.agree()  # a callback may just have set the learning rate for this very step
-        began = time.perf_counter()
-        self._run(self._iterator, self.step, self._steps)
-        duration_s = time.perf_counter() - began
+        began_s = time.perf_counter()
+        waited = self._run(self._iterator, self.step, self._steps)
+        took_s = time.perf_counter() - began_s
         # The first call spends its time on tracing and tells nothing.
-        self._step_s = math.nan if self._step_s is None else duration_s / self._steps
+        self._took = (
+            (math.nan,) * 3
+            if self._took is None
+            else tuple(each_s / self._steps for each_s in (took_s, *waited))
+        )
         self.step += self._steps
 
     def agree(self) -> bool:
@@ -109,7 +118,10 @@ class Loop:
             raise Stopped(self.step, int(table["told_to_stop"].argmax()))
         self._one_by_one_for_all = bool(table["one_by_one"].any())
         step_s = table["step_s"].max()
-        if not self._one_by_one_for_all and not math.isnan(step_s):
+        if math.isnan(step_s):
+            return not self._model.stop_training
+        self.times = timing.split(*(table[name].tolist() for name in _TOOK))
+        if not self._one_by_one_for_all:
             fitting = int(CALL_S / max(step_s, 1e-9))
             self._steps_per_call = max(1, min(fitting, GROWTH * self._steps_per_call))
         return not self._model.stop_training
@@ -131,7 +143,9 @@ class Loop:
             "stop_training": bool(self._model.stop_training),
             "learning_rate": _learning_rate(self._model),
             "one_by_one": self._one_by_one,
-            "step_s": math.nan if self._step_s is None else self._step_s,
+            **dict(
+                zip(("step_s", "input_s", "reduce_s"), self._took or (math.nan,) * 3, strict=True)
+            ),
         }
         rows = self._team.gather(np.array(list(mine.values()), np.float64))
         table = dict(zip(mine, rows.T, strict=True))

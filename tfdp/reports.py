@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfdp import timing
 from tfdp.errors import Diverged
 from tfdp.feed import Batches
 from tfdp.log import say
 from tfdp.settings import Settings
 from tfdp.team import Team
+from tfdp.timing import StepTime
 
 LINE_EVERY_S = 5.0  # where the line can't be rewritten, because nobody looks at a terminal
+LEAST_SHOWN = 0.02  # of a step, spent waiting for input
 
 
 class Report(keras.callbacks.Callback):
@@ -44,6 +50,7 @@ class Report(keras.callbacks.Callback):
         self._timed_from: tuple[float, int] | None = None  # the first call traces; not counted
         self._last_line_s = -math.inf
         self._scores: dict[str, Any] = {}
+        self._times: Sequence[StepTime] = ()
         self._curves = (
             tf.summary.create_file_writer(str(settings.workdir / "tensorboard"))
             if team.is_chief and settings.tensorboard
@@ -78,6 +85,10 @@ class Report(keras.callbacks.Callback):
         if self._timed_from is None:
             self._timed_from = (time.perf_counter(), self._step)
 
+    def observe(self, times: Sequence[StepTime]) -> None:
+        """Notes what a step took on each worker; empty while nothing is known."""
+        self._times = times
+
     def evaluated(self, step: int, scores: dict[str, Any]) -> None:
         """Shows what an evaluation gave."""
         self._scores = scores
@@ -97,6 +108,9 @@ class Report(keras.callbacks.Callback):
         rate = self.examples_per_s
         if rate is not None:
             values = values | {"train/examples_per_s": rate}
+        for worker, time_ in enumerate(self._times):
+            for part, seconds in dataclasses.asdict(time_).items():
+                values[f"workers/{worker}/{part.removesuffix('_s')}_ms"] = 1000 * seconds
         with self._curves.as_default(step=self._step):
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -119,4 +133,20 @@ class Report(keras.callbacks.Callback):
         if rate is not None:
             examples = self._examples_before(self._last_step) - self._examples_before(self._step)
             parts += [f"{rate:,.0f} examples/s", f"{examples / rate:.0f} s left"]
-        return "  ".join(parts)
+        return "  ".join(parts + self._of_times())
+
+    def _of_times(self) -> list[str]:
+        """What people should know of where the time goes."""
+        said = []
+        waiting = max((time_.input_s / time_.step_s for time_ in self._times), default=0.0)
+        if waiting >= LEAST_SHOWN:
+            said.append(f"waiting for input {waiting:.0%}")
+        slowest = timing.straggler(self._times)
+        if slowest is not None:
+            others = [t.own_s for worker, t in enumerate(self._times) if worker != slowest]
+            said.append(
+                f"worker {slowest} holds the others back: it needs "
+                f"{1000 * self._times[slowest].own_s:.3g} ms a step by itself, they need "
+                f"{1000 * statistics.median(others):.3g}"
+            )
+        return said

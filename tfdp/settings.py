@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tfdp.errors import BadInput
-from tfdp.words import AutoShard, Communication
+from tfdp.words import AutoShard, Communication, MixedPrecision
 
 MOST = (1 << 31) - 1  # of whatever is counted, seconds included
 
@@ -35,6 +35,8 @@ class Settings:
     export_dir: Path | None = None
     communication: Communication = "auto"
     auto_shard: AutoShard = "auto"
+    accumulate_steps: int = 1
+    mixed_precision: MixedPrecision = "none"
     startup_timeout_s: float = 600.0
     tensorboard: bool = True
 
@@ -58,6 +60,7 @@ class Settings:
             ("checkpoint_every_steps", 1),
             ("keep_checkpoints", 1),
             ("eval_every_steps", 0),
+            ("accumulate_steps", 1),
         ):
             value = getattr(self, name)
             if value is not None and not least <= value <= MOST:
@@ -72,6 +75,7 @@ class Settings:
         for name, choices in (
             ("communication", get_args(Communication)),
             ("auto_shard", get_args(AutoShard)),
+            ("mixed_precision", get_args(MixedPrecision)),
         ):
             if getattr(self, name) not in choices:
                 raise BadInput(

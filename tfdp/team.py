@@ -17,8 +17,10 @@ import tensorflow as tf
 
 from cluster import rendezvous
 from cluster.spec import Cluster, ClusterError, from_environment
+from cluster.wire import Wire
 from tfdp.errors import BadInput, PeerFailed, PeerMissing
 from tfdp.log import say
+from tfdp.peers import PEERS
 from tfdp.words import Communication
 
 
@@ -54,7 +56,7 @@ def connect(
     if cluster is None:
         return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
     try:
-        rendezvous.meet(cluster, startup_timeout_s, waiting=say)
+        channels = rendezvous.meet(cluster, startup_timeout_s, waiting=say)
     except rendezvous.MissingWorkers as error:
         raise PeerMissing(str(error)) from None
     except OSError as error:
@@ -63,9 +65,10 @@ def connect(
         raise BadInput(f"can't listen at {cluster.address}, as TF_CONFIG says: {error}") from None
     implementation = tf.distribute.experimental.CommunicationImplementation[communication.upper()]
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
-    with _alarm(startup_timeout_s):
+    wire = Wire(cluster, channels)
+    with _alarm(startup_timeout_s), wire.guarding():
         try:
-            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         except RuntimeError as error:
             if "program startup" not in str(error):
                 raise
@@ -73,6 +76,10 @@ def connect(
                 "TensorFlow was used before the workers were connected: make tensors, datasets "
                 "and models in functions that run after tfdp.connect(), not at import"
             ) from error
+    PEERS.join(wire, cluster.names[cluster.index])
+    team_of(strategy).settle()
+    wire.begin()  # all are through TensorFlow's start
+    return strategy
 
 
 def cluster_here() -> Cluster | None:

@@ -11,19 +11,22 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
 
 from absl import flags
 
 from cluster import exits
 from cluster.spec import ClusterError, from_environment
 from tfdp import files, log
-from tfdp.errors import BadInput, PeerMissing, Stopped, TrainingError
+from tfdp.errors import BadInput, PeerFailed, PeerMissing, Stopped, TrainingError
 from tfdp.log import say
+from tfdp.peers import PEERS, end_process
 from tfdp.settings import Settings
 from tfdp.signals import Signals
 
 _FLAGS = flags.FlagValues()
+# What ended the run, until the process is gone: its frames hold iterators over data, and to let one
+# go waits for the ops that read, which may be stuck for good.
+_KEPT: list[Exception] = []
 
 
 def _define() -> None:
@@ -54,6 +57,8 @@ def _define() -> None:
     integer("eval_every_steps", 0, "Updates from one evaluation to the next; 0: at the end only.")
     string("export_dir", None, "Where versions are published: WORKDIR/model; none: nowhere.")
     string("communication", "auto", "How workers all-reduce: auto, ring or nccl.")
+    integer("accumulate_steps", 1, "Pieces in which a replica computes its part of a batch.")
+    string("mixed_precision", "none", "Compute in bfloat16 or float16, keep float32 weights.")
     string("auto_shard", "auto", "How TensorFlow shards a tf.data.Dataset: auto, file, data, off.")
     flags.DEFINE_float(
         "startup_timeout_s", 600.0, "Seconds to wait for the other workers.", flag_values=_FLAGS
@@ -87,38 +92,64 @@ def main(argv: list[str]) -> int:
     try:
         return _train(settings, signals, log_path)
     finally:
+        PEERS.leave()
         if lock is not None:
             os.close(lock)
 
 
 def _train(settings: Settings, signals: Signals, log_path: Path) -> int:
-    # From here on TensorFlow is imported, and starts threads.
-    import tensorflow as tf
-
-    from tfdp import recipe
+    from tfdp import recipe  # from here on TensorFlow is imported, and starts threads
     from tfdp.training import train
 
+    PEERS.end_with_run()
     try:
         train(settings, recipe.load(settings.recipe, settings.hparam), signals)
-    except BadInput as error:
-        return _failed(exits.BAD_INPUT, error)
-    except Stopped as stopped:
-        say(f"{stopped}; its state is saved, and the same command goes on from there")
-        return exits.TRY_AGAIN if signals.received is None else 128 + signals.received
-    except PeerMissing as error:
-        return _failed(exits.TRY_AGAIN, error)
-    except TrainingError as error:
-        return _failed(exits.FAILED, error)
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        logging.getLogger("tfdp").exception("a call into TensorFlow failed")
-        say(f"another worker was lost: {str(error).splitlines()[0][:200]} (all of it: {log_path})")
-        return exits.TRY_AGAIN
-    except Exception as error:  # a bug, in the recipe or here
-        logging.getLogger("tfdp").exception("failed")
-        print(_for_people(error), file=sys.stderr)
-        say(f"ended by the error above; all of it is in {log_path}")
-        return exits.FAILED
+    except Exception as error:
+        _KEPT.append(error)
+        return _code_of(error, signals, log_path)
     return exits.FINISHED
+
+
+def _code_of(error: Exception, signals: Signals, log_path: Path) -> int:
+    """Tells people, and the other workers, what ended the run; returns the exit code."""
+    if isinstance(error, Stopped):
+        say(f"{error}; its state is saved, and the same command goes on from there")
+        return exits.TRY_AGAIN if signals.received is None else 128 + signals.received
+    if isinstance(error, PeerFailed):
+        return _failed(exits.FAILED, error)
+    if isinstance(error, PeerMissing):
+        return _failed(exits.TRY_AGAIN, error)
+    code = _lost_another(error, log_path)
+    if code is not None:
+        return code
+    PEERS.fail(error)
+    if isinstance(error, TrainingError):
+        return _failed(exits.BAD_INPUT if isinstance(error, BadInput) else exits.FAILED, error)
+    logging.getLogger("tfdp").exception("failed", exc_info=error)  # a bug, in the recipe or here
+    print(_for_people(error), file=sys.stderr)
+    say(f"ended by the error above; all of it is in {log_path}")
+    return exits.FAILED
+
+
+def _lost_another(error: Exception, log_path: Path) -> int | None:
+    """The exit code if a call into TensorFlow failed because of another worker; None if not."""
+    import tensorflow as tf
+
+    is_lost = isinstance(
+        error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
+    )
+    # Other types may be about another worker, or about this one.
+    if not is_lost and "Collective ops is aborted" not in str(error):
+        return None
+    end = PEERS.news()
+    if end is None and not is_lost:
+        return None
+    logging.getLogger("tfdp").exception("a call into TensorFlow failed", exc_info=error)
+    if end is not None:
+        say(end.reason)
+        return end.code
+    say(f"another worker was lost: {str(error).splitlines()[0][:200]} (all of it: {log_path})")
+    return exits.TRY_AGAIN
 
 
 def _settings(argv: list[str]) -> Settings:
@@ -157,17 +188,5 @@ def _failed(code: int, error: BaseException) -> int:
     return code
 
 
-def _leave(code: int) -> NoReturn:
-    """Ends the process without taking TensorFlow down piece by piece.
-
-    Workers that leave one after the other make TensorFlow's coordination service abort those that
-    are still busy with leaving.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 if __name__ == "__main__":
-    _leave(main(sys.argv))
+    end_process(main(sys.argv))

@@ -9,20 +9,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import tfdp
-from tfdp import (
-    best,
-    callback_states,
-    callbacks,
-    evaluation,
-    exporting,
-    feed,
-    keras_private,
-    standing,
-    state,
-)
+from tfdp import callbacks, evaluation, exporting, feed, keras_private, standing, state
 from tfdp.callbacks import AtSteps
 from tfdp.checkpoints import Checkpoints
 from tfdp.errors import BadInput, Stopped, TrainingError
@@ -32,6 +23,7 @@ from tfdp.log import say
 from tfdp.order import Order
 from tfdp.recipe import Recipe
 from tfdp.reports import Report
+from tfdp.saving import Saver
 from tfdp.settings import Settings
 from tfdp.signals import Signals
 from tfdp.sources import Source
@@ -55,6 +47,8 @@ def train(settings: Settings, recipe: Recipe, signals: Signals) -> None:
     _compare(team, settings, recipe)
 
     keras.utils.set_random_seed(settings.seed % (1 << 32))
+    if settings.mixed_precision != "none":
+        keras.config.set_dtype_policy(f"mixed_{settings.mixed_precision}")
     with strategy.scope():
         model = recipe.build_model(recipe.hparams)
     team.settle()  # what all may find wrong now, all have to be there to say
@@ -106,6 +100,7 @@ class Run:
         self._scores: dict[str, Any] = {}
         self._logs: dict[str, Any] = {}
         self._examples_per_s: float | None = None
+        self._told_to_stop: Callable[[], bool] = lambda: False
 
         self._standing = standing.find(
             team,
@@ -115,20 +110,17 @@ class Run:
                 "recipe_sha256": recipe.digest,
                 "seed": settings.seed,
                 "global_batch_size": settings.global_batch_size,
+                "mixed_precision": settings.mixed_precision,
             },
             settings.adopt_checkpoints,
         )
         self.first_step = self._standing.step
         self._batches = self._make_batches()
         self._check_fit()
-        found = self._standing.checkpoint
-        self._saved = {} if found is None else found.arrays()
+        self._saver = Saver(
+            model, team, self._checkpoints, self._callbacks, self._standing, settings.keep_best
+        )
         self._standing = dataclasses.replace(self._standing, checkpoint=None)  # it is large
-        if self._saved:
-            state.check(model, self._saved)
-            state.restore(model, team, self._saved)
-        self._saved_step = self.first_step
-        self._best = self._standing.about["best"]
         epochs = settings.epochs or DEFAULT_EPOCHS
         self.last_step = settings.steps or epochs * self._batches.steps_per_epoch
         if self._standing.about["stopped_early"]:
@@ -171,7 +163,7 @@ class Run:
                     f"recipe {self._recipe.name}: eval_data gives {eval_spec}, which differs from "
                     f"what train_data gives: {train_spec}"
                 )
-        by = best.metric_of(self._settings.keep_best)
+        by, _, _ = self._settings.keep_best.rpartition(":")
         if by and by not in names:
             raise BadInput(
                 f"--keep_best is {self._settings.keep_best}: evaluations of recipe "
@@ -201,6 +193,7 @@ class Run:
         """Trains from where the run stands to its last step, saving on the way."""
         if self.first_step and self._team.is_chief:
             say(f"going on from step {self.first_step} of {self.last_step}")
+        self._told_to_stop = told_to_stop
         report = Report(self._team, self._settings, self._batches, self.first_step, self.last_step)
         acts: list[keras.callbacks.Callback] = [report, *self._callbacks]
         if self._settings.eval_every_steps and self._eval_data is not None:
@@ -208,8 +201,7 @@ class Run:
         acts.append(_Act(self._settings.checkpoint_every_steps, self._save, report))
 
         def told() -> bool:
-            if self._checkpoints is not None:
-                self._checkpoints.check()  # a full disk is found out now, not at the next save
+            self._saver.check()  # a full disk is found out now, not at the next save
             return told_to_stop()
 
         validates = self._recipe.callbacks is not None and self._eval_data is not None
@@ -223,18 +215,21 @@ class Run:
                 last_step=self.last_step,
                 callbacks=acts,
                 validate=self._evaluate_aside if validates else None,
-                restore=self._restore,
+                restore=self._saver.restore,
                 told_to_stop=told,
+                observe=report.observe,
+                accumulate_steps=self._settings.accumulate_steps,
             )
+            self._wait_for_chief()  # whatever comes from here on, training is not lost
         except Stopped as stopped:
-            self._save(stopped.step)
+            self._saver.save(stopped.step)
             self._wait_for_chief()
             raise
         finally:
             report.close()
         self._examples_per_s = report.examples_per_s
         self._history = {"epoch": history.epoch, **history.history}
-        self.last_step = self._saved_step  # callbacks may have stopped it early
+        self.last_step = self._saver.step  # callbacks may have stopped it early
 
     def conclude(self) -> None:
         """Evaluates, publishes and writes the summary."""
@@ -246,8 +241,7 @@ class Run:
             self._scores = self._evaluate()
 
         def finish() -> None:
-            assert self._checkpoints is not None
-            self._checkpoints.wait()
+            self._saver.wait()
             try:
                 path = self._publish(digests[0].decode())
                 self._sum_up(digests[0].decode(), path)
@@ -300,19 +294,11 @@ class Run:
         order = Order(examples, settings.global_batch_size)  # for counting alone
         return dataclasses.replace(batches, examples_before=order.examples_before)
 
-    def _restore(self) -> None:
-        """Puts back what callbacks have changed when they were told that training begins."""
-        if not self._saved:
-            return
-        state.restore(self._model, self._team, self._saved)
-        here = callbacks.for_worker(self._callbacks, self._team)
-        anew = callback_states.restore(self._callbacks, here, self._saved)
-        if anew and self._team.is_chief:
-            say(f"{', '.join(anew)} begin anew: the checkpoint knows nothing of them")
-        self._model.stop_training = self._standing.about["stopped_early"]
-        self._saved = {}
-
-    def _evaluate(self, callbacks: keras.callbacks.CallbackList | None = None) -> dict[str, Any]:
+    def _evaluate(
+        self,
+        callbacks: keras.callbacks.CallbackList | None = None,
+        between_calls: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         data = self._eval_data
         assert data is not None
         batch_size = self._settings.global_batch_size
@@ -323,46 +309,43 @@ class Run:
             preprocess=self._recipe.preprocess,
             auto_shard=self._settings.auto_shard,
             callbacks=callbacks,
+            between_calls=between_calls,
         )
 
+    def _stop_if_told(self, step: int) -> None:
+        told = self._team.gather(np.array([self._told_to_stop()], np.int32))[:, 0]
+        if told.any():
+            raise Stopped(step, int(told.argmax()))
+
     def _evaluate_aside(
-        self, callbacks: keras.callbacks.CallbackList | None = None
+        self,
+        callbacks: keras.callbacks.CallbackList | None = None,
+        between_calls: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
         """Evaluates in the middle of training, whose own metrics must not notice."""
         rows = state.metric_rows(self._model)
-        scores = self._evaluate(callbacks)
-        state.set_metric_rows(self._model, rows)
-        return scores
+        try:
+            return self._evaluate(callbacks, between_calls)
+        finally:
+            state.set_metric_rows(self._model, rows)
 
     def _evaluate_between(self, step: int, report: Report) -> None:
-        by = best.metric_of(self._settings.keep_best)
         is_last = step == self.last_step or self._model.stop_training
-        if is_last and not by:
+        if is_last and not self._settings.keep_best:
             return  # conclude() does
-        scores = self._evaluate_aside()
+        # What decides on a checkpoint is looked at to its end, or a resumed run keeps another.
+        may_stop = (
+            (lambda: None) if self._settings.keep_best else (lambda: self._stop_if_told(step))
+        )
+        scores = self._evaluate_aside(between_calls=may_stop)
         report.evaluated(step, scores)
-        if best.is_best(self._settings.keep_best, scores, self._best):
-            self._best = {"by": self._settings.keep_best, "step": step, "value": scores[by]}
-            self._save(step, report)
+        self._saver.save_if_best(step, scores, bool(self._model.stop_training))
 
-    def _save(self, step: int, report: Report | None = None) -> None:
-        if step == self._saved_step:
-            return
-        arrays = state.capture(self._model, self._team)
-        if self._checkpoints is not None:
-            self._checkpoints.save(
-                step,
-                arrays | callback_states.capture(self._callbacks),
-                self._standing.about
-                | {"stopped_early": report is not None and self._model.stop_training}
-                | {"best": self._best},
-                best=None if self._best is None else self._best["step"],
-            )
-        self._saved_step = step
+    def _save(self, step: int, report: Report) -> None:
+        self._saver.save(step, bool(self._model.stop_training))
 
     def _wait_for_chief(self) -> None:
-        if self._checkpoints is not None:
-            self._checkpoints.wait()
+        self._saver.wait()
         self._team.settle()
 
     def _publish(self, weights_sha256: str) -> Path | None:
@@ -405,7 +388,7 @@ class Run:
             "metrics": self._logs,
             "eval_metrics": self._scores,
             "history": self._history,
-            "best": self._best,
+            "best": self._saver.best,
             "examples_per_s": self._examples_per_s,
             "restarts": self._standing.about["restarts"],
             "weights_sha256": weights_sha256,

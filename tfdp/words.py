@@ -6,3 +6,4 @@ from typing import Literal
 
 AutoShard = Literal["auto", "file", "data", "off"]
 Communication = Literal["auto", "ring", "nccl"]
+MixedPrecision = Literal["none", "bfloat16", "float16"]

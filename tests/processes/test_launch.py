@@ -20,11 +20,10 @@ from cluster import spec
 from tests.running import ROOT, Process, clean_environment, run, wait_until
 
 LIMIT_S = 60
-# What scripts may use: their place, how often they were started anew, and words to say.
+# What scripts may use: their place, and words to say.
 PRELUDE = """
 import json, os, signal, subprocess, sys, time
 place = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-restarts = int(os.environ["TFDP_RESTARTS"])
 def say(word): print(word, flush=True)
 def sleep(): say("asleep"); time.sleep(600)
 """
@@ -216,6 +215,7 @@ def test_one_that_finishes_first_waits_for_the_others(mark: str) -> None:
 
 def test_a_killed_worker_starts_the_cluster_anew(mark: str, tmp_path: Path) -> None:
     script = f"""
+restarts = len([name for name in os.listdir(r"{tmp_path}") if name.endswith(str(place))])
 with open(r"{tmp_path}/{{}}-{{}}".format(restarts, place), "w") as file:
     file.write(os.environ["TF_CONFIG"])
 if restarts == 2: say("well"); sys.exit(0)
@@ -224,7 +224,9 @@ sleep()
 """
     output = run(command(script, mark, "--max_restarts=2"), limit_s=LIMIT_S)
     assert "[launch] worker 1 was killed by SIGKILL: starting anew, restart 1 of 2" in output
-    assert "[launch] worker 1 was killed by SIGKILL: starting anew, restart 2 of 2" in output
+    assert re.search(
+        r"worker 1 was killed by SIGKILL: starting anew in \d\.\d s, restart 2", output
+    )
     assert output.count("well") == 2
     ports = set()
     for restarts in range(3):
@@ -240,7 +242,14 @@ sleep()
 def test_it_gives_up_after_max_restarts(how: str, mark: str) -> None:
     output = run(command(f'say("start"); {how}', mark, "--max_restarts=2"), expect=138)
     assert output.count("start\n") == 6
-    assert "with no restart left (--max_restarts=2)" in output
+    assert "with no restart left (--max_restarts=2 an hour)" in output
+
+
+def test_a_signal_ends_the_wait_for_the_next_start(mark: str) -> None:
+    with Process(command("sys.exit(138)", mark, "--max_restarts=50"), limit_s=LIMIT_S) as launcher:
+        launcher.wait_for(r"starting anew in [1-9]")
+        launcher.signal(signal.SIGTERM)
+        assert launcher.wait(143).endswith("[launch] stopped by SIGTERM\n")
 
 
 SAVES = """

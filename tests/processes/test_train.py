@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pytest
 import safetensors.numpy
 import tensorflow as tf
 
@@ -83,16 +82,6 @@ def wait_for_checkpoint(workdir: Path, step: int) -> None:
     wait_until(path.exists, 40, f"{path} is there")
 
 
-@pytest.fixture(scope="module")
-def unharmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a run that nobody disturbed."""
-    workdir = tmp_path_factory.mktemp("unharmed") / "run"
-    chief, other = finish(workdir)
-    assert f"tfdp: finished at step {STEPS}, published as {workdir}/model/1" in chief
-    assert other == ""
-    return workdir
-
-
 def test_a_run_leaves_what_was_promised(unharmed: Path) -> None:
     told = summary(unharmed)
     assert {name: type(value) for name, value in told.items()} == {
@@ -155,7 +144,7 @@ def test_kills_and_a_stop_leave_no_trace_in_the_weights(unharmed: Path, tmp_path
         workers[1].signal(signal.SIGKILL)
         hold.end()
         chief, _ = workers.wait(138, -signal.SIGKILL)
-        assert "tfdp: another worker was lost" in chief
+        assert re.search(r"tfdp: worker 1 \(127.*\) was lost: its process has ended", chief)
         assert_only_own_words(chief)
     assert summary_is_missing(workdir)
 
@@ -165,7 +154,7 @@ def test_kills_and_a_stop_leave_no_trace_in_the_weights(unharmed: Path, tmp_path
         workers[0].signal(signal.SIGKILL)
         hold.end()
         _, other = workers.wait(-signal.SIGKILL, 138)
-        assert "tfdp: another worker was lost" in other
+        assert re.search(r"tfdp: worker 0 \(127.*\) was lost: its process has ended", other)
         assert_only_own_words(other)
     assert summary_is_missing(workdir)
 
@@ -319,15 +308,6 @@ def test_workers_of_different_flags_all_say_so(tmp_path: Path) -> None:
         for output in workers.wait(2, 2):
             assert "workers differ: --seed is 1 on worker 0 and 2 on worker 1" in output
             assert_only_own_words(output)
-    assert checkpoints(tmp_path) == {}
-
-
-def test_a_recipe_that_fails_on_one_worker_shows_its_traceback_there(tmp_path: Path) -> None:
-    with Workers([command(tmp_path)] * 2, env={"FAULT_OF": "1"}) as workers:
-        output = workers[1].wait(1)
-        assert "small.py" in output and "in build_model" in output
-        assert "ZeroDivisionError: this worker can't build" in output
-        assert workers[0].wait(None) and workers[0].popen.returncode in (1, 138), workers.tails()
     assert checkpoints(tmp_path) == {}
 
 

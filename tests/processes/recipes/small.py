@@ -1,8 +1,15 @@
 """A recipe that is over in a moment: 200 random examples, a small net with dropout.
 
-Variables of the environment make it misbehave, or wait for a test: ``HOLD=path:count`` reads
-``count`` batches and no more while the file at ``path`` exists; ``FAULT_OF=index`` lets that worker
-fail in build_model; ``CSV=path`` is where a callback writes.
+Variables of the environment make it misbehave, or wait for a test:
+
+- ``HOLD=path:count`` reads ``count`` batches for training and no more while the file at ``path``
+  exists; ``HOLD_EVAL`` likewise for evaluation.
+- ``HOLD_BUILD=path`` waits in build_model while the file at ``path`` exists.
+- ``FAULT=place:index`` lets that worker fail in build_model, in train_data (wrong input), or in
+  "read", an op that reads a batch.
+- ``MARKS=folder`` touches a file there, "build", "train" or "eval", when a model is built and at
+  every batch; ``PACE_S`` makes batches slow.
+- ``CSV=path`` is where a callback writes.
 """
 
 from __future__ import annotations
@@ -32,9 +39,12 @@ class HParams:
 
 
 def build_model(hparams: HParams) -> keras.Model:
-    cluster = from_environment()
-    if cluster is not None and os.environ.get("FAULT_OF") == str(cluster.index):
+    if fails("build_model"):
         raise ZeroDivisionError("this worker can't build")
+    mark("build")
+    hold = os.environ.get("HOLD_BUILD")
+    while hold and Path(hold).exists():
+        time.sleep(0.01)
     model = keras.Sequential(
         [
             keras.layers.Input((6,)),
@@ -52,11 +62,14 @@ def train_data(hparams: HParams) -> Any:
     if hparams.data == "dataset":
         numbers = tf.data.Dataset.range(EXAMPLES)
         return numbers.map(lambda i: tuple(leaf[0] for leaf in source.read(i[tf.newaxis])))
-    return Held(source) if "HOLD" in os.environ else source
+    if fails("train_data"):
+        raise tfdp.BadInput("this worker has no data: give it some")
+    return Watched(source, "train", os.environ.get("HOLD"))
 
 
 def eval_data(hparams: HParams) -> tfdp.Source:
-    return tfdp.from_arrays(*examples(33, hparams.units, seed=2))
+    source = tfdp.from_arrays(*examples(33, hparams.units, seed=2))
+    return Watched(source, "eval", os.environ.get("HOLD_EVAL"))
 
 
 def callbacks(hparams: HParams) -> list[keras.callbacks.Callback]:
@@ -79,25 +92,44 @@ def examples(count: int, units: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     return features, rng.normal(size=(count, units)).astype(np.float32)
 
 
-class Held(tfdp.Source):
-    """A source that stops in the middle, for as long as a test wants."""
+def fails(place: str) -> bool:
+    """Whether this worker is to fail there."""
+    cluster = from_environment()
+    return cluster is not None and os.environ.get("FAULT") == f"{place}:{cluster.index}"
 
-    def __init__(self, source: tfdp.Source) -> None:
-        path, _, count = os.environ["HOLD"].partition(":")
-        self._path, self._left = Path(path), int(count)
-        self._source = source
+
+def mark(name: str) -> None:
+    """Tells a test what this worker does."""
+    if "MARKS" in os.environ:
+        (Path(os.environ["MARKS"]) / name).touch()
+
+
+class Watched(tfdp.Source):
+    """A source that tells when it is read, and stops in the middle for as long as a test wants."""
+
+    def __init__(self, source: tfdp.Source, name: str, hold: str | None) -> None:
+        self._source, self._name = source, name
+        path, _, count = (hold or "").partition(":")
+        self._hold = Path(path) if path else None
+        self._left = int(count or 3)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._source)
 
     def read(self, indices: tf.Tensor) -> Any:
+        if self._hold is None and not {"FAULT", "MARKS", "PACE_S"} & set(os.environ):
+            return self._source.read(indices)
         with tf.control_dependencies([tf.numpy_function(self._wait, [], tf.int64)]):
             return self._source.read(tf.identity(indices))
 
     def _wait(self) -> np.ndarray:
         with self._lock:
+            mark(self._name)
+            time.sleep(float(os.environ.get("PACE_S", 0)))
             self._left -= 1
-            while self._left < 0 and self._path.exists():
+            if self._left < 0 and fails("read"):
+                raise OverflowError("this worker can't read")
+            while self._left < 0 and self._hold is not None and self._hold.exists():
                 time.sleep(0.01)
         return np.int64(0)

@@ -1,0 +1,211 @@
+"""Chaos: ``python -m tests.processes.chaos --rounds=50`` harms runs, and shows what came of it.
+
+A round is one harm: a signal (KILL, STOP, TERM) to one worker of a run under the launcher, at some
+moment: while it starts, trains, saves, evaluates or exports. All of that is drawn from a seed. A
+run takes a few rounds and then goes to its end, where its weights have to be those of a run that
+nobody disturbed, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from tests.processes.test_train import command, finish, summary
+from tests.running import Process
+
+MOMENTS = ("start", "train", "save", "evaluate", "export")
+SIGNALS = ("KILL", "STOP", "TERM")
+ROUNDS_A_RUN = 4
+WORKERS = 2
+LIMIT_S = 90  # for each step of a round
+
+
+@dataclasses.dataclass(frozen=True)
+class Harm:
+    """What is done to a run: ``signal`` to worker ``victim``, ``delay_s`` after ``moment``."""
+
+    moment: str
+    signal: str
+    victim: int
+    delay_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Args:
+        harm: what was done.
+        noticed_s: until another worker had ended; None if none did.
+        again_s: until training (or what comes after it) went on; None if the run was over.
+        reason: what the launcher said.
+        words: what another worker said of it, if one did.
+    """
+
+    harm: Harm
+    noticed_s: float | None
+    again_s: float | None
+    reason: str
+    words: str
+
+
+def draw(rng: random.Random, rounds: int) -> Iterator[list[Harm]]:
+    """The harms of one run after the other, ``rounds`` in all."""
+    while rounds > 0:
+        # Once a run exports, there is nothing left to harm.
+        moments = [*rng.choices(MOMENTS[:-1], k=ROUNDS_A_RUN - 1), rng.choice(MOMENTS)]
+        moments = moments[:rounds]
+        rounds -= len(moments)
+        yield [
+            Harm(
+                moment,
+                rng.choice(SIGNALS),
+                rng.randrange(WORKERS),
+                rng.uniform(0, 6 if moment == "start" else 0.3),
+            )
+            for moment in moments
+        ]
+
+
+def harm_a_run(workdir: Path, harms: Sequence[Harm], say: Callable[[Outcome], None]) -> None:
+    """Does all of ``harms`` to a run of its own, and takes the run to its end."""
+    marks = workdir.with_name(f"{workdir.name}-marks")
+    marks.mkdir(parents=True)
+    flags = ("--eval_every_steps=6", "--startup_timeout_s=12")
+    launch = ["python", "-m", "cluster.launch", f"--workers={WORKERS}", "--max_restarts=99", "--"]
+    env = {"MARKS": str(marks), "PACE_S": "0.05"}
+    limit_s = LIMIT_S * (1 + len(harms))
+    with Process([*launch, *command(workdir, *flags)], env=env, limit_s=limit_s) as launcher:
+        for harm in harms:
+            if not _reach(harm, launcher, workdir, marks):
+                break
+            say(_harm(harm, launcher))
+        launcher.wait(0)
+
+
+def _reach(harm: Harm, launcher: Process, workdir: Path, marks: Path) -> bool:
+    """Waits for the moment; returns whether it came before the run's end."""
+    for mark in marks.iterdir():
+        mark.unlink()
+
+    def is_there() -> bool:
+        if harm.moment == "start":
+            return len(_workers(launcher)) == WORKERS
+        if harm.moment == "save":
+            return any((workdir / "checkpoints").glob(".[0-9]*"))
+        if harm.moment == "export":
+            return any((workdir / "model").glob(".*"))
+        return (marks / ("eval" if harm.moment == "evaluate" else "train")).exists()
+
+    if not _wait(launcher, is_there):
+        return False
+    time.sleep(harm.delay_s)
+    return launcher.popen.poll() is None
+
+
+def _harm(harm: Harm, launcher: Process) -> Outcome:
+    workers = _workers(launcher)
+    before = len(launcher.output)
+    began_s = time.monotonic()
+    if harm.victim in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers[harm.victim].send_signal(getattr(signal, f"SIG{harm.signal}"))
+    others = [worker for place, worker in workers.items() if place != harm.victim]
+    noticed = _wait(launcher, lambda: any(not _is_alive(other) for other in others))
+    noticed_s = time.monotonic() - began_s if noticed else None
+    restart = r"\[launch\] (.*: (?:starting anew.*|all workers have finished))"
+    _wait(launcher, lambda: re.search(restart, launcher.output[before:]) is not None)
+    found = re.search(restart, launcher.output[before:])
+    goes_on = r"starting anew.*(?s:.*)tfdp: (step|finished|.* is finished)"
+    again = _wait(launcher, lambda: re.search(goes_on, launcher.output[before:]) is not None)
+    again_s = time.monotonic() - began_s if again else None
+    said = launcher.output[before:]
+    reason = found[1] if found else "the run was over"
+    words = re.search(r"tfdp: (.*(?:was lost|told to|failed|waited).*)", said)
+    return Outcome(harm, noticed_s, again_s, reason, words[1] if words else "")
+
+
+def _wait(launcher: Process, condition: Callable[[], bool]) -> bool:
+    """Whether ``condition`` came true before the launcher ended."""
+    deadline_s = time.monotonic() + LIMIT_S
+    while not condition():
+        if launcher.popen.poll() is not None:
+            return condition()
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"nothing happened for {LIMIT_S} s:\n{launcher.tail()}")
+        time.sleep(0.01)
+    return True
+
+
+def _workers(launcher: Process) -> dict[int, psutil.Process]:
+    """The launcher's workers by their places."""
+    found = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(launcher.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                config = json.loads(process.environ().get("TF_CONFIG", "{}"))
+                if config and process.status() != psutil.STATUS_ZOMBIE:
+                    found[config["task"]["index"]] = process
+    return found
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def main(argv: Sequence[str]) -> int:
+    """Harms runs, prints a table, and returns 0 if every run ended with the same weights."""
+    parser = argparse.ArgumentParser(prog="python -m tests.processes.chaos")
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    flags = parser.parse_args(argv)
+    print(f"seed {flags.seed}")
+    rng = random.Random(flags.seed)
+    rounds = 0
+
+    def say(outcome: Outcome) -> None:
+        nonlocal rounds
+        rounds += 1
+        harm = outcome.harm
+        times = [
+            "-".rjust(7) if each is None else f"{each:7.1f}"
+            for each in (outcome.noticed_s, outcome.again_s)
+        ]
+        what = f"{rounds:5}  {harm.moment:8}  {harm.signal:4}  {harm.victim:6}"
+        print(f"{what}  {times[0]}  {times[1]}  {outcome.words[:90] or outcome.reason}", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="tfdp-chaos-") as folder:
+        finish(Path(folder) / "unharmed")
+        expected = summary(Path(folder) / "unharmed")["weights_sha256"]
+        print("round  moment    sent  worker  noticed    again  what the others said")
+        print("                               (s)        (s)")
+        for number, harms in enumerate(draw(rng, flags.rounds), start=1):
+            workdir = Path(folder) / str(number)
+            harm_a_run(workdir, harms, say)
+            got = summary(workdir)["weights_sha256"]
+            print(f"run {number} ended with {got[:12]}, unharmed {expected[:12]}", flush=True)
+            if got != expected:
+                print(f"seed {flags.seed}: run {number} ended with other weights", file=sys.stderr)
+                return 1
+    return 0
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).resolve().parents[2])
+    sys.exit(main(sys.argv[1:]))

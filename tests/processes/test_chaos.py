@@ -1,0 +1,38 @@
+"""A little chaos in every test run; ``make chaos`` has more of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.processes import chaos
+from tests.processes.chaos import Harm, Outcome
+from tests.processes.test_train import summary
+
+
+def test_a_harmed_run_ends_with_the_weights_of_an_unharmed_one(
+    unharmed: Path, tmp_path: Path
+) -> None:
+    harms = [
+        Harm("start", "KILL", victim=1, delay_s=2.5),
+        Harm("evaluate", "KILL", victim=0, delay_s=0.1),
+        Harm("export", "TERM", victim=1, delay_s=0.0),
+    ]
+    outcomes: list[Outcome] = []
+    chaos.harm_a_run(tmp_path / "run", harms, outcomes.append)
+    assert [outcome.harm for outcome in outcomes] == harms
+    assert "worker 1 was killed by SIGKILL: starting anew" in outcomes[0].reason
+    assert "worker 0 was killed by SIGKILL: starting anew" in outcomes[1].reason
+    assert summary(tmp_path / "run")["weights_sha256"] == summary(unharmed)["weights_sha256"]
+    assert [path.name for path in (tmp_path / "run" / "model").iterdir()] == ["1"]
+
+
+def test_what_is_done_is_drawn_from_the_seed() -> None:
+    def drawn(seed: int) -> list[list[Harm]]:
+        return list(chaos.draw(chaos.random.Random(seed), rounds=50))
+
+    assert drawn(7) == drawn(7) != drawn(8)
+    harms = [harm for harms in drawn(7) for harm in harms]
+    assert len(harms) == 50
+    assert {harm.moment for harm in harms} == set(chaos.MOMENTS)
+    assert {harm.signal for harm in harms} == set(chaos.SIGNALS)
+    assert {harm.victim for harm in harms} == set(range(chaos.WORKERS))
