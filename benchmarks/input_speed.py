@@ -25,8 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -36,14 +35,14 @@ import tensorflow as tf
 import tfdp
 from tfdp import feed, record_index
 from tfdp.order import Order
-from tfdp.team import Team
+from tfdp.team import team_of
 
 BATCH = 32
 RUN_LENGTHS = (1, 4, 16, 64)
 SIZES = {"1 KB": (1_000, 40_000), "100 KB": (100_000, 2_000)}  # bytes of a record, records
 FILES = 4
 
-alone = cast(Team, SimpleNamespace(workers=1, index=0, replicas=1, local_replicas=1))
+alone = team_of(tf.distribute.get_strategy())
 
 
 def write(folder: Path, size_bytes: int, records: int) -> list[str]:

@@ -74,7 +74,11 @@ def from_source(
         training: what ``preprocess`` is told.
         preprocess: applied to the features of each example, in parallel.
         transform: applied to each batch ``(x[, y[, sample_weight]])`` at last.
+
+    Raises:
+        BadInput: on all workers, if the source has another length on another one.
     """
+    _check_same_length(source, team)
     read = _reader(source, preprocess, training, seed=order.seed)
 
     def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -105,6 +109,16 @@ def from_source(
         order=order,
         examples_before=order.examples_before,
     )
+
+
+def _check_same_length(source: Source, team: Team) -> None:
+    lengths = team.gather(np.array([len(source)], np.int64))[:, 0].tolist()
+    if len(set(lengths)) > 1:
+        team.settle()
+        raise BadInput(
+            f"the workers' sources have {lengths} examples, in the workers' order: all of them "
+            "have to see the same arrays or files"
+        )
 
 
 def from_dataset(

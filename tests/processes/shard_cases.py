@@ -1,4 +1,4 @@
-"""What two workers do with plain datasets of files: ``python shard_cases.py DATA RESULTS``.
+"""What two workers do with data that may not fit them: ``python shard_cases.py DATA RESULTS``.
 
 ``DATA`` has the folders ``one``, ``even`` and ``uneven``. Each worker writes what came out to
 ``RESULTS/<worker>.json``.
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import tfdp
@@ -53,6 +54,17 @@ def outcome(data: Path, files: str, policy: str) -> Any:
     return found
 
 
+def another_length() -> str:
+    """A source of which the second worker lacks an example."""
+    examples = 9 if tfdp.is_chief() else 8
+    source = tfdp.from_arrays(np.zeros((examples, 1)), np.zeros(examples))
+    try:
+        tfdp.fit(model(), source, batch_size=4, verbose=0)
+    except tfdp.BadInput as error:
+        return str(error)
+    return "not refused"
+
+
 if __name__ == "__main__":
     data, results = map(Path, sys.argv[1:])
     cluster = from_environment()
@@ -67,4 +79,5 @@ if __name__ == "__main__":
             ("even", "FILE"),
         )
     }
+    outcomes["another length"] = another_length()
     (results / f"{cluster.index}.json").write_text(json.dumps(outcomes))

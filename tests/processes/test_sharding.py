@@ -62,6 +62,10 @@ def test_equal_files_are_divided(outcomes: dict[str, Any]) -> None:
     assert outcomes["even FILE"] == [mean((6, 6))] * 2
 
 
+def test_sources_of_different_lengths_are_refused(outcomes: dict[str, Any]) -> None:
+    assert "the workers' sources have [9, 8] examples" in outcomes["another length"]
+
+
 RECIPE = """
 import keras, tensorflow as tf
 

@@ -24,7 +24,12 @@ SEED = 9
 def one_of(workers: int, index: int) -> Any:
     """A team as one of its workers sees it, without the others being there: reading needs none."""
     return SimpleNamespace(
-        workers=workers, index=index, replicas=workers, local_replicas=1, strategy=None
+        workers=workers,
+        index=index,
+        replicas=workers,
+        local_replicas=1,
+        strategy=None,
+        gather=lambda row: np.stack([row] * workers),
     )
 
 
