@@ -37,7 +37,7 @@ BEAT_EVERY_S: Final = 1.0
 SILENCE_S: Final = 9.0
 ANSWER_S: Final = 2.0  # for TensorFlow of a silent worker to answer
 HEARD_S: Final = 2.0  # for the others to say that they have heard
-REASON_CHARACTERS: Final = 1000
+REASON_CHARACTERS: Final = 600  # each may take up to 12 bytes of a message
 
 
 @dataclasses.dataclass(frozen=True)

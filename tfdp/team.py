@@ -29,7 +29,9 @@ def connect(
 ) -> tf.distribute.Strategy:
     """Joins the cluster that TF_CONFIG describes; without one, takes this machine's devices.
 
-    It has to come before any other use of TensorFlow in the process.
+    It has to come before any other use of TensorFlow in the process. From then on the workers watch
+    each other: when one is lost the process ends with 138, and with 1 when one ends by an
+    exception, wherever the main thread is (docs/faults.md).
 
     Args:
         communication: how workers all-reduce: ``"nccl"`` (GPUs), ``"ring"`` (any device) or
@@ -98,7 +100,7 @@ def is_chief() -> bool:
 
 @contextlib.contextmanager
 def _alarm(timeout_s: float) -> Iterator[None]:
-    """Ends the process by SIGALRM if its block takes longer.
+    """Ends the process by SIGALRM if its block takes longer, because a worker has frozen in it.
 
     TensorFlow holds Python's lock while it waits, so that nothing gentler would have its turn.
     """

@@ -107,6 +107,12 @@ def test_last_words_come_to_all_before_who_says_them_goes(
     workers.assert_quiet(failed)
 
 
+def test_last_words_of_any_length_fit_into_a_message(party: Callable[[int], Party]) -> None:
+    workers = party(2)
+    workers.wires[1].tell(1, "\N{SKULL}" * 5000)
+    assert workers.end(0) == End(1, "\N{SKULL}" * wire.REASON_CHARACTERS)
+
+
 def test_the_first_news_is_what_counts(party: Callable[[int], Party]) -> None:
     workers = party(3)
     workers.wires[1].tell(1, "first")
