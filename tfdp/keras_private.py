@@ -3,8 +3,8 @@
 Keras 3 has no public way to (1) create a compiled model's metric and optimizer variables without
 training, (2) hand an optimizer gradients that are reduced already, (3) say what a replica's loss is
 a part of, (4) decide outside of a replica whether an optimizer's periodic work is due, (5) hear of
-the statistics that layers keep, or (6) say what random layers draw from. Each function below says what it leans on;
-``tests/tfdp/test_keras_private.py`` fails when a version of Keras moves it.
+the statistics that layers keep, or (6) say what random layers draw from. Each function below says
+what it leans on; ``tests/tfdp/test_keras_private.py`` fails when a version of Keras moves it.
 """
 
 from __future__ import annotations

@@ -202,6 +202,14 @@ def synchronized_batch_normalization() -> Case:
 
 
 @case
+def batch_normalization_that_is_frozen() -> Case:
+    """Where it normalizes by what it has averaged, it is exact without being synchronized."""
+    normalization = layers.BatchNormalization(trainable=False)
+    hidden = keras.Sequential([layers.Dense(6), normalization, layers.Activation("tanh")])
+    return Case(classifier(hidden=hidden), arrays())
+
+
+@case
 def mse_of_a_dataset_of_strings() -> Case:
     """Features that only a lookup layer makes numbers of."""
     vocabulary = [f"w{i}" for i in range(20)]

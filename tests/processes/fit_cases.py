@@ -309,6 +309,28 @@ def read_slices() -> Any:
 
 
 @case
+def batch_normalization() -> Any:
+    """Each worker normalizes by its own part; what it averages for later is all workers'."""
+    keras.utils.set_random_seed(5)
+    with strategy.scope():
+        layers = [keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(CLASSES)]
+        model = keras.Sequential([keras.layers.Input((6,)), *layers])
+        model.compile(SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    features, labels = numbers(24)
+    fit(model, features, labels, batch_size=24)
+    halves = np.split(features, 2)
+    return {
+        "weights": flat(model.get_weights()),
+        "mean": model.layers[0].moving_mean.numpy().tolist(),
+        "expected": (0.5 * np.mean([half.mean(axis=0) for half in halves], axis=0)).tolist(),
+        "variance": model.layers[0].moving_variance.numpy().tolist(),
+        "expected_variance": (
+            0.5 + 0.5 * np.mean([half.var(axis=0) for half in halves], axis=0)
+        ).tolist(),
+    }
+
+
+@case
 def model_of_no_scope() -> Any:
     """It would train alone."""
     model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(CLASSES)])

@@ -29,7 +29,7 @@ ON_TWO = [
     "files_of_two",
 ]
 ONLY_TOGETHER = {  # by the number of workers; the fault ends the group
-    2: ["writers", "read_slices", "model_of_no_scope", "fault_of_worker_1"],
+    2: ["batch_normalization", "writers", "read_slices", "model_of_no_scope", "fault_of_worker_1"],
     3: ["stop_decided_by_the_last_worker", "read_slices", "fault_of_worker_1"],
 }
 
@@ -142,6 +142,13 @@ def test_a_worker_reads_its_slice_and_nothing_else(
         assert used <= len(mine) < 50 * 24
         assert len(set(mine)) == len(mine)
     assert len(set().union(*seen)) == sum(map(len, seen))
+
+
+def test_moving_averages_are_those_of_all_workers(two: Group) -> None:
+    chief, other = two["batch_normalization"]
+    assert chief == other
+    np.testing.assert_allclose(chief["mean"], chief["expected"], rtol=1e-9)
+    np.testing.assert_allclose(chief["variance"], chief["expected_variance"], rtol=1e-9)
 
 
 def test_a_model_of_no_scope_is_refused(two: Group) -> None:

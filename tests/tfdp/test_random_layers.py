@@ -202,16 +202,17 @@ def test_a_state_goes_to_another_number_of_replicas(strategies: Any) -> None:
 def test_the_state_of_another_model_is_refused(strategies: Any) -> None:
     model = model_with_dropout(strategies(1))
     train(model, 0, 1)
-    team, saved = team_of(strategies(1)), captured(model)
+    saved = captured(model)
     before = state.weights_sha256(model)
+    state.check(model, saved)
     lacking = dict(list(saved.items())[1:])
-    with pytest.raises(tfdp.BadInput, match=r"another model: it lacks .*kernel"):
-        state.restore(model, team, lacking)
-    with pytest.raises(tfdp.BadInput, match=r"has .*surplus"):
-        state.restore(model, team, saved | {"model/9999/surplus": np.zeros(1)})
+    with pytest.raises(tfdp.BadInput, match=r"another model: model variable 0 was .*nothing"):
+        state.check(model, lacking)
+    with pytest.raises(tfdp.BadInput, match=r"model variable 9999 was .*surplus"):
+        state.check(model, saved | {"model/9999/surplus": np.zeros(1)})
     first = next(iter(saved))
-    with pytest.raises(tfdp.BadInput, match=r"has the shape \(2, 2\)"):
-        state.restore(model, team, saved | {first: np.zeros((2, 2))})
+    with pytest.raises(tfdp.BadInput, match=r"\[2, 2\]"):
+        state.check(model, saved | {first: np.zeros((2, 2))})
     assert state.weights_sha256(model) == before
 
 
