@@ -67,6 +67,46 @@ class Checkpoint:
         }
 
 
+def steps(folder: Path) -> list[int]:
+    """The steps that there are checkpoints of in a folder."""
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """Reads the newest checkpoint that is sound, or gives None if there is none.
+
+    Raises:
+        BadInput: if it has another format than this version of tfdp reads.
+    """
+    found = (read(folder, step) for step in sorted(steps(folder), reverse=True))
+    return next((checkpoint for checkpoint in found if checkpoint is not None), None)
+
+
+def read(folder: Path, step: int) -> Checkpoint | None:
+    """Reads the checkpoint of a step; says so, and gives None, if it is not sound.
+
+    Raises:
+        BadInput: if it has another format than this version of tfdp reads.
+    """
+    path = folder / str(step)
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        state = (path / "state.safetensors").read_bytes()
+        about, sha256 = manifest.get("about"), manifest.get("sha256")
+    except (OSError, ValueError, AttributeError) as error:
+        say(f"checkpoint {path} can't be read and is passed over: {error}")
+        return None
+    if manifest.get("format") != FORMAT:
+        raise BadInput(
+            f"checkpoint {path} has format {manifest.get('format')} and this version of "
+            f"tfdp reads format {FORMAT}: use the version that wrote it, or another workdir"
+        )
+    if hashlib.sha256(state).hexdigest() != sha256 or not isinstance(about, dict):
+        say(f"checkpoint {path} is damaged and is passed over")
+        return None
+    return Checkpoint(step, about, state)
+
+
 class Checkpoints:
     """The checkpoints of a run, as the chief keeps them.
 
@@ -128,28 +168,7 @@ class Checkpoints:
         Raises:
             BadInput: if it has another format than this version of tfdp reads.
         """
-        for step in sorted(self._steps(), reverse=True):
-            folder = self._folder / str(step)
-            try:
-                manifest = json.loads((folder / "manifest.json").read_text())
-                state = (folder / "state.safetensors").read_bytes()
-                about, sha256 = manifest.get("about"), manifest.get("sha256")
-            except (OSError, ValueError, AttributeError) as error:
-                say(f"checkpoint {folder} can't be read, going back to the one before: {error}")
-                continue
-            if manifest.get("format") != FORMAT:
-                raise BadInput(
-                    f"checkpoint {folder} has format {manifest.get('format')} and this version of "
-                    f"tfdp reads format {FORMAT}: use the version that wrote it, or another workdir"
-                )
-            if hashlib.sha256(state).hexdigest() != sha256 or not isinstance(about, dict):
-                say(f"checkpoint {folder} is damaged, going back to the one before")
-                continue
-            return Checkpoint(step, about, state)
-        return None
-
-    def _steps(self) -> list[int]:
-        return [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
+        return newest(self._folder)
 
     def _write(self, step: int, arrays: Arrays, about: dict[str, Any], best: int | None) -> None:
         for name, array in arrays.items():
@@ -198,7 +217,7 @@ class Checkpoints:
             hidden.symlink_to(str(best))
             hidden.rename(link)
         # Later ones were passed over as damaged, or this would not be the newest.
-        for old in sorted(each for each in self._steps() if each <= step)[: -self._keep]:
+        for old in sorted(each for each in steps(self._folder) if each <= step)[: -self._keep]:
             if old != best:
                 self._remove(old)
 

@@ -6,27 +6,21 @@ machine's devices. Exit codes are those of ``cluster.exits``.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import traceback
 from pathlib import Path
 
 from absl import flags
 
 from cluster import exits
 from cluster.spec import ClusterError, from_environment
-from tfdp import files, log
-from tfdp.errors import BadInput, PeerFailed, PeerMissing, Stopped, TrainingError
-from tfdp.log import say
-from tfdp.peers import PEERS, end_process
+from tfdp import command, files, log
+from tfdp.errors import BadInput
+from tfdp.peers import end_process
 from tfdp.settings import Settings
 from tfdp.signals import Signals
 
 _FLAGS = flags.FlagValues()
-# What ended the run, until the process is gone: its frames hold iterators over data, and to let one
-# go waits for the ops that read, which may be stuck for good.
-_KEPT: list[Exception] = []
 
 
 def _define() -> None:
@@ -78,87 +72,32 @@ def main(argv: list[str]) -> int:
     try:
         settings = _settings(argv)
         cluster = from_environment()
-        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-        if backend != "tensorflow":
-            raise BadInput(f"KERAS_BACKEND is {backend}: it has to be tensorflow, or not set")
         is_chief = cluster is None or cluster.is_chief
         lock = files.own(settings.workdir) if is_chief else None
         index = 0 if cluster is None else cluster.index
         log_path = log.open_log(settings.workdir / "logs", index)
     except (BadInput, ClusterError) as error:
-        return _failed(exits.BAD_INPUT, error)
+        return command.failed(exits.BAD_INPUT, error)
     except OSError as error:
-        return _failed(exits.BAD_INPUT, BadInput(f"--workdir={settings.workdir}: {error.strerror}"))
+        return command.failed(
+            exits.BAD_INPUT, BadInput(f"--workdir={settings.workdir}: {error.strerror}")
+        )
+
+    def work() -> None:
+        from tfdp import recipe  # from here on TensorFlow is imported, and starts threads
+        from tfdp.training import train
+
+        train(settings, recipe.load(settings.recipe, settings.hparam), signals)
+
     try:
-        return _train(settings, signals, log_path)
+        return command.end(work, signals, log_path)
     finally:
-        PEERS.leave()
         if lock is not None:
             os.close(lock)
 
 
-def _train(settings: Settings, signals: Signals, log_path: Path) -> int:
-    from tfdp import recipe  # from here on TensorFlow is imported, and starts threads
-    from tfdp.training import train
-
-    PEERS.end_with_run()
-    try:
-        train(settings, recipe.load(settings.recipe, settings.hparam), signals)
-    except Exception as error:
-        _KEPT.append(error)
-        return _code_of(error, signals, log_path)
-    return exits.FINISHED
-
-
-def _code_of(error: Exception, signals: Signals, log_path: Path) -> int:
-    """Tells people, and the other workers, what ended the run; returns the exit code."""
-    if isinstance(error, Stopped):
-        say(f"{error}; its state is saved, and the same command goes on from there")
-        return exits.TRY_AGAIN if signals.received is None else 128 + signals.received
-    if isinstance(error, PeerFailed):
-        return _failed(exits.FAILED, error)
-    if isinstance(error, PeerMissing):
-        return _failed(exits.TRY_AGAIN, error)
-    code = _lost_another(error, log_path)
-    if code is not None:
-        return code
-    PEERS.fail(error)
-    if isinstance(error, TrainingError):
-        return _failed(exits.BAD_INPUT if isinstance(error, BadInput) else exits.FAILED, error)
-    logging.getLogger("tfdp").exception("failed", exc_info=error)  # a bug, in the recipe or here
-    print(_for_people(error), file=sys.stderr)
-    say(f"ended by the error above; all of it is in {log_path}")
-    return exits.FAILED
-
-
-def _lost_another(error: Exception, log_path: Path) -> int | None:
-    """The exit code if a call into TensorFlow failed because of another worker; None if not."""
-    import tensorflow as tf
-
-    is_lost = isinstance(
-        error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
-    )
-    # Other types may be about another worker, or about this one.
-    if not is_lost and "Collective ops is aborted" not in str(error):
-        return None
-    end = PEERS.news()
-    if end is None and not is_lost:
-        return None
-    logging.getLogger("tfdp").exception("a call into TensorFlow failed", exc_info=error)
-    if end is not None:
-        say(end.reason)
-        return end.code
-    say(f"another worker was lost: {str(error).splitlines()[0][:200]} (all of it: {log_path})")
-    return exits.TRY_AGAIN
-
-
 def _settings(argv: list[str]) -> Settings:
-    try:
-        rest = _FLAGS(argv)[1:]
-    except flags.Error as error:
-        raise BadInput(f"{error} (--help lists the flags)") from None
-    if rest:
-        raise BadInput(f"{rest[0]!r} is not a flag: flags begin with -- (--help lists them)")
+    command.parse(_FLAGS, argv)
     values = {name: _FLAGS[name].value for name in Settings.__dataclass_fields__}
     export_dir = values["export_dir"]
     return Settings(
@@ -169,23 +108,6 @@ def _settings(argv: list[str]) -> Settings:
             "hparam": tuple(values["hparam"]),
         }
     )
-
-
-def _for_people(error: Exception) -> str:
-    """A traceback without the frames of libraries, which are in the log."""
-    short = traceback.TracebackException.from_exception(error)
-    own = [
-        frame
-        for frame in short.stack
-        if "site-packages" not in frame.filename and "__autograph" not in frame.filename
-    ]
-    short.stack = traceback.StackSummary.from_list(own)
-    return "".join(short.format(chain=False)).rstrip()
-
-
-def _failed(code: int, error: BaseException) -> int:
-    say(f"{error}" if isinstance(error, (TrainingError, ClusterError)) else f"{error!r}")
-    return code
 
 
 if __name__ == "__main__":

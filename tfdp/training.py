@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -44,7 +44,7 @@ def train(settings: Settings, recipe: Recipe, signals: Signals) -> None:
     """
     strategy = connect(settings.communication, settings.startup_timeout_s)
     team = team_of(strategy)
-    _compare(team, settings, recipe)
+    compare(team, settings.shared(), recipe)
 
     keras.utils.set_random_seed(settings.seed % (1 << 32))
     if settings.mixed_precision != "none":
@@ -53,8 +53,8 @@ def train(settings: Settings, recipe: Recipe, signals: Signals) -> None:
         model = recipe.build_model(recipe.hparams)
     team.settle()  # what all may find wrong now, all have to be there to say
     check_model(model)
-    train_data = _data(recipe, "train_data")
-    eval_data = _data(recipe, "eval_data") if recipe.eval_data is not None else None
+    train_data = data_of(recipe, "train_data")
+    eval_data = data_of(recipe, "eval_data") if recipe.eval_data is not None else None
 
     with Run(settings, recipe, team, model, train_data, eval_data) as the_run:
         if the_run.is_finished():
@@ -414,10 +414,10 @@ class _Act(AtSteps):
         self._act(step, self._report)
 
 
-def _compare(team: Team, settings: Settings, recipe: Recipe) -> None:
+def compare(team: Team, shared: Mapping[str, Any], recipe: Recipe) -> None:
     """Raises BadInput on every worker unless all were started alike."""
-    mine = settings.shared() | {"recipe's sha256": recipe.digest} | _versions()
-    mine["--recipe"] = Path(settings.recipe).name
+    mine = {**shared, "recipe's sha256": recipe.digest, **_versions()}
+    mine["--recipe"] = Path(recipe.name).name
     rows = [json.loads(row) for row in team.gather_bytes(json.dumps(mine).encode())]
     team.settle()
     for worker, row in enumerate(rows):
@@ -429,7 +429,8 @@ def _compare(team: Team, settings: Settings, recipe: Recipe) -> None:
                 )
 
 
-def _data(recipe: Recipe, name: str) -> Data:
+def data_of(recipe: Recipe, name: str) -> Data:
+    """What a recipe's function gives as data; BadInput if it is no such thing."""
     data = getattr(recipe, name)(recipe.hparams)
     if isinstance(data, (Source, tf.data.Dataset)):
         return data
