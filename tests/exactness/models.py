@@ -135,17 +135,30 @@ def overridden_train_step() -> Case:
 class Autoencoder(keras.Model):
     """Its loss is a mean that no loss of Keras computes, as in Keras's guides to autoencoders."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.total = keras.metrics.Mean(name="loss")
+
+    @property
+    def metrics(self) -> list[Any]:
+        return [self.total]
+
+    def errors(self, x: Any, training: bool) -> Any:
+        return tf.reduce_sum(tf.square(self(x, training=training) - x), axis=1)
+
     def train_step(self, data: Any) -> Any:
         x = data[0] if isinstance(data, tuple) else data
         with tf.GradientTape() as tape:
-            errors = tf.reduce_sum(tf.square(self(x, training=True) - x), axis=1)
+            errors = self.errors(x, training=True)
             loss = tf.reduce_mean(errors)
         weights = self.trainable_variables
         self.optimizer.apply(tape.gradient(loss, weights), weights)
-        return {}
+        self.total.update_state(errors)
+        return {"loss": self.total.result()}
 
     def test_step(self, data: Any) -> Any:
-        return {}
+        self.total.update_state(self.errors(data[0] if isinstance(data, tuple) else data, False))
+        return {"loss": self.total.result()}
 
 
 @case
