@@ -2,8 +2,8 @@
 
 A round is one harm: a signal (KILL, STOP, TERM) to one worker of a run under the launcher, at some
 moment: while it starts, trains, saves, evaluates or exports. All of that is drawn from a seed. A
-run takes a few rounds and then goes to its end, where its weights have to be those of a run that
-nobody disturbed, bit for bit.
+run takes a few rounds (those that come before it is over) and then goes to its end, where its
+weights have to be those of a run that nobody disturbed, bit for bit.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ class Outcome:
 def draw(rng: random.Random, rounds: int) -> Iterator[list[Harm]]:
     """The harms of one run after the other, ``rounds`` in all."""
     while rounds > 0:
-        # Once a run exports, there is nothing left to harm.
-        moments = [*rng.choices(MOMENTS[:-1], k=ROUNDS_A_RUN - 1), rng.choice(MOMENTS)]
+        # Once a run exports, there is nothing left to harm: that comes last, in every second run.
+        last = rng.choice((rng.choice(MOMENTS), "export"))
+        moments = [*rng.choices(MOMENTS[:-1], k=ROUNDS_A_RUN - 1), last]
         moments = moments[:rounds]
         rounds -= len(moments)
         yield [

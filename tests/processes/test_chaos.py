@@ -14,8 +14,7 @@ def test_a_harmed_run_ends_with_the_weights_of_an_unharmed_one(
 ) -> None:
     harms = [
         Harm("start", "KILL", victim=1, delay_s=2.5),
-        Harm("evaluate", "KILL", victim=0, delay_s=0.1),
-        Harm("export", "TERM", victim=1, delay_s=0.0),
+        Harm("export", "KILL", victim=0, delay_s=0.0),
     ]
     outcomes: list[Outcome] = []
     chaos.harm_a_run(tmp_path / "run", harms, outcomes.append)
