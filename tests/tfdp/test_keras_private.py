@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +11,22 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.src.backend.common.variables import Variable as KerasVariable
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer as TFTrainer
+from keras.src.losses import loss as loss_module
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.trainers import compile_utils
 
 from tfdp import keras_private
+from tfdp.parts import Part
+
+LOSS_FUNCTIONS = (
+    "scale_loss_for_distribution",
+    "unscale_loss_for_distribution",
+    "apply_mask",
+    "reduce_values",
+)
 
 
 def compiled(strategy: tf.distribute.Strategy, optimizer: Any = "adam") -> keras.Model:
@@ -127,17 +141,24 @@ def test_an_overflow_of_one_replica_skips_the_update_of_all(strategies: Any) -> 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_keras_is_as_it_was_afterwards(fails: bool) -> None:
-    owners: list[tuple[type, str]] = [
+    owners: list[tuple[Any, str]] = [
         (BaseOptimizer, "apply"),
         (keras.optimizers.LossScaleOptimizer, "apply"),
         (TFOptimizer, "_all_reduce_sum_gradients"),
         (keras.random.SeedGenerator, "next"),
+        (BaseOptimizer, "_backend_apply_gradients"),
+        (KerasVariable, "assign"),
+        *((loss_module, name) for name in LOSS_FUNCTIONS),
+        (compile_utils, "loss_module"),
     ]
     before = [vars(owner)[name] for owner, name in owners]
     try:
         with (
             keras_private.reduced_first(list),
             keras_private.seeds_drawn_from(tf.constant(0, tf.int64)),
+            keras_private.periods_decided(is_update=True, overwrites=False),
+            keras_private.assignments_noted(lambda each: None),
+            keras_private.losses_of(keras_private.Losses(), lambda: None),
         ):
             during = [vars(owner)[name] for owner, name in owners]
             if fails:
@@ -156,6 +177,117 @@ def test_every_optimizer_applies_by_the_function_that_is_replaced() -> None:
         if isinstance(optimizer, type) and issubclass(optimizer, keras.optimizers.Optimizer):
             definer = next(each for each in optimizer.__mro__ if "apply" in vars(each))
             assert definer in replaced, name
+
+
+def losses_on(
+    strategy: tf.distribute.Strategy, loss: keras.losses.Loss, sizes: list[int], **options: Any
+) -> tuple[list[float], keras_private.Losses]:
+    """What a loss is on each replica, for parts of these sizes of rows 0, 1, 2, … of numbers."""
+    record = keras_private.Losses()
+    mine: dict[int, Part] = {}
+    firsts = np.cumsum([0, *sizes])
+    rows = np.arange(1, 13, dtype=np.float32).reshape(6, 2) ** 1.5
+
+    def on_replica() -> tf.Tensor:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        first, stop = tf.gather(firsts, replica), tf.gather(firsts, replica + 1)
+        here = {name: tf.constant(values)[first:stop] for name, values in options.items()}
+        mask = here.pop("mask", None)
+        values = tf.constant(rows)[first:stop]
+        part = Part(tf.cast(stop - first, tf.int32), tf.constant(sum(sizes)), len(sizes), True)
+        mine[threading.get_ident()] = part
+        prediction = part.padded(values)
+        if mask is not None:
+            keras.src.backend.set_keras_mask(prediction, part.padded(mask))
+        return loss(tf.zeros_like(prediction), prediction, **part.padded(here))
+
+    @tf.function
+    def run() -> Any:
+        with keras_private.losses_of(record, lambda: mine[threading.get_ident()]):
+            return strategy.run(on_replica)
+
+    return [float(each) for each in strategy.experimental_local_results(run())], record
+
+
+WEIGHTS = np.array([1.0, 0.0, 2.0, 4.0, 0.5, 3.0], np.float32)
+MASK = np.array([[1, 0], [1, 1], [0, 0], [1, 1], [0, 1], [0, 0]], bool)
+
+
+@pytest.mark.parametrize("sizes", [[3, 3], [4, 2], [6, 0]])
+@pytest.mark.parametrize(
+    ("reduction", "options"),
+    [
+        ("sum_over_batch_size", {}),
+        ("sum", {}),
+        ("sum_over_batch_size", {"sample_weight": WEIGHTS}),
+        ("mean_with_sample_weight", {"sample_weight": WEIGHTS}),
+        ("sum_over_batch_size", {"mask": MASK}),
+        ("mean", {"mask": MASK}),
+        ("sum", {"mask": MASK}),
+    ],
+)
+def test_parts_of_a_loss_add_up_to_it(
+    reduction: str, options: dict[str, Any], sizes: list[int], strategies: Any
+) -> None:
+    class Squares(keras.losses.Loss):
+        def call(self, y_true: Any, y_pred: Any) -> Any:
+            squares = tf.square(y_true - y_pred)
+            return squares if "mask" in options else tf.reduce_mean(squares, axis=-1)
+
+    found, record = losses_on(strategies(2), Squares(reduction=reduction), sizes, **options)
+    whole, _ = losses_on(strategies(1), Squares(reduction=reduction), [6], **options)
+    rows = np.arange(1, 13, dtype=np.float32).reshape(6, 2) ** 1.5
+    prediction = tf.constant(rows)
+    if "mask" in options:
+        keras.src.backend.set_keras_mask(prediction, tf.constant(MASK))
+    expected = Squares(reduction=reduction)(  # Keras's own, of the whole batch
+        tf.zeros_like(prediction), prediction, sample_weight=options.get("sample_weight")
+    )
+    np.testing.assert_allclose([sum(found), *whole], [expected] * 2, rtol=1e-5)
+    assert record.are_parts
+
+
+def test_a_metric_of_an_outputs_loss_and_of_the_whole_are_known_apart() -> None:
+    sources = {
+        "trainer": (loss_module.__name__, inspect.getsource(TFTrainer.train_step)),
+        "compile_utils": (compile_utils.__name__, inspect.getsource(compile_utils.CompileLoss)),
+    }
+    for name, (_, source) in sources.items():
+        assert source.count("loss_module.unscale_loss_for_distribution(") == 1, name
+    assert inspect.getsource(compile_utils).count("loss_module.") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (1, 0)),
+        ({"gradient_accumulation_steps": 3}, (3, 0)),
+        ({"use_ema": True}, (1, 0)),
+        ({"use_ema": True, "ema_overwrite_frequency": 4}, (1, 4)),
+    ],
+)
+def test_periods_of_an_optimizer(options: dict[str, Any], expected: tuple[int, int]) -> None:
+    optimizer = keras.optimizers.SGD(0.1, **options)
+    assert keras_private.periods(optimizer) == expected
+    assert keras_private.periods(keras.optimizers.LossScaleOptimizer(optimizer)) == expected
+    optimizer.build([keras.Variable(np.zeros(2, np.float32))])
+    due = []
+    for _ in range(12):
+        due.append(tuple(bool(each) for each in keras_private.due(optimizer)))
+        optimizer.apply([tf.ones(2)])
+    update_every, overwrite_every = expected
+    assert [update for update, _ in due] == [(i + 1) % update_every == 0 for i in range(12)]
+    if overwrite_every:
+        assert [o for _, o in due] == [(i + 1) % overwrite_every == 0 for i in range(12)]
+
+
+def test_what_layers_assign_is_noted() -> None:
+    noted: list[str] = []
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 2))
+    with keras_private.assignments_noted(lambda each: noted.append(each.name)):
+        layer(tf.ones((4, 2)), training=True)
+    assert sorted(noted) == ["moving_mean", "moving_variance"]
 
 
 def drawn(
