@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -318,3 +319,48 @@ def test_a_worker_that_never_comes_is_named(tmp_path: Path) -> None:
     output = run(command(tmp_path, "--startup_timeout_s=3"), expect=138, env=environ)
     assert f"waited 3 s for worker 1 ({missing})" in output
     assert_only_own_words(output)
+
+
+LINE = """
+import keras, numpy as np, tfdp
+
+def build_model(hparams):
+    layers = [keras.layers.Input((3,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.Adam(0.01, global_clipnorm=0.1), "mse")
+    return model
+
+def train_data(hparams):
+    rows = np.random.default_rng(1).normal(size=(50, 3))
+    return tfdp.from_arrays(rows, rows[:, :1])
+"""
+
+
+def test_accumulation_changes_rounding_alone_and_mixed_precision_the_numbers(
+    tmp_path: Path,
+) -> None:
+    recipe = tmp_path / "line.py"
+    recipe.write_text(LINE)
+    pieces, mixed = "--accumulate_steps=3", "--mixed_precision=bfloat16"
+    flags = {"plain": (), "pieces": (pieces,), "mixed": (mixed,)}
+    with contextlib.ExitStack() as stack:
+        running = []
+        for name, own in flags.items():
+            line = command(tmp_path / name, f"--recipe={recipe}", "--steps=9", *own)
+            running.append(stack.enter_context(Process([*line, "--export_dir=none"])))
+        for process in running:
+            process.wait()
+    states = {
+        name: safetensors.numpy.load_file(tmp_path / name / "checkpoints/9/state.safetensors")
+        for name in flags
+    }
+    weights = [name for name in states["plain"] if name.startswith(("model/", "optimizer/"))]
+    for name in weights:
+        np.testing.assert_allclose(
+            states["pieces"][name], states["plain"][name], rtol=1e-4, atol=1e-6
+        )
+    weights = [name for name in weights if name.startswith("model/")]
+    for name in weights:
+        assert states["mixed"][name].dtype == np.float32
+        np.testing.assert_allclose(states["mixed"][name], states["plain"][name], atol=0.02)
+    assert any((states["mixed"][name] != states["plain"][name]).any() for name in weights)
