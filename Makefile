@@ -14,8 +14,9 @@ setup: .venv/.made                 ## the environment in .venv, made once
 demo: setup                        ## train on two workers, publish, serve, ask
 	@$(BIN)/python demo.py
 
+AT_ONCE ?= 2
 test: setup                        ## unit tests and tests with real processes
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses=$(AT_ONCE) --dist=loadfile
 
 ROUNDS ?= 50
 chaos: setup                       ## harm runs in every way, compare their weights, print a table
