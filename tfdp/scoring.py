@@ -19,8 +19,8 @@ from tfdp.fitting import check_model
 from tfdp.order import Order
 from tfdp.recipe import Recipe
 from tfdp.sources import Source
+from tfdp.starting import Data, compare, data_of
 from tfdp.team import Team, connect, team_of
-from tfdp.training import Data, compare, data_of
 from tfdp.words import AutoShard, Communication
 
 

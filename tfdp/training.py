@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-import tfdp
 from tfdp import callbacks, evaluation, exporting, feed, keras_private, standing, state
 from tfdp.callbacks import AtSteps
 from tfdp.checkpoints import Checkpoints
@@ -27,11 +26,11 @@ from tfdp.saving import Saver
 from tfdp.settings import Settings
 from tfdp.signals import Signals
 from tfdp.sources import Source
+from tfdp.starting import Data, compare, data_of, versions
 from tfdp.steps import read_metrics
 from tfdp.team import Team, connect, team_of
 
 DEFAULT_EPOCHS = 10
-Data: TypeAlias = "Source | tf.data.Dataset"
 
 
 def train(settings: Settings, recipe: Recipe, signals: Signals) -> None:
@@ -368,7 +367,7 @@ class Run:
                 "recipe_sha256": self._recipe.digest,
                 "weights_sha256": weights_sha256,
                 "eval_metrics": self._scores,
-                **_versions(),
+                **versions(),
             },
             confirm=self._confirm,
         )
@@ -393,7 +392,7 @@ class Run:
             "restarts": self._standing.about["restarts"],
             "weights_sha256": weights_sha256,
             "export_path": None if path is None else str(path),
-            **_versions(),
+            **versions(),
         }
         self._confirm()
         write_whole(self._settings.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -414,39 +413,5 @@ class _Act(AtSteps):
         self._act(step, self._report)
 
 
-def compare(team: Team, shared: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raises BadInput on every worker unless all were started alike."""
-    mine = {**shared, "recipe's sha256": recipe.digest, **_versions()}
-    mine["--recipe"] = Path(recipe.name).name
-    rows = [json.loads(row) for row in team.gather_bytes(json.dumps(mine).encode())]
-    team.settle()
-    for worker, row in enumerate(rows):
-        for name, value in rows[0].items():
-            if row[name] != value:
-                raise BadInput(
-                    f"workers differ: {name} is {value} on worker 0 and {row[name]} on worker "
-                    f"{worker}; start all of them with the same command, recipe and packages"
-                )
-
-
-def data_of(recipe: Recipe, name: str) -> Data:
-    """What a recipe's function gives as data; BadInput if it is no such thing."""
-    data = getattr(recipe, name)(recipe.hparams)
-    if isinstance(data, (Source, tf.data.Dataset)):
-        return data
-    raise BadInput(
-        f"recipe {recipe.name}: {name} gave a {type(data).__name__}, and has to give a tfdp.Source "
-        "(tfdp.from_arrays makes one) or a tf.data.Dataset of single examples"
-    )
-
-
 def _is_endless(dataset: tf.data.Dataset) -> bool:
     return bool(dataset.cardinality() == tf.data.INFINITE_CARDINALITY)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "tfdp": tfdp.__version__,
-    }
