@@ -80,7 +80,7 @@ OPTIONS: dict[str, Callable[[], Any]] = {
 
 
 def with_optimizer(make: Callable[[], Any]) -> Callable[[], Case]:
-    return lambda: Case(classifier(make()), arrays())
+    return lambda: Case(classifier(make()), arrays(), evaluate=False)
 
 
 for _name, _make in OPTIMIZERS.items():

@@ -34,12 +34,14 @@ class Case:
         model: made in the strategy's scope.
         fit: arguments of ``Model.fit`` and ``tfdp.fit`` alike.
         tfdp: arguments of ``tfdp.fit`` besides, for what plain Keras has no word.
-        predict: whether predictions are compared too.
+        evaluate: whether scores are compared too.
+        predict: whether predictions are.
     """
 
     model: keras.Model
     fit: dict[str, Any]
     tfdp: dict[str, Any] = dataclasses.field(default_factory=dict)
+    evaluate: bool = True
     predict: bool = False
 
 

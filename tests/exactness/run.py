@@ -56,7 +56,7 @@ def compute(name: str, strategy: tf.distribute.Strategy | None) -> dict[str, np.
     found: dict[str, Any] = {f"history/{key}": value for key, value in history.history.items()}
     weights = [*model.weights, *model.optimizer.variables]
     found |= {f"weights/{i:02d}": weight.numpy() for i, weight in enumerate(weights)}
-    if history.history:
+    if case.evaluate:
         scores = evaluated(case, strategy)
         found |= {f"evaluate/{key}": value for key, value in scores.items()}
     if case.predict:
