@@ -47,9 +47,15 @@ class Case:
 
 CASES: dict[str, Callable[[], Case]] = {}
 
-# How far results may be apart, relative, where weights and sums are not double precision.
-TOLERANCES = {"float32": 1e-5, "mixed_bfloat16": 5e-2, "mixed_float16": 5e-3}
-TOLERANCE = 1e-9  # of all other cases
+# How far results may be apart, relative.
+TOLERANCE = 1e-9
+TOLERANCES = {
+    "float32": 1e-5,
+    "mixed_bfloat16": 5e-2,
+    "mixed_float16": 2e-2,
+    # Keras takes the variance of all replicas as a difference of squares, and of one it doesn't.
+    "synchronized_batch_normalization": 1e-8,
+}
 
 
 def case(make: Callable[[], Case]) -> Callable[[], Case]:
