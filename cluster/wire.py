@@ -189,8 +189,6 @@ class Wire:
             with self._changed:
                 peer.has_heard = True
                 self._changed.notify_all()
-            if self._cluster.is_chief:
-                self._send(message, [each for each in self._peers.values() if each is not peer])
         elif message:  # its last words
             with self._changed:
                 peer.has_left = True

@@ -102,6 +102,8 @@ def _set_state(callback: keras.callbacks.Callback, state: dict[str, Any]) -> Non
         Path(callback.filename).write_bytes(text.encode())
         callback.csv_file = Path(callback.filename).open("a")  # noqa: SIM115
         callback.append_header = not text
+    if state.get("best_weights"):  # those without a dimension were kept as numbers
+        state["best_weights"] = [np.asarray(weight) for weight in state["best_weights"]]
     for name, value in state.items():
         setattr(callback, name, value)
     if own is not None:
@@ -110,6 +112,8 @@ def _set_state(callback: keras.callbacks.Callback, state: dict[str, Any]) -> Non
 
 def _packed(value: Any, arrays: list[np.ndarray]) -> Any:
     """The value as JSON takes it; its arrays go to ``arrays``."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "USO":
+        raise TypeError(f"an array has the dtype {value.dtype}")
     if isinstance(value, np.ndarray) and value.ndim:
         arrays.append(np.array(value))
         return {_ARRAY: len(arrays) - 1}

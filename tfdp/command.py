@@ -20,7 +20,7 @@ from tfdp.signals import Signals
 
 # What ended the work, until the process is gone: its frames hold iterators over data, and to let
 # one go waits for the ops that read, which may be stuck for good.
-_KEPT: list[Exception] = []
+_KEPT: list[BaseException] = []
 
 
 def parse(values: flags.FlagValues, argv: list[str]) -> None:
@@ -51,8 +51,10 @@ def end(work: Callable[[], None], signals: Signals, log_path: Path) -> int:
     PEERS.end_with_run()
     try:
         work()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _KEPT.append(error)
+        if isinstance(error, SystemExit):
+            error = TrainingError(f"the recipe ended the process: sys.exit({error.code!r})")
         return _code_of(error, signals, log_path)
     finally:
         PEERS.leave()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +73,9 @@ def evaluate(
         model.reset_metrics()
         _tell(callbacks, "on_test_begin", None)
         iterator = iter(team.strategy.experimental_distribute_dataset(dataset))
-        while test_next(model)(iterator):
+        for step in range(steps) if steps is not None else itertools.count():
+            if not test_next(model)(iterator, step):
+                break
             between_calls()
     logs = read_metrics(model)()
     team.settle()
@@ -107,25 +110,35 @@ def predict(
     """
     team = team_of(model.distribute_strategy)
     data = as_data(x)
-    step = predict_step(model)
+    predict_on_replicas = predict_step(model)
     strategy = team.strategy
     if isinstance(data, Source):
         batches, order = _in_order(data, batch_size, team, preprocess)
         iterator = batches.iterator()
         mine: list[Any] = []
-        for _ in range(batches.steps_per_epoch):
-            mine += map(_arrays, strategy.experimental_local_results(step(next(iterator))))
+        for number in range(batches.steps_per_epoch):
+            rows = predict_on_replicas(next(iterator), number)
+            mine += map(_arrays, strategy.experimental_local_results(rows))
         rows = _from_all_workers(_concatenated(mine), order, team)
         team.settle()
         return rows
     dataset = _dataset(data, team, steps, preprocess, auto_shard)
     gathered = []
-    for batch in strategy.experimental_distribute_dataset(dataset):
-        gathered.append(_arrays(strategy.gather(step(batch), axis=0)))
+    batches_of_all = iter(strategy.experimental_distribute_dataset(dataset))
+    for number, batch in enumerate(itertools.islice(batches_of_all, steps)):
+        gathered.append(_arrays(strategy.gather(predict_on_replicas(batch, number), axis=0)))
     if not gathered:
         raise BadInput("the dataset is empty: it has to have at least one example")
     team.settle()
     return _concatenated(gathered)
+
+
+def check(data: Source | tf.data.Dataset, auto_shard: AutoShard, team: Team) -> None:
+    """Raises BadInput, on all workers, if data can't be evaluated on; a collective."""
+    if isinstance(data, Source):
+        feed.check_same_length(data, team)
+    else:
+        _dataset(data, team, None, None, auto_shard)
 
 
 def _dataset(
@@ -135,8 +148,12 @@ def _dataset(
     preprocess: Preprocess | None,
     auto_shard: AutoShard | None,
 ) -> tf.data.Dataset:
+    if steps is None and data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise BadInput(
+            "the dataset to evaluate or predict never ends: give steps (validation_steps), or "
+            "leave out repeat()"
+        )
     auto_shard = sharding.settled(data, auto_shard, team, training=False)
-    data = data if steps is None else data.take(steps)
     return feed.sharded(feed.preprocessed(data, preprocess), auto_shard)
 
 

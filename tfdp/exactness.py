@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,12 +10,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp import state
+from tfdp import keras_private, state
 from tfdp.errors import BadInput
 from tfdp.log import say_on_chief
+from tfdp.parts import Part
 
 # Losses that are no sums over examples: of sets of all pixels, or of all pairs in a batch.
 _OF_SETS = (keras.losses.Dice, keras.losses.Tversky)
+_MADE_UP = 2  # examples that models and metrics are tried on
 _OF_BATCHES = (keras.losses.dice, keras.losses.tversky, keras.losses.circle)  # as functions
 
 
@@ -28,12 +31,81 @@ def check_losses(model: keras.Model) -> None:
         is_of_sets = isinstance(loss, _OF_SETS) and (loss.axis is None or 0 in _axes(loss.axis))
         if is_of_sets or isinstance(loss, keras.losses.Circle) or loss in _OF_BATCHES:
             name = getattr(loss, "__name__", type(loss).__name__)
-            of_each_example = " keras.losses.Dice and Tversky take axis=(1, 2, 3), for images."
+            is_for_images = is_of_sets or loss in (keras.losses.dice, keras.losses.tversky)
             raise BadInput(
                 f"the loss is {name}, which is computed over a whole batch, and a replica has a "
                 "part of it only: use a loss that has a value for each example, or one replica."
-                + (of_each_example if is_of_sets or loss is not keras.losses.circle else "")
+                + (" Keras's Dice and Tversky take axis=(1, 2, 3), for images." * is_for_images)
             )
+
+
+def check_own_terms(model: keras.Model, batch_spec: Any) -> None:
+    """Tells of losses of the user's own beside Keras's, which are not made parts of a batch's.
+
+    Twice as large a global batch halves what a replica's part of a mean adds, so it has to halve
+    the gradients of an overridden ``train_step`` or ``compute_loss`` (or leave those of sums).
+
+    Args:
+        model: built and compiled; it is as before afterwards.
+        batch_spec: ``(x[, y[, sample_weight]])`` of ``tf.TensorSpec``, batch dimension first.
+    """
+    overridden = [
+        name
+        for name in ("train_step", "compute_loss")
+        if getattr(type(model), name) is not getattr(keras.Model, name)
+    ]
+    if not overridden:
+        return
+    batch = _made_up(batch_spec)
+    weights = [(weight, weight.numpy()) for weight in model.non_trainable_variables]
+    try:
+        once, twice = (_gradients(model, batch, whole=times * _MADE_UP) for times in (1, 2))
+    except Exception:  # it does not like what was made up: nothing is known then
+        return
+    finally:
+        model.reset_metrics()
+        for weight, value in weights:
+            weight.assign(value)
+    pairs = [(a.numpy(), b.numpy()) for a, b in zip(once, twice, strict=True)]
+    if not any(all(_near(b, factor * a) for a, b in pairs) for factor in (0.5, 1.0)):
+        say_on_chief(
+            f"{' and '.join(overridden)} adds terms of its own to losses of Keras: on several "
+            "replicas they count once for each replica; hand them to self.add_loss, which doesn't"
+        )
+
+
+def _gradients(model: keras.Model, batch: Any, whole: int) -> list[tf.Tensor]:
+    """What a replica's train_step hands to optimizers, for a batch that is a part of ``whole``."""
+    strategy = model.distribute_strategy
+    here = threading.local()
+    losses = keras_private.Losses()
+    count = strategy.num_replicas_in_sync
+
+    def keep(gradients: list[Any]) -> None:
+        here.found += [tf.convert_to_tensor(each) for each in gradients if each is not None]
+
+    @tf.autograph.experimental.do_not_convert
+    def on_replica() -> list[tf.Tensor]:
+        here.found = []
+        here.part = Part(tf.constant(_MADE_UP), tf.constant(whole), count, may_be_empty=False)
+        model.train_step(batch)
+        return here.found if losses.are_parts else []  # else they are taken for a mean's, and said
+
+    @tf.function
+    def run() -> Any:
+        with (
+            keras_private.seeds_drawn_from(tf.constant(0, tf.int64)),
+            keras_private.reduced_first(keep),
+            keras_private.losses_of(losses, lambda: here.part),
+        ):
+            return strategy.run(on_replica)
+
+    return [strategy.experimental_local_results(each)[0] for each in run()]
+
+
+def _near(value: np.ndarray, expected: np.ndarray) -> bool:
+    scale = max(1e-6, float(np.abs(expected).max(initial=0)))
+    return bool(np.abs(value - expected).max(initial=0) <= 1e-2 * scale)
 
 
 def check_metrics(model: keras.Model, batch_spec: Any) -> None:
@@ -85,11 +157,11 @@ def _is_of_keras(metric: keras.metrics.Metric) -> bool:
 
 
 def _made_up(batch_spec: Any) -> Any:
-    """Two examples that fit a spec: small random floats, zeros, empty strings."""
+    """A few examples that fit a spec: small random floats, zeros, empty strings."""
     random = np.random.default_rng(0)
 
     def leaf(spec: tf.TensorSpec) -> tf.Tensor:
-        shape = [2, *(1 if size is None else size for size in spec.shape[1:])]
+        shape = [_MADE_UP, *(1 if size is None else size for size in spec.shape[1:])]
         if spec.dtype.is_floating:
             return tf.cast(random.uniform(0.1, 0.9, shape), spec.dtype)
         return tf.fill(shape, "") if spec.dtype == tf.string else tf.zeros(shape, spec.dtype)
@@ -105,7 +177,10 @@ def _losses(given: Any) -> Iterator[Any]:
         for each in given:
             yield from _losses(each)
     else:
-        yield keras.losses.get(given) if isinstance(given, str) else given
+        try:
+            yield keras.losses.get(given) if isinstance(given, str) else given
+        except ValueError as error:
+            raise BadInput(f"the loss is {given!r}, which Keras does not know: {error}") from None
 
 
 def _axes(axis: Any) -> tuple[int, ...]:

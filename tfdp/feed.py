@@ -78,7 +78,7 @@ def from_source(
     Raises:
         BadInput: on all workers, if the source has another length on another one.
     """
-    _check_same_length(source, team)
+    check_same_length(source, team)
     read = _reader(source, preprocess, training, seed=order.seed)
 
     def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -111,7 +111,8 @@ def from_source(
     )
 
 
-def _check_same_length(source: Source, team: Team) -> None:
+def check_same_length(source: Source, team: Team) -> None:
+    """Raises BadInput, on all workers, if they have sources of different lengths."""
     lengths = team.gather(np.array([len(source)], np.int64))[:, 0].tolist()
     if len(set(lengths)) > 1:
         team.settle()

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import callbacks as callbacks_module
-from tfdp import evaluation, exactness, feed, keras_private
+from tfdp import evaluation, exactness, feed, keras_private, state
 from tfdp.callbacks import AtSteps
 from tfdp.errors import BadInput, PeerFailed, Stopped
 from tfdp.feed import Batches
@@ -94,7 +94,7 @@ def fit(
         )
     data = as_data(x, y, sample_weight)
     transform = _class_weighted(class_weight)
-    updates_before = int(model.optimizer.iterations.numpy()) if model.optimizer else 0
+    updates_before = keras_private.calls(model.optimizer)
     if isinstance(data, Source):
         steps = steps_per_epoch or -(-len(data) // (batch_size or 32))
         first_step = initial_epoch * steps
@@ -193,6 +193,8 @@ def run(
     """
     keras_private.build(model, batches.element_spec)
     if team.replicas > 1:
+        state.check_optimizers(model)
+        exactness.check_own_terms(model, batches.element_spec)
         exactness.check_metrics(model, batches.element_spec)
     mine = callbacks_module.for_worker(callbacks, team)
     at_steps = [callback for callback in mine if isinstance(callback, AtSteps)]
@@ -306,15 +308,22 @@ def check_model(model: keras.Model) -> None:
 
 def _class_weighted(class_weight: Mapping[int, float] | None) -> Callable[..., Any] | None:
     """Makes each example's weight its class's, times the weight that it has already."""
-    if class_weight is None:
+    if not class_weight:
         return None
     table = np.ones(max(class_weight) + 2, keras.config.floatx())  # the last for all others
     table[list(class_weight)] = list(class_weight.values())
 
     def weighted(x: Any, y: tf.Tensor, sample_weight: tf.Tensor | None = None) -> Any:
+        if tf.nest.is_nested(y):
+            raise BadInput(
+                "class_weight is for a single output with integer or one-hot labels, and there are "
+                "several: use sample_weight"
+            )
         one_hot = y.shape.rank == 2 and y.shape[1] != 1
         classes = tf.cast(tf.argmax(y, axis=1) if one_hot else tf.reshape(y, [-1]), tf.int32)
         weights = tf.gather(tf.constant(table), tf.minimum(classes, len(table) - 1))
-        return x, y, weights if sample_weight is None else weights * sample_weight
+        if sample_weight is not None:
+            weights = weights * tf.cast(sample_weight, weights.dtype)
+        return x, y, weights
 
     return weighted

@@ -227,6 +227,15 @@ def periods(optimizer: Any) -> tuple[int, int]:
     return getattr(optimizer, "gradient_accumulation_steps", None) or 1, overwrites or 0
 
 
+def calls(optimizer: Any) -> int:
+    """How many batches an optimizer has seen; 0 for none.
+
+    Leans on ``BaseOptimizer._iterations``: the public count is of updates, accumulated or not.
+    """
+    counter = getattr(_inner(optimizer), "_iterations", None)
+    return 0 if counter is None else int(counter.numpy())
+
+
 def due(optimizer: Any) -> tuple[tf.Tensor, tf.Tensor]:
     """Whether an optimizer updates at its next call, and whether averages then overwrite weights.
 

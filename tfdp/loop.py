@@ -28,6 +28,7 @@ GROWTH = 8  # how much longer the next call may be: the first ones are too short
 TELL_S = 10.0  # how long a failed worker waits for the others to hear of it
 
 _TOOK = ("step_s", "input_s", "reduce_s")
+_NOTHING = (math.nan,) * len(_TOOK)
 
 
 class Loop:
@@ -94,7 +95,7 @@ class Loop:
         took_s = time.perf_counter() - began_s
         # The first call spends its time on tracing and tells nothing.
         self._took = (
-            (math.nan,) * 3
+            _NOTHING
             if self._took is None
             else tuple(each_s / self._steps for each_s in (took_s, *waited))
         )
@@ -143,9 +144,7 @@ class Loop:
             "stop_training": bool(self._model.stop_training),
             "learning_rate": _learning_rate(self._model),
             "one_by_one": self._one_by_one,
-            **dict(
-                zip(("step_s", "input_s", "reduce_s"), self._took or (math.nan,) * 3, strict=True)
-            ),
+            **dict(zip(("step_s", "input_s", "reduce_s"), self._took or _NOTHING, strict=True)),
         }
         rows = self._team.gather(np.array(list(mine.values()), np.float64))
         table = dict(zip(mine, rows.T, strict=True))

@@ -38,6 +38,15 @@ class Part:
         """The mean that ``of_mean`` was given; 0 where there is no example."""
         return _times(added, self.total, self.examples)
 
+    def times_examples(self, value: Any) -> tf.Tensor:
+        """A value times the number of examples: whole numbers stay exact, as a ratio's don't."""
+        precise = tf.float64 if value.dtype == tf.float64 else tf.float32
+        return tf.cast(value, precise) * tf.cast(self.examples, precise)
+
+    def over_total(self, value: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """A sum of what ``times_examples`` gave on all replicas, as the mean over examples."""
+        return tf.cast(value / tf.cast(self.total, value.dtype), dtype)
+
     def counted(self, values: Any) -> Any:
         """The values, or zeros where there is no example."""
         if not self.may_be_empty:
@@ -51,10 +60,10 @@ class Part:
         missing = tf.cast(tf.equal(self.examples, 0), tf.int32)
 
         def pad(leaf: tf.Tensor) -> tf.Tensor:
-            paddings = [[0, missing]] + [[0, 0]] * (leaf.shape.rank - 1)
-            if leaf.dtype == tf.string:
-                return tf.pad(leaf, paddings, constant_values="")
-            return tf.pad(leaf, paddings)
+            # Not by tf.pad, which oneDNN merges into a convolution that forgets this dimension.
+            shape = tf.concat([[missing], tf.shape(leaf)[1:]], axis=0)
+            zeros = tf.fill(shape, "") if leaf.dtype == tf.string else tf.zeros(shape, leaf.dtype)
+            return tf.concat([leaf, zeros], axis=0)
 
         return tf.nest.map_structure(pad, batch)
 

@@ -16,6 +16,7 @@ from tfdp.errors import BadInput
 from tfdp.feed import Preprocess
 from tfdp.files import write_whole
 from tfdp.fitting import check_model
+from tfdp.log import say_on_chief
 from tfdp.order import Order
 from tfdp.recipe import Recipe
 from tfdp.sources import Source
@@ -57,7 +58,7 @@ class Request:
             raise BadInput(
                 f"--global_batch_size is {self.global_batch_size}: it has to be 1 or more"
             )
-        if self.startup_timeout_s <= 0:
+        if not self.startup_timeout_s > 0:
             raise BadInput(
                 f"--startup_timeout_s is {self.startup_timeout_s}: it has to be positive"
             )
@@ -84,18 +85,23 @@ def evaluate(request: Request, recipe: Recipe) -> None:
     here_only = ("workdir", "version", "output", "startup_timeout_s")
     shared = {f"--{name}": value for name, value in vars(request).items() if name not in here_only}
     compare(team, shared, recipe)
+    checkpoint = None
+    if request.workdir is not None:
+        folder = request.workdir / "checkpoints"
+        checkpoint = _checkpoint(team, folder, request.step)
+        precision = checkpoint.about["settings"]["mixed_precision"]
+        if precision != "none":
+            keras.config.set_dtype_policy(f"mixed_{precision}")
     with strategy.scope():
         model = recipe.build_model(recipe.hparams)
     check_model(model)
     data = data_of(recipe, "eval_data")
     preprocess = recipe.preprocess
-    if request.version is None:
-        assert request.workdir is not None
-        folder = request.workdir / "checkpoints"
-        checkpoint = _checkpoint(team, folder, request.step)
+    if checkpoint is not None:
         _restore(model, checkpoint, _batch_spec(data, preprocess, team), team)
         about: dict[str, Any] = {"checkpoint": str(folder / str(checkpoint.step))}
     else:
+        assert request.version is not None
         with strategy.scope():
             model = Published(request.version, model)
         preprocess = None  # it is in there
@@ -129,6 +135,14 @@ class Published(keras.Model):
 
     def __init__(self, path: Path, like: keras.Model) -> None:
         super().__init__()
+        if like.losses or any(
+            getattr(type(like), name) is not getattr(keras.Model, name)
+            for name in ("test_step", "compute_loss", "compute_metrics")
+        ):
+            say_on_chief(
+                "a version answers, and no more: regularizers, add_loss and the model's own "
+                "test_step, compute_loss and compute_metrics are not in what follows"
+            )
         try:
             loaded = tf.saved_model.load(str(path))
             self._signature = loaded.signatures["serving_default"]

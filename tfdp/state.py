@@ -53,6 +53,28 @@ def capture(model: keras.Model, team: Team) -> dict[str, np.ndarray]:
     return arrays
 
 
+def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """The model's optimizer, if it is compiled with one, and others that are its attributes.
+
+    A ``train_step`` of the user's own may have several: a generator's and a discriminator's, say.
+    """
+    compiled = model.optimizer
+    known = (compiled, getattr(compiled, "inner_optimizer", None))
+    kept = [each for each in vars(model).values() if isinstance(each, keras.optimizers.Optimizer)]
+    return [compiled] * bool(compiled) + [each for each in kept if each not in known]
+
+
+def check_optimizers(model: keras.Model) -> None:
+    """Raises BadInput if an optimizer of a built model has no variables yet."""
+    for optimizer in optimizers(model):
+        if not optimizer.built:
+            raise BadInput(
+                f"the model's optimizer {optimizer.name} has no variables yet, so that replicas "
+                "can't make them together, and checkpoints not have them: build it where the "
+                "model is compiled, optimizer.build(variables)"
+            )
+
+
 def check(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises BadInput, with the differences, unless ``arrays`` are a state of this built model.
 
@@ -170,7 +192,8 @@ def _write_rows(model: keras.Model) -> Callable[[list[tf.Tensor]], None]:
 
 
 def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
-    return {"model": model.weights, "optimizer": list(getattr(model.optimizer, "variables", []))}
+    own = [variable for each in optimizers(model) for variable in each.variables]
+    return {"model": model.weights, "optimizer": own}
 
 
 def _metric_variables(model: keras.Model) -> list[keras.Variable]:

@@ -94,13 +94,13 @@ def train_steps(
             return None
         statistics = _statistics(model, here.assigned)
         began_s = _now_s(after=own)
-        means = [here.whole.of_mean(tf.identity(each.value)) for each in statistics]
-        summed = parts.summed([*own, *means])  # in one exchange
+        weighted = [here.whole.times_examples(each.value) for each in statistics]
+        summed = parts.summed([*own, *weighted])  # in one exchange
         here.reduce_s.append(_now_s(after=summed) - began_s)
         # What replicas have assigned by themselves, moving averages, becomes their mean: or every
         # worker would evaluate with its own, and a checkpoint have those of the chief alone.
-        for each, mean in zip(statistics, summed[len(own) :], strict=True):
-            each.value.assign(mean)
+        for each, total in zip(statistics, summed[len(own) :], strict=True):
+            each.value.assign(here.whole.over_total(total, each.value.dtype))
         filled = dict(zip(places, summed, strict=False))
         return [filled.get(i) for i in range(len(gradients))]
 
@@ -274,24 +274,24 @@ def test_steps(model: keras.Model) -> Callable[[Any, Order, int, int], None]:
 
 
 @until_recompiled
-def test_next(model: keras.Model) -> Callable[[Any], bool]:
+def test_next(model: keras.Model) -> Callable[[Any, int], bool]:
     """Makes the function that evaluates the next batch of a dataset that TensorFlow splits.
 
     Returns:
-        A function of an iterator; it tells whether there was another batch. The batch is drawn
-        inside: its shape, seen from outside, may differ between workers, which would then trace
-        different functions and never come together.
+        A function of an iterator and of how many batches were before; it tells whether there was
+        another. The batch is drawn inside: its shape, seen from outside, may differ between
+        workers, which would then trace different functions and never come together.
     """
     test = _tester(model)
 
     @tf.function
-    def run(iterator: Any) -> tf.Tensor:
+    def run(iterator: Any, step: tf.Tensor) -> tf.Tensor:
         batch = iterator.get_next_as_optional()
         if batch.has_value():
-            test(batch.get_value(), None, tf.constant(0, tf.int64))
+            test(batch.get_value(), None, step)
         return batch.has_value()
 
-    return lambda iterator: bool(run(iterator))
+    return lambda iterator, step: bool(run(iterator, tf.constant(step, tf.int64)))
 
 
 def _tester(model: keras.Model) -> Callable[[Any, Order | None, tf.Tensor], None]:
@@ -307,9 +307,11 @@ def _tester(model: keras.Model) -> Callable[[Any, Order | None, tf.Tensor], None
                 model.test_step(here.part.padded(batch))
 
         with (
+            # Or what layers draw would depend on all that was evaluated before.
+            keras_private.seeds_drawn_from(step),
             contextlib.nullcontext()
             if strategy.num_replicas_in_sync == 1
-            else keras_private.losses_of(losses, lambda: here.part)
+            else keras_private.losses_of(losses, lambda: here.part),
         ):
             strategy.run(on_replica, args=(batch,))
 
@@ -317,19 +319,23 @@ def _tester(model: keras.Model) -> Callable[[Any, Order | None, tf.Tensor], None
 
 
 @until_recompiled
-def predict_step(model: keras.Model) -> Callable[[Any], Any]:
-    """Makes the function that predicts one batch; its rows stay with their replicas."""
+def predict_step(model: keras.Model) -> Callable[[Any, int], Any]:
+    """Makes the function that predicts a batch, the how manieth; rows stay with their replicas."""
     strategy = model.distribute_strategy
 
     @tf.autograph.experimental.do_not_convert
     def on_replica(batch: Any) -> Any:
-        return model.predict_step(batch)
+        examples = count_examples(batch)
+        part = Part(examples, examples, parts=1, may_be_empty=strategy.num_replicas_in_sync > 1)
+        rows = model.predict_step(part.padded(batch))
+        return tf.nest.map_structure(lambda leaf: leaf[:examples], rows)
 
     @tf.function(reduce_retracing=True)
-    def run(batch: Any) -> Any:
-        return strategy.run(on_replica, args=(batch,))
+    def run(batch: Any, step: tf.Tensor) -> Any:
+        with keras_private.seeds_drawn_from(step):
+            return strategy.run(on_replica, args=(batch,))
 
-    return run  # type: ignore[no-any-return]
+    return lambda batch, step: run(batch, tf.constant(step, tf.int64))
 
 
 def metric_states(model: keras.Model) -> Variables:

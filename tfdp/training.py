@@ -152,11 +152,14 @@ class Run:
                 f"recipe {self._recipe.name}: the model does not take what train_data and "
                 f"preprocess give, {self._batches.element_spec}: {error}"
             ) from error
-        names = list(read_metrics(self._model)()) if self._eval_data is not None else []
+        state.check_optimizers(self._model)
+        values = read_metrics(self._model)() if self._eval_data is not None else {}
+        names = [name for name, value in values.items() if isinstance(value, (int, float))]
         self._team.settle()
         train_spec = feed.element_spec(self._train_data)
         if self._eval_data is not None:
             eval_spec = feed.element_spec(self._eval_data)
+            evaluation.check(self._eval_data, self._settings.auto_shard, self._team)
             if not feed.are_alike(train_spec, eval_spec):
                 raise BadInput(
                     f"recipe {self._recipe.name}: eval_data gives {eval_spec}, which differs from "
@@ -396,7 +399,11 @@ class Run:
         }
         self._confirm()
         write_whole(self._settings.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-        scores = "  ".join(f"{name} {value:.4g}" for name, value in self._scores.items())
+        scores = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in self._scores.items()
+            if isinstance(value, (int, float))  # a metric may give a list
+        )
         published = "" if path is None else f", published as {path}"
         say(f"finished at step {self.last_step}{published}" + (f"  {scores}" if scores else ""))
 
