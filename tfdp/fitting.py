@@ -313,6 +313,7 @@ def _class_weighted(class_weight: Mapping[int, float] | None) -> Callable[..., A
     table = np.ones(max(class_weight) + 2, keras.config.floatx())  # the last for all others
     table[list(class_weight)] = list(class_weight.values())
 
+    @tf.autograph.experimental.do_not_convert
     def weighted(x: Any, y: tf.Tensor, sample_weight: tf.Tensor | None = None) -> Any:
         if tf.nest.is_nested(y):
             raise BadInput(

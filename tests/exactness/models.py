@@ -46,7 +46,7 @@ def convolutional() -> Case:
         ]
     )
     model.compile(optimizers.SGD(0.1, momentum=0.9), cross_entropy(), metrics=["accuracy"])
-    return Case(model, arrays(x=IMAGES))
+    return Case(model, arrays(x=IMAGES), predict=True)
 
 
 @case
@@ -181,7 +181,7 @@ def recurrent() -> Case:
         ]
     )
     model.compile(optimizers.Adam(0.02), cross_entropy(), metrics=["accuracy"])
-    return Case(model, arrays(x=IMAGES.reshape(-1, 18, 4)[:, :6]))
+    return Case(model, arrays(x=IMAGES.reshape(-1, 18, 4)[:, :6]), predict=True)
 
 
 @case

@@ -327,12 +327,15 @@ import keras, numpy as np, tfdp
 def build_model(hparams):
     layers = [keras.layers.Input((3,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)]
     model = keras.Sequential(layers)
-    model.compile(keras.optimizers.Adam(0.01, global_clipnorm=0.1), "mse")
+    several = keras.metrics.F1Score(average=None, threshold=0.0)  # a value for each class
+    model.compile(keras.optimizers.Adam(0.01, global_clipnorm=0.1), "mse", metrics=[several])
     return model
 
 def train_data(hparams):
     rows = np.random.default_rng(1).normal(size=(50, 3))
     return tfdp.from_arrays(rows, rows[:, :1])
+
+eval_data = train_data
 """
 
 

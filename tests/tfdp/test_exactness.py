@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfdp
+from tfdp import exactness
 
 IMAGES = np.random.default_rng(1).random((8, 4, 4, 1), np.float32)
 ROWS = np.random.default_rng(2).normal(size=(12, 3)).astype(np.float32)
@@ -142,6 +143,70 @@ def test_what_is_taken_for_a_mean_is_told_once(strategies: Any, capsys: Any) -> 
     assert notes_of(strategy, capsys, mask=True) == ""
     masked = notes_of(strategy, capsys, mask=True, accumulate_steps=2)
     assert masked.count("each piece of a batch is divided by what it holds itself") == 1
+
+
+class WithPenalty(keras.Model):
+    """Adds a term of its own to Keras's loss."""
+
+    def compute_loss(self, x: Any, y: Any, y_pred: Any, *rest: Any, **options: Any) -> Any:
+        own = 0.1 * tf.reduce_mean(tf.square(y_pred))
+        return super().compute_loss(x, y, y_pred, *rest, **options) + own
+
+
+class HandsPenaltyOver(keras.Model):
+    """The same, by add_loss, and a training step of its own."""
+
+    def train_step(self, data: Any) -> Any:
+        with tf.GradientTape() as tape:
+            prediction = self(data[0], training=True)
+            loss = self.compute_loss(data[0], data[1], prediction)
+        weights = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return self.compute_metrics(data[0], data[1], prediction)
+
+    def call(self, *args: Any, **options: Any) -> Any:
+        outputs = super().call(*args, **options)
+        self.add_loss(0.1 * tf.reduce_mean(tf.square(outputs)))
+        return outputs
+
+
+class SumOfErrors(HandsPenaltyOver):
+    def call(self, *args: Any, **options: Any) -> Any:
+        return keras.Model.call(self, *args, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "is_told"),
+    [
+        (WithPenalty, "mse", True),
+        (HandsPenaltyOver, "mse", False),
+        (SumOfErrors, keras.losses.MeanSquaredError(reduction="sum"), False),
+        (keras.Model, "mse", False),
+    ],
+)
+def test_terms_beside_kerass_losses_are_told_of(
+    kind: type[keras.Model], loss: Any, is_told: bool, strategies: Any, capsys: Any
+) -> None:
+    with strategies(2).scope():
+        inputs = keras.layers.Input((3,))
+        hidden = keras.layers.BatchNormalization()(keras.layers.Dense(4)(inputs))
+        model = kind(inputs, keras.layers.Dense(1)(hidden))
+        model.compile("sgd", loss, metrics=["mae"])
+    before = model.get_weights()
+    exactness.check_own_terms(model, (tf.TensorSpec([None, 3]), tf.TensorSpec([None, 1])))
+    np.testing.assert_equal(model.get_weights(), before)
+    assert ("adds terms of its own" in capsys.readouterr().err) == is_told
+
+
+def test_an_optimizer_without_variables_is_refused(strategies: Any) -> None:
+    with strategies(2).scope():
+        model = model_of(strategies(2))
+        model.second = keras.optimizers.Adam()
+    with pytest.raises(tfdp.BadInput, match="optimizer adam has no variables yet"):
+        tfdp.fit(model, ROWS, ROWS[:, :1], verbose=0)
+    with strategies(2).scope():
+        model.second.build(model.trainable_variables)
+    tfdp.fit(model, ROWS, ROWS[:, :1], verbose=0)
 
 
 def test_accumulate_steps_has_to_be_a_count() -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
+import tensorflow as tf
 
 import tfdp
-from tests.exactness.registry import CLASSES, WEIGHTS, arrays, classifier
+from tests.exactness.registry import CLASSES, ROWS, WEIGHTS, arrays, classifier
 
 
 def test_class_weights_multiply_sample_weights() -> None:
@@ -24,6 +26,31 @@ def test_class_weights_multiply_sample_weights() -> None:
         history = tfdp.fit(model, **arguments, shuffle=False, verbose=0).history
         results.append(history["loss"])
     np.testing.assert_allclose(*results, rtol=1e-6)
+
+
+def test_class_weight_is_for_one_output() -> None:
+    inputs = keras.layers.Input((5,))
+    outputs = {name: keras.layers.Dense(3, name=name)(inputs) for name in ("a", "b")}
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", {name: "sparse_categorical_crossentropy" for name in outputs})
+    labels = dict.fromkeys(outputs, CLASSES)
+    with pytest.raises(tfdp.BadInput, match="class_weight is for a single output"):
+        tfdp.fit(model, ROWS, labels, class_weight={0: 2.0}, verbose=0)
+    tfdp.fit(model, ROWS, labels, class_weight={}, verbose=0)
+
+
+def test_data_without_an_end_is_evaluated_for_as_many_steps_as_said() -> None:
+    model = classifier()
+    data = tf.data.Dataset.from_tensor_slices((ROWS, CLASSES)).batch(10)
+    with pytest.raises(tfdp.BadInput, match="never ends: give steps"):
+        tfdp.evaluate(model, data.repeat())
+    with pytest.raises(tfdp.BadInput, match="never ends: give steps"):
+        tfdp.predict(model, data.repeat())
+    expected = model.evaluate(ROWS[:20], CLASSES[:20], verbose=0, return_dict=True)
+    for dataset in (data, data.repeat()):
+        scores = tfdp.evaluate(model, dataset, steps=2)
+        assert scores == pytest.approx(expected, rel=1e-5)
+        assert len(tfdp.predict(model, dataset, steps=2)) == 20
 
 
 def test_a_model_that_is_compiled_anew_is_evaluated_anew() -> None:

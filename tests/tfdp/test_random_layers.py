@@ -199,6 +199,52 @@ def test_a_state_goes_to_another_number_of_replicas(strategies: Any) -> None:
     assert smaller.get_metrics_result()["loss"].numpy() == pytest.approx(logs[-1]["loss"], rel=1e-6)
 
 
+class Sampling(keras.layers.Layer):
+    """Draws at inference, too, as variational autoencoders do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(3)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs + keras.random.normal(tf.shape(inputs), seed=self.seed_generator)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_what_is_drawn_in_evaluation_depends_on_nothing_before(
+    replicas: int, strategies: Any
+) -> None:
+    with strategies(replicas).scope():
+        model = keras.Sequential([keras.layers.Input((2,)), Sampling(), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    rows = np.zeros((8, 2), np.float32)
+    data = tf.data.Dataset.from_tensor_slices((rows, rows[:, :1])).batch(4)
+    scores = [tfdp.evaluate(model, rows, rows[:, :1], batch_size=4) for _ in range(2)]
+    scores += [tfdp.evaluate(model, data) for _ in range(2)]
+    assert scores[0] == scores[1] == scores[2] == scores[3]
+    predicted = [tfdp.predict(model, rows, batch_size=4).ravel() for _ in range(2)]
+    np.testing.assert_array_equal(*predicted)
+    assert len(set(predicted[0])) == 8, "other draws for each batch and replica"
+
+
+def test_a_second_optimizer_is_part_of_the_state() -> None:
+    model = model_with_dropout(tf.distribute.get_strategy())
+    model.second = keras.optimizers.Adam()
+    model.second.build(model.trainable_variables)
+    train(model, 0, 1)
+    model.second.apply([tf.ones_like(weight) for weight in model.trainable_variables])
+    saved = captured(model)
+    assert sum("momentum" in name for name in saved) >= len(model.trainable_variables)
+    again = model_with_dropout(tf.distribute.get_strategy())
+    again.second = keras.optimizers.Adam()
+    again.second.build(again.trainable_variables)
+    train(again, 0, 1)
+    state.check(again, saved)
+    state.restore(again, team_of(tf.distribute.get_strategy()), saved)
+    for mine, other in zip(again.second.variables, model.second.variables, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), other.numpy())
+
+
 def test_the_state_of_another_model_is_refused(strategies: Any) -> None:
     model = model_with_dropout(strategies(1))
     train(model, 0, 1)
