@@ -327,4 +327,4 @@ def _class_weighted(class_weight: Mapping[int, float] | None) -> Callable[..., A
             weights = weights * tf.cast(sample_weight, weights.dtype)
         return x, y, weights
 
-    return weighted
+    return weighted  # type: ignore[no-any-return]

@@ -50,7 +50,7 @@ class _Replica(threading.local):
         self.calls = 0  # of an optimizer, in this piece
         self.sums: dict[int, list[Any]] = {}  # gradients of the pieces so far, by call
         self.reduce_s: list[tf.Tensor] = []
-        self.assigned: dict[int, keras.Variable] = {}  # by id
+        self.assigned: dict[int, keras.Variable] = {}  # and not averaged yet, by id
 
 
 def train_steps(
@@ -93,14 +93,11 @@ def train_steps(
         if here.piece < accumulate_steps - 1:
             return None
         statistics = _statistics(model, here.assigned)
+        here.assigned = {}
         began_s = _now_s(after=own)
-        weighted = [here.whole.times_examples(each.value) for each in statistics]
-        summed = parts.summed([*own, *weighted])  # in one exchange
+        summed = parts.summed([*own, *_weighted(statistics, here.whole)])  # in one exchange
         here.reduce_s.append(_now_s(after=summed) - began_s)
-        # What replicas have assigned by themselves, moving averages, becomes their mean: or every
-        # worker would evaluate with its own, and a checkpoint have those of the chief alone.
-        for each, total in zip(statistics, summed[len(own) :], strict=True):
-            each.value.assign(here.whole.over_total(total, each.value.dtype))
+        _average(statistics, summed[len(own) :], here.whole)
         filled = dict(zip(places, summed, strict=False))
         return [filled.get(i) for i in range(len(gradients))]
 
@@ -113,6 +110,9 @@ def train_steps(
             here.part = dataclasses.replace(here.whole, examples=count_examples(piece))
             with _metrics_of(model, here.part):
                 model.train_step(here.part.padded(piece))
+        late = _statistics(model, here.assigned) if replicas > 1 else []
+        if late:  # after the last update, or there is none
+            _average(late, parts.summed(_weighted(late, here.whole)), here.whole)
         return tf.add_n(here.reduce_s or [tf.constant(0.0, tf.float64)])
 
     def update(batch: Any, step: tf.Tensor) -> tf.Tensor:
@@ -179,6 +179,19 @@ def _statistics(model: keras.Model, assigned: dict[int, keras.Variable]) -> list
         for weight in model.non_trainable_weights
         if id(weight) in assigned and weight.value.dtype.is_floating
     ]
+
+
+def _weighted(statistics: list[keras.Variable], whole: Part) -> list[tf.Tensor]:
+    return [whole.times_examples(each.value) for each in statistics]
+
+
+def _average(statistics: list[keras.Variable], totals: list[tf.Tensor], whole: Part) -> None:
+    """Makes what replicas have assigned by themselves, moving averages, their mean over examples.
+
+    Or every worker would evaluate with its own, and a checkpoint have those of the chief alone.
+    """
+    for each, total in zip(statistics, totals, strict=True):
+        each.value.assign(whole.over_total(total, each.value.dtype))
 
 
 @contextlib.contextmanager
