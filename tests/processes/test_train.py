@@ -327,7 +327,7 @@ import keras, numpy as np, tfdp
 def build_model(hparams):
     layers = [keras.layers.Input((3,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)]
     model = keras.Sequential(layers)
-    several = keras.metrics.F1Score(average=None, threshold=0.0)  # a value for each class
+    several = keras.metrics.F1Score(average=None, threshold=0.5)  # a value for each class
     model.compile(keras.optimizers.Adam(0.01, global_clipnorm=0.1), "mse", metrics=[several])
     return model
 
