@@ -107,7 +107,7 @@ def _reach(harm: Harm, launcher: Process, workdir: Path, marks: Path) -> bool:
         if harm.moment == "start":
             return len(_workers(launcher)) == WORKERS
         if harm.moment == "save":
-            return any((workdir / "checkpoints").glob(".[0-9]*"))
+            return any((workdir / "checkpoints").glob(".*"))  # not whole yet
         if harm.moment == "export":
             return any((workdir / "model").glob(".*"))
         return (marks / ("eval" if harm.moment == "evaluate" else "train")).exists()
