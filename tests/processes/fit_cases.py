@@ -308,26 +308,37 @@ def read_slices() -> Any:
     return {"seen": seen}
 
 
+class LooksTwice(keras.Sequential):
+    """Looks at a batch once more after the update, which changes moving averages again."""
+
+    def train_step(self, data: Any) -> Any:
+        logs = super().train_step(data)
+        self(data[0], training=True)
+        return logs
+
+
 @case
 def batch_normalization() -> Any:
     """Each worker normalizes by its own part; what it averages for later is all workers'."""
-    keras.utils.set_random_seed(5)
-    with strategy.scope():
-        layers = [keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(CLASSES)]
-        model = keras.Sequential([keras.layers.Input((6,)), *layers])
-        model.compile(SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     features, labels = numbers(24)
-    fit(model, features, labels, batch_size=24)
     halves = np.split(features, 2)
-    return {
-        "weights": flat(model.get_weights()),
-        "mean": model.layers[0].moving_mean.numpy().tolist(),
-        "expected": (0.5 * np.mean([half.mean(axis=0) for half in halves], axis=0)).tolist(),
-        "variance": model.layers[0].moving_variance.numpy().tolist(),
-        "expected_variance": (
-            0.5 + 0.5 * np.mean([half.var(axis=0) for half in halves], axis=0)
-        ).tolist(),
+    found = {
+        "mean of halves": np.mean([half.mean(axis=0) for half in halves], axis=0).tolist(),
+        "variance of halves": np.mean([half.var(axis=0) for half in halves], axis=0).tolist(),
     }
+    for kind in (keras.Sequential, LooksTwice):
+        keras.utils.set_random_seed(5)
+        with strategy.scope():
+            normalize = keras.layers.BatchNormalization(momentum=0.5)
+            model = kind([keras.layers.Input((6,)), normalize, keras.layers.Dense(CLASSES)])
+            model.compile(SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        fit(model, features, labels, batch_size=24)
+        found[kind.__name__] = {
+            "weights": flat(model.get_weights()),
+            "mean": normalize.moving_mean.numpy().tolist(),
+            "variance": normalize.moving_variance.numpy().tolist(),
+        }
+    return found
 
 
 @case

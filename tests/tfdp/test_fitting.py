@@ -66,30 +66,3 @@ def test_a_model_that_is_compiled_anew_is_evaluated_anew() -> None:
     assert tfdp.evaluate(model, rows, threes)["loss"] == 9.0
     model.compile("sgd", "mae")
     assert tfdp.evaluate(model, rows, threes)["loss"] == 3.0
-
-
-class LateStatistics(keras.Model):
-    """Looks at the batch once more after the update, which changes moving averages."""
-
-    def train_step(self, data: Any) -> Any:
-        logs = super().train_step(data)
-        self(data[0], training=True)
-        return logs
-
-
-@pytest.mark.parametrize("trainable", [True, False])
-def test_what_layers_average_is_the_replicas_mean_whenever_they_do(
-    trainable: bool, strategies: Any
-) -> None:
-    keras.utils.set_random_seed(5)
-    with strategies(2).scope():
-        inputs = keras.layers.Input((5,))
-        normalize = keras.layers.BatchNormalization(momentum=0.5, scale=False, center=False)
-        head = keras.layers.Dense(3, trainable=trainable)
-        model = LateStatistics(inputs, head(normalize(inputs)))
-        model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
-    tfdp.fit(model, ROWS[:8], CLASSES[:8], batch_size=8, shuffle=False, verbose=0)
-    mean = np.mean([ROWS[:4].mean(axis=0), ROWS[4:8].mean(axis=0)], axis=0)
-    np.testing.assert_allclose(normalize.moving_mean.numpy(), 0.75 * mean, rtol=1e-5)
-    for value in strategies(2).experimental_local_results(normalize.moving_mean.value):
-        np.testing.assert_allclose(value, 0.75 * mean, rtol=1e-5)
