@@ -1,7 +1,8 @@
-"""What comes before training or evaluating: workers that are alike, and a recipe's data."""
+"""What comes before training or evaluating: workers that are alike, a recipe's data, batches."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,13 @@ import keras
 import tensorflow as tf
 
 import tfdp
+from tfdp import feed
 from tfdp.errors import BadInput
+from tfdp.feed import Batches, Preprocess
+from tfdp.log import say_on_chief
+from tfdp.order import Order
 from tfdp.recipe import Recipe
+from tfdp.settings import Settings
 from tfdp.sources import Source
 from tfdp.team import Team
 
@@ -43,6 +49,35 @@ def data_of(recipe: Recipe, name: str) -> Data:
         f"recipe {recipe.name}: {name} gave a {type(data).__name__}, and has to give a tfdp.Source "
         "(tfdp.from_arrays makes one) or a tf.data.Dataset of single examples"
     )
+
+
+def training_batches(
+    data: Data, team: Team, settings: Settings, preprocess: Preprocess | None, first_step: int
+) -> Batches:
+    """The global batches of a run from ``first_step`` on; a collective for a dataset."""
+    if isinstance(data, Source):
+        order = Order(
+            len(data), settings.global_batch_size, settings.seed, run_length=data.run_length
+        )
+        return feed.from_source(data, order, team, first_step=first_step, preprocess=preprocess)
+    say_on_chief(
+        "train_data is a tf.data.Dataset: TensorFlow shards it, the order of examples depends on "
+        "it, and a resumed run reads again what it had read (a tfdp.Source has neither limit)"
+    )
+    examples = int(data.cardinality())
+    batches = feed.from_dataset(
+        data.batch(settings.global_batch_size),
+        team,
+        steps_per_epoch=settings.steps if examples == tf.data.INFINITE_CARDINALITY else None,
+        first_step=first_step,
+        auto_shard=settings.auto_shard,
+        preprocess=preprocess,
+        seed=settings.seed,
+    )
+    if examples < 1:
+        return batches
+    order = Order(examples, settings.global_batch_size)  # for counting alone
+    return dataclasses.replace(batches, examples_before=order.examples_before)
 
 
 def versions() -> dict[str, str]:

@@ -19,14 +19,13 @@ from tfdp.errors import BadInput, Stopped, TrainingError
 from tfdp.files import Claim, write_whole
 from tfdp.fitting import check_model, run
 from tfdp.log import say
-from tfdp.order import Order
 from tfdp.recipe import Recipe
 from tfdp.reports import Report
 from tfdp.saving import Saver
 from tfdp.settings import Settings
 from tfdp.signals import Signals
 from tfdp.sources import Source
-from tfdp.starting import Data, compare, data_of, versions
+from tfdp.starting import Data, compare, data_of, training_batches, versions
 from tfdp.steps import read_metrics
 from tfdp.team import Team, connect, team_of
 
@@ -114,7 +113,9 @@ class Run:
             settings.adopt_checkpoints,
         )
         self.first_step = self._standing.step
-        self._batches = self._make_batches()
+        self._batches = training_batches(
+            train_data, team, settings, recipe.preprocess, self.first_step
+        )
         self._check_fit()
         self._saver = Saver(
             model, team, self._checkpoints, self._callbacks, self._standing, settings.keep_best
@@ -259,43 +260,6 @@ class Run:
             raise TrainingError(str(error)) from error
         self._team.settle()
 
-    def _make_batches(self) -> feed.Batches:
-        settings, preprocess = self._settings, self._recipe.preprocess
-        if isinstance(self._train_data, Source):
-            order = Order(
-                len(self._train_data),
-                settings.global_batch_size,
-                settings.seed,
-                run_length=self._train_data.run_length,
-            )
-            return feed.from_source(
-                self._train_data,
-                order,
-                self._team,
-                first_step=self.first_step,
-                preprocess=preprocess,
-            )
-        if self._team.is_chief:
-            say(
-                "train_data is a tf.data.Dataset: TensorFlow shards it, the order of examples "
-                "depends on it, and a resumed run reads again what it had read (a tfdp.Source "
-                "has neither limit)"
-            )
-        batches = feed.from_dataset(
-            self._train_data.batch(settings.global_batch_size),
-            self._team,
-            steps_per_epoch=settings.steps if _is_endless(self._train_data) else None,
-            first_step=self.first_step,
-            auto_shard=settings.auto_shard,
-            preprocess=preprocess,
-            seed=settings.seed,
-        )
-        examples = int(self._train_data.cardinality())
-        if examples < 1:
-            return batches
-        order = Order(examples, settings.global_batch_size)  # for counting alone
-        return dataclasses.replace(batches, examples_before=order.examples_before)
-
     def _evaluate(
         self,
         callbacks: keras.callbacks.CallbackList | None = None,
@@ -418,7 +382,3 @@ class _Act(AtSteps):
 
     def on_step(self, step: int, logs: dict[str, float]) -> None:
         self._act(step, self._report)
-
-
-def _is_endless(dataset: tf.data.Dataset) -> bool:
-    return bool(dataset.cardinality() == tf.data.INFINITE_CARDINALITY)
