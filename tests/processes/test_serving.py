@@ -17,8 +17,7 @@ import psutil
 import pytest
 import tensorflow as tf
 
-from serving import errors
-from serving.client import Client
+from serving.client import Client, errors
 from tests.running import Process, free_port, run, wait_until
 
 

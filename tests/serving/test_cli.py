@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.cli import main
+from serving.client.cli import main
 from tests.serving.test_client import Server, echo, refusal, signatures, states
 
 

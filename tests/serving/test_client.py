@@ -14,9 +14,9 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import errors, tensors
-from serving.client import Client
-from serving.models import TensorInfo, VersionStatus
+from serving import tensors
+from serving.client import Client, errors
+from serving.client.models import TensorInfo, VersionStatus
 from serving.protos import serving_pb2
 from tests.running import ROOT, free_port
 
@@ -354,7 +354,7 @@ def test_is_shared_between_threads(server: Server, client: Client):
 def test_importing_the_client_takes_no_tensorflow_and_little_time():
     program = (
         "import sys, time; start = time.perf_counter(); import numpy, grpc; "
-        "needed = time.perf_counter(); import serving.client, serving.cli; "
+        "needed = time.perf_counter(); import serving.client, serving.client.cli; "
         "end = time.perf_counter(); "
         "print((end - start) / (needed - start), *sys.modules)"
     )

@@ -4,14 +4,23 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pb2
+from tensorflow.core.example import example_pb2, feature_pb2
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    input_pb2,
+    model_management_pb2,
     model_pb2,
     predict_pb2,
+    regression_pb2,
     status_pb2,
+)
+from tensorflow_serving.config import (
+    file_system_storage_path_source_pb2,
+    model_server_config_pb2,
 )
 
 from serving.protos import serving_pb2
@@ -32,6 +41,32 @@ THEIRS = {
     "GetModelStatusResponse": get_model_status_pb2.GetModelStatusResponse,
     "ModelVersionStatus": get_model_status_pb2.ModelVersionStatus,
     "StatusProto": status_pb2.StatusProto,
+    "Example": example_pb2.Example,
+    "Features": feature_pb2.Features,
+    "Feature": feature_pb2.Feature,
+    "BytesList": feature_pb2.BytesList,
+    "FloatList": feature_pb2.FloatList,
+    "Int64List": feature_pb2.Int64List,
+    "Input": input_pb2.Input,
+    "ExampleList": input_pb2.ExampleList,
+    "ExampleListWithContext": input_pb2.ExampleListWithContext,
+    "ClassificationRequest": classification_pb2.ClassificationRequest,
+    "ClassificationResponse": classification_pb2.ClassificationResponse,
+    "ClassificationResult": classification_pb2.ClassificationResult,
+    "Classifications": classification_pb2.Classifications,
+    "Class": classification_pb2.Class,
+    "RegressionRequest": regression_pb2.RegressionRequest,
+    "RegressionResponse": regression_pb2.RegressionResponse,
+    "RegressionResult": regression_pb2.RegressionResult,
+    "Regression": regression_pb2.Regression,
+    "ReloadConfigRequest": model_management_pb2.ReloadConfigRequest,
+    "ReloadConfigResponse": model_management_pb2.ReloadConfigResponse,
+    "ModelServerConfig": model_server_config_pb2.ModelServerConfig,
+    "ModelConfigList": model_server_config_pb2.ModelConfigList,
+    "ModelConfig": model_server_config_pb2.ModelConfig,
+    "ServableVersionPolicy": (
+        file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+    ),
 }
 TYPE = descriptor_pb2.FieldDescriptorProto.Type
 

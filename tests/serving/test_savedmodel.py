@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.savedmodel import SavedModel
+from serving.server.savedmodel import SavedModel
 
 
 def run(path: Path, **inputs: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.servables import NotServed, Servable, VersionState
+from serving.server.servables import NotServed, Servable, VersionState
 from tests.running import wait_until
 
 

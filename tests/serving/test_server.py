@@ -13,14 +13,15 @@ from absl import flags
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import predict_pb2
 
-from serving import server, service
-from serving.savedmodel import SavedModel
-from serving.servables import Servable
+from serving.server import command, prediction
+from serving.server.models import Models, Refused
+from serving.server.savedmodel import SavedModel
+from serving.server.servables import Servable
 
 
 def test_defaults_are_tf_servings_but_for_the_host():
-    options = server.parse(["--model_base_path=/models/m"])
-    expected = server.Options("127.0.0.1", 8500, "default", Path("/models/m"), 1.0)
+    options = command.parse(["--model_base_path=/models/m"])
+    expected = command.Options("127.0.0.1", 8500, "default", Path("/models/m"), 1.0)
     assert options == expected
 
 
@@ -41,8 +42,8 @@ def test_bad_flags_exit_with_2_and_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
     with pytest.raises(flags.Error, match=message):
-        server.parse(arguments)
-    assert server.main(arguments) == 2  # before anything is imported or listens
+        command.parse(arguments)
+    assert command.main(arguments) == 2  # before anything is imported or listens
     printed = capsys.readouterr()
     assert printed.out == ""
     assert message in printed.err and printed.err.count("\n") == 1
@@ -55,7 +56,7 @@ class Add(tf.Module):
 
 
 @pytest.fixture(scope="module")
-def servables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Servable[SavedModel]]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     base = tmp_path_factory.mktemp("add")
     module = Add()
     tf.saved_model.save(module, str(base / "1"), signatures=module.add)
@@ -67,7 +68,7 @@ def servables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Servable[Sa
     path.write_bytes(proto.SerializeToString())
     servable = Servable("add", base, SavedModel)
     servable.poll()
-    return {"add": servable}
+    return Models({"add": servable})
 
 
 def request(**inputs: Any) -> predict_pb2.PredictRequest:
@@ -78,24 +79,22 @@ def request(**inputs: Any) -> predict_pb2.PredictRequest:
     return message
 
 
-def test_an_input_with_a_default_may_be_left_out(servables: dict[str, Servable[SavedModel]]):
-    given = service.predict(servables, request(x=[1.0], y=[2.0]), None)
+def test_an_input_with_a_default_may_be_left_out(models: Models):
+    given = prediction.predict(models, request(x=[1.0], y=[2.0]), None)
     assert list(given.outputs["sum"].float_val) == [3]
-    left_out = service.predict(servables, request(x=[1.0, 2.0]), None)
+    left_out = prediction.predict(models, request(x=[1.0, 2.0]), None)
     assert list(left_out.outputs["sum"].float_val) == [101, 102]
 
 
 @pytest.mark.parametrize("inputs", [{}, {"y": [1.0]}, {"x": [1.0], "y": [1.0], "z": [1.0]}])
-def test_an_input_without_default_may_not(
-    servables: dict[str, Servable[SavedModel]], inputs: dict[str, list[float]]
-):
-    with pytest.raises(service.Refused) as caught:
-        service.predict(servables, request(**inputs), None)
+def test_an_input_without_default_may_not(models: Models, inputs: dict[str, list[float]]):
+    with pytest.raises(Refused) as caught:
+        prediction.predict(models, request(**inputs), None)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_the_initializer_is_no_signature(servables: dict[str, Servable[SavedModel]]):
+def test_the_initializer_is_no_signature(models: Models):
     message = request(x=[1.0])
     message.model_spec.signature_name = "__saved_model_init_op"
-    with pytest.raises(service.Refused, match="not found"):
-        service.predict(servables, message, None)
+    with pytest.raises(Refused, match="not found"):
+        prediction.predict(models, message, None)

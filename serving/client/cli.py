@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.client import DEFAULT_SIGNATURE, Client
-from serving.errors import InvalidInput, ServingError
+from serving.client.errors import InvalidInput, ServingError
+from serving.client.sync import DEFAULT_SIGNATURE, Client
 from serving.tensors import Array
 
 _EXAMPLES = """examples:

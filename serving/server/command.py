@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -57,12 +57,12 @@ def main(arguments: Sequence[str]) -> int:
         return 1
 
     with quiet_tensorflow():
-        from serving import savedmodel, servables, service
+        from serving.server import models, savedmodel, servables, service
 
     servable = servables.Servable(
         options.model_name, options.model_base_path, savedmodel.SavedModel, say
     )
-    server.add_generic_rpc_handlers(service.handlers({servable.name: servable}, say))
+    server.add_generic_rpc_handlers(service.handlers(models.Models({servable.name: servable}), say))
     server.start()
     servable.watch(options.file_system_poll_wait_seconds)
 
@@ -180,14 +180,3 @@ def quiet_tensorflow() -> Iterator[None]:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
-
-
-def _exit(code: int) -> NoReturn:
-    """Ends now: a model that still computes for a caller who is gone must not hold things up."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-if __name__ == "__main__":
-    _exit(main(sys.argv[1:]))

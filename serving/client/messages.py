@@ -13,8 +13,8 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from serving import tensors
-from serving.errors import InvalidAnswer, InvalidInput
-from serving.models import ModelMetadata, Signature, TensorInfo, VersionStatus
+from serving.client.errors import InvalidAnswer, InvalidInput
+from serving.client.models import ModelMetadata, Signature, TensorInfo, VersionStatus
 from serving.protos import serving_pb2
 from serving.tensors import Array
 

@@ -1,11 +1,4 @@
-"""A client for TF Serving and for ``serving.server``: numpy in and out, no TensorFlow.
-
-    with Client("127.0.0.1:8500") as client:
-        client.wait_until_ready("digits")
-        outputs = client.predict("digits", images)     # {"outputs": array of float32 [n, 10]}
-
-The same on a command line: ``python -m serving.client --help``.
-"""
+"""The client that waits for its answers."""
 
 from __future__ import annotations
 
@@ -16,8 +9,9 @@ from typing import Any, Final
 
 import grpc
 
-from serving import messages, tensors
-from serving.errors import (
+from serving import tensors
+from serving.client import messages
+from serving.client.errors import (
     DeadlineExceeded,
     InvalidInput,
     InvalidRequest,
@@ -26,8 +20,8 @@ from serving.errors import (
     Unavailable,
     call_failed,
 )
-from serving.messages import Method
-from serving.models import ModelMetadata, Signature, VersionStatus
+from serving.client.messages import Method
+from serving.client.models import ModelMetadata, Signature, VersionStatus
 from serving.tensors import Array
 
 DEFAULT_SIGNATURE: Final = "serving_default"
@@ -74,9 +68,9 @@ class Client:
         timeout_s: how long a call may take at most, all its attempts included, unless the call
             says otherwise.
 
-    Every call raises an error of ``serving.errors``: InvalidInput if nothing could be sent, one of
-    CallFailed's kinds if the server did not answer as wished, InvalidAnswer if what it answered
-    can't be read.
+    Every call raises an error of ``serving.client.errors``: InvalidInput if nothing could be sent,
+    one of CallFailed's kinds if the server did not answer as wished, InvalidAnswer if what it
+    answered can't be read.
     """
 
     def __init__(self, target: str, *, timeout_s: float = 10.0) -> None:
@@ -275,11 +269,3 @@ def _describe(status: VersionStatus) -> str:
     return f"version {status.version} is {status.state}" + (
         f" ({status.error})" if status.error else ""
     )
-
-
-if __name__ == "__main__":
-    import sys
-
-    from serving.cli import main
-
-    sys.exit(main(sys.argv[1:]))

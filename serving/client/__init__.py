@@ -1,0 +1,12 @@
+"""A client for TF Serving and for ``serving.server``: numpy in and out, no TensorFlow.
+
+    with Client("127.0.0.1:8500") as client:
+        client.wait_until_ready("digits")
+        outputs = client.predict("digits", images)     # {"outputs": array of float32 [n, 10]}
+
+The same on a command line: ``python -m serving.client --help``.
+"""
+
+from serving.client.sync import Client
+
+__all__ = ["Client"]

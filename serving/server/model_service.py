@@ -1,0 +1,25 @@
+"""ModelService: what became of the versions of a model."""
+
+from __future__ import annotations
+
+from tensorflow_serving.apis import get_model_status_pb2
+
+from serving.server.models import Models
+from serving.server.status import status_of
+
+
+def get_model_status(
+    models: Models, request: get_model_status_pb2.GetModelStatusRequest, timeout_s: float | None
+) -> get_model_status_pb2.GetModelStatusResponse:
+    """ModelService/GetModelStatus."""
+    response = get_model_status_pb2.GetModelStatusResponse()
+    for state in models.states(request.model_spec):
+        entry = response.model_version_status.add()
+        entry.version = state.number
+        entry.state = get_model_status_pb2.ModelVersionStatus.State.Value(state.state)
+        entry.status.SetInParent()
+        if state.error is not None:
+            code, text = status_of(state.error)
+            entry.status.error_code = code.value[0]
+            entry.status.error_message = text
+    return response

@@ -1,0 +1,75 @@
+"""The models that a server has, and which of them a request means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import grpc
+from tensorflow_serving.apis import model_pb2
+
+from serving.server.savedmodel import SavedModel
+from serving.server.servables import NotServed, Servable, VersionState
+
+
+class Refused(Exception):  # noqa: N818 - the name says what happened
+    """A request that gets an error for an answer."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def invalid(text: str) -> Refused:
+    """A request that is wrong whatever the server's state is."""
+    return Refused(grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+class Models:
+    """Finds the version that a ModelSpec means; safe to share between threads.
+
+    Args:
+        servables: the models by name.
+    """
+
+    def __init__(self, servables: Mapping[str, Servable[SavedModel]]) -> None:
+        self._servables = servables
+
+    @contextmanager
+    def use(self, spec: model_pb2.ModelSpec) -> Iterator[tuple[int, SavedModel]]:
+        """The version that ``spec`` means, and its number; it stays loaded until the end.
+
+        Raises:
+            Refused: the spec has no name, or a label that nobody set.
+            NotServed: there is no such model, or the version isn't available.
+        """
+        if not spec.name:
+            raise invalid("ModelSpec has no name specified.")
+        number = self._number(spec)
+        if spec.name not in self._servables:
+            raise NotServed(spec.name, number)
+        with self._servables[spec.name].use(number) as (version, model):
+            yield version, model
+
+    def states(self, spec: model_pb2.ModelSpec) -> list[VersionState]:
+        """What became of the versions that ``spec`` means, newest first; at least one.
+
+        Raises:
+            Refused: there is none.
+        """
+        number = self._number(spec)
+        servable = self._servables.get(spec.name)
+        states = servable.states() if servable else []
+        if number is not None:
+            states = [state for state in states if state.number == number]
+        if not states:
+            what = "any versions" if number is None else f"version {number}"
+            text = f"Could not find {what} of model {spec.name}"
+            raise Refused(grpc.StatusCode.NOT_FOUND, text)
+        return states
+
+    def _number(self, spec: model_pb2.ModelSpec) -> int | None:
+        """The version asked for; this server gives out no labels yet."""
+        if spec.WhichOneof("version_choice") == "version_label":
+            raise invalid(f"Unrecognized servable version label: {spec.version_label}")
+        return spec.version.value if spec.HasField("version") else None
