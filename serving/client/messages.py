@@ -43,7 +43,12 @@ STATUS: Final = Method(
     serving_pb2.GetModelStatusRequest,
     serving_pb2.GetModelStatusResponse,
 )
-METHODS: Final = (PREDICT, METADATA, STATUS)
+RELOAD: Final = Method(
+    "/tensorflow.serving.ModelService/HandleReloadConfigRequest",
+    serving_pb2.ReloadConfigRequest,
+    serving_pb2.ReloadConfigResponse,
+)
+METHODS: Final = (PREDICT, METADATA, STATUS, RELOAD)
 
 _SIGNATURES = "signature_def"  # the one metadata field that TF Serving has
 _STATES = {number: name for name, number in serving_pb2.ModelVersionStatus.State.items()}
@@ -149,3 +154,28 @@ def read_status(response: serving_pb2.GetModelStatusResponse) -> list[VersionSta
         for entry in response.model_version_status
     ]
     return sorted(statuses, key=lambda status: status.version, reverse=True)
+
+
+def reload_request(config: str | Any) -> serving_pb2.ReloadConfigRequest:
+    """Asks the server to serve what ``config`` says, and nothing else.
+
+    Args:
+        config: a ModelServerConfig: its text, as in a models.config, or the message (ours or
+            tensorflow-serving-api's).
+
+    Raises:
+        InvalidInput: the text can't be parsed, or the message is another one.
+    """
+    request = serving_pb2.ReloadConfigRequest()
+    if isinstance(config, str):
+        from google.protobuf import text_format  # slow to import, and nothing else here needs it
+
+        try:
+            text_format.Parse(config, request.config)
+        except text_format.ParseError as error:
+            raise InvalidInput(f"config is no text of a ModelServerConfig: {error}") from None
+        return request
+    if getattr(getattr(config, "DESCRIPTOR", None), "name", None) != "ModelServerConfig":
+        raise InvalidInput(f"config is {type(config).__name__}; give a ModelServerConfig, or text")
+    request.config.MergeFromString(config.SerializeToString())
+    return request

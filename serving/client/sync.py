@@ -149,6 +149,25 @@ class Client:
         response = self._call(messages.STATUS, request, model, self._allowed(timeout_s))
         return messages.read_status(response)
 
+    def reload(self, config: str | Any, *, timeout_s: float | None = None) -> None:
+        """Has the server serve what ``config`` says, and nothing else; returns when it does.
+
+        Not made again when it fails: whether the server has begun can't be known then.
+
+        Args:
+            config: a ModelServerConfig: its text, as in a models.config, or the message (ours or
+                tensorflow-serving-api's).
+            timeout_s: seconds allowed, by default the client's. TF Serving waits for new models to
+                load, and without limit for one whose ``base_path`` is not there.
+        """
+        request = messages.reload_request(config)
+        response = self._call(messages.RELOAD, request, "*", self._allowed(timeout_s))
+        if response.status.error_code:
+            codes = {code.value[0]: code for code in grpc.StatusCode}
+            code = codes.get(response.status.error_code, grpc.StatusCode.UNKNOWN)
+            name = messages.RELOAD.path.rpartition("/")[2]
+            raise call_failed(self.target, "*", name, code, response.status.error_message)
+
     def wait_until_ready(
         self, model: str, *, version: int | None = None, timeout_s: float = 60.0
     ) -> VersionStatus:

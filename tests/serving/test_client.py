@@ -13,6 +13,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import text_format
+from tensorflow_serving.apis import model_management_pb2
+from tensorflow_serving.config import model_server_config_pb2
 
 from serving import tensors
 from serving.client import Client, errors
@@ -25,6 +28,7 @@ METHODS = {
     "Predict": "PredictionService",
     "GetModelMetadata": "PredictionService",
     "GetModelStatus": "ModelService",
+    "HandleReloadConfigRequest": "ModelService",
 }
 
 
@@ -208,6 +212,44 @@ def test_status_is_newest_first(server: Server, client: Client):
     ]
 
 
+CONFIG = """model_config_list { config {
+    name: "m" base_path: "/models/m" model_platform: "tensorflow"
+    model_version_policy { specific { versions: 6 versions: 7 } }
+    version_labels { key: "stable" value: 6 }
+} }"""
+
+
+def test_reload_takes_a_text_or_a_message(server: Server, client: Client):
+    seen = []
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        seen.append(model_management_pb2.ReloadConfigRequest.FromString(data).config)
+        return b""
+
+    server.answers["HandleReloadConfigRequest"] = answer
+    theirs = text_format.Parse(CONFIG, model_server_config_pb2.ModelServerConfig())
+    client.reload(CONFIG)
+    client.reload(theirs)
+    assert seen == [theirs, theirs]
+    for wrong in ("model_config_list { nonsense: 1 }", 7, serving_pb2.ModelSpec()):
+        with pytest.raises(errors.InvalidInput, match="ModelServerConfig"):
+            client.reload(wrong)
+    assert len(seen) == 2
+
+
+def test_a_reload_is_made_once_and_its_status_is_read(server: Server, client: Client):
+    server.answers["HandleReloadConfigRequest"] = refusal(grpc.StatusCode.UNAVAILABLE, "busy")
+    with pytest.raises(errors.Unavailable, match="HandleReloadConfigRequest.*busy"):
+        client.reload(CONFIG)
+    assert server.calls == ["HandleReloadConfigRequest"]
+    response = serving_pb2.ReloadConfigResponse()
+    response.status.error_code = 9
+    response.status.error_message = "version 9 is not currently available"
+    server.answers["HandleReloadConfigRequest"] = lambda data, _: response.SerializeToString()
+    with pytest.raises(errors.InvalidRequest, match="version 9 is not"):
+        client.reload(CONFIG)
+
+
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
@@ -279,6 +321,7 @@ def test_every_call_has_a_deadline(server: Server):
             lambda: client.predict("m", {"x": np.zeros(1)}),
             lambda: client.metadata("m"),
             lambda: client.status("m"),
+            lambda: client.reload(""),
         ):
             with pytest.raises(errors.NotFound):
                 call()
