@@ -239,7 +239,7 @@ def test_reload_takes_a_text_or_a_message(server: Server, client: Client):
 
 def test_a_reload_is_made_once_and_its_status_is_read(server: Server, client: Client):
     server.answers["HandleReloadConfigRequest"] = refusal(grpc.StatusCode.UNAVAILABLE, "busy")
-    with pytest.raises(errors.Unavailable, match="HandleReloadConfigRequest.*busy"):
+    with pytest.raises(errors.Unavailable, match=r"HandleReloadConfigRequest.*busy"):
         client.reload(CONFIG)
     assert server.calls == ["HandleReloadConfigRequest"]
     response = serving_pb2.ReloadConfigResponse()
