@@ -85,7 +85,7 @@ class Serving:
         with self._lock:
             self.reloads.append(request.config)
             self._take(request.config)
-            for label, version in self._part(request.config).version_labels.items():
+            for version in self._part(request.config).version_labels.values():
                 if self.states.get(version) != "AVAILABLE":
                     text = f"Request to assign label to version {version} of model m, which is not "
                     text += "currently available for inference"
@@ -165,7 +165,8 @@ class Stack:
         policy = f"specific {{ {policy} }}" if versions else ""
         lines = [f'version_labels {{ key: "{k}" value: {v} }}' for k, v in labels.items()]
         part = f'name: "m" base_path: "/models/m" model_platform: "tensorflow" {" ".join(lines)}'
-        return f"model_config_list {{ config {{ {part} model_version_policy {{ {policy} }} }}{OTHER} }}"
+        part += f" model_version_policy {{ {policy} }}"
+        return f"model_config_list {{ config {{ {part} }}{OTHER} }}"
 
     def start(self, text: str) -> None:
         self.file.write_text(text)
