@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from serving.client import wire
-from serving.client.errors import CallFailed, Unavailable, call_failed
+from serving.client.errors import CallFailed, InvalidInput, Unavailable, call_failed
 from serving.client.methods import Method
 from serving.client.replicas import Replicas
 
@@ -55,6 +55,8 @@ class Attempts:
     """
 
     def __init__(self, targets: Sequence[str], retries: int) -> None:
+        if retries < 0:
+            raise InvalidInput(f"retries={retries} has to be 0 or more")
         self.targets = tuple(targets)
         self._replicas = Replicas(self.targets)
         # With many replicas, a call may meet a dead one more often than it is allowed retries.

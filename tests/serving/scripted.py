@@ -25,9 +25,10 @@ class Server:
 
     Args:
         credentials: for TLS.
+        port: by default one that is free.
     """
 
-    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
         self.answers: dict[str, Answer] = {}
         self.calls: list[str] = []
         self.metadata: dict[str, str | bytes] = {}  # of the last call
@@ -40,9 +41,9 @@ class Server:
             )
             self._server.add_generic_rpc_handlers((generic,))
         if credentials is None:
-            self.port = self._server.add_insecure_port("127.0.0.1:0")
+            self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         else:
-            self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
+            self.port = self._server.add_secure_port(f"127.0.0.1:{port}", credentials)
         self.target = f"127.0.0.1:{self.port}"
         self._server.start()
 
@@ -53,6 +54,9 @@ class Server:
             return self.answers[method](data, context)
 
         return handler
+
+    def wait(self) -> None:
+        self._server.wait_for_termination()
 
     def stop(self) -> None:
         self._server.stop(0).wait()
