@@ -46,8 +46,6 @@ def encode(features: Any) -> list[serving_pb2.Example]:
             "of mappings, one for each example"
         )
     examples = [serving_pb2.Example() for _ in range(count)]
-    for example in examples:
-        example.features.SetInParent()
     for name, rows in columns.items():
         try:
             _write_column(name, rows, [example.features.feature for example in examples])

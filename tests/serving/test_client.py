@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from tensorflow_serving.apis import model_management_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    model_management_pb2,
+    regression_pb2,
+)
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving import tensors
@@ -22,7 +29,7 @@ from serving.client import Client, errors
 from serving.client.models import TensorInfo, VersionStatus
 from serving.protos import serving_pb2
 from tests.running import ROOT, free_port
-from tests.serving.scripted import METHODS, Server, echo, refusal, signatures, states
+from tests.serving.scripted import METHODS, Answer, Server, echo, refusal, signatures, states
 
 
 @pytest.fixture
@@ -125,6 +132,72 @@ def test_status_is_newest_first(server: Server, client: Client):
         VersionStatus(2, "END", "no variables"),
         VersionStatus(1, "AVAILABLE", None),
     ]
+
+
+EXCHANGES = {
+    exchange["name"]: exchange
+    for exchange in json.loads((Path(__file__).parent / "recorded/exchanges.json").read_text())
+}
+
+
+def recorded(name: str, request_type: type[Any]) -> Answer:
+    """TF Serving's answer, to the request that it was given."""
+    wanted = request_type.FromString(base64.b64decode(EXCHANGES[name]["request"]))
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        assert request_type.FromString(data) == wanted
+        return base64.b64decode(EXCHANGES[name]["response"])
+
+    return answer
+
+
+def test_classify_asks_as_tf_serving_was_asked_and_reads_what_it_said(
+    server: Server, client: Client
+):
+    server.answers["Classify"] = recorded("Classify", classification_pb2.ClassificationRequest)
+    found = client.classify("half_plus", {"x": [1.0, 5.0]}, signature="classify")
+    assert found.labels.tolist() == [["high", "low"], ["high", "low"]]
+    assert found.scores.tolist() == [[2.5, -1.0], [4.5, -5.0]]
+    assert found.scores.dtype == np.float32
+
+    server.answers["Classify"] = recorded(
+        "Classify context", classification_pb2.ClassificationRequest
+    )
+    examples = [{}, {"x": np.float32(9)}]
+    context = {"x": np.array([3.0])}
+    with pytest.raises(errors.ServerError):  # the order of examples is the caller's
+        client.classify("half_plus", examples[::-1], context=context, signature="classify")
+    found = client.classify("half_plus", examples, context=context, signature="classify")
+    assert found.scores.shape == (2, 2)
+
+
+def test_regress_asks_as_tf_serving_was_asked_and_reads_what_it_said(
+    server: Server, client: Client
+):
+    server.answers["Regress"] = recorded("Regress one", regression_pb2.RegressionRequest)
+    values = client.regress("half_plus", {"x": np.array([[1.0]])}, signature="regress")
+    assert (values.dtype, values.tolist()) == (np.float32, [2.5])
+
+
+def test_examples_are_split_and_joined(server: Server, client: Client):
+    sizes = []
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        request = regression_pb2.RegressionRequest.FromString(data)
+        examples = request.input.example_list_with_context.examples
+        sizes.append(len(examples))
+        response = regression_pb2.RegressionResponse()
+        for example in examples:
+            (value,) = example.features.feature["a"].int64_list.value
+            response.result.regressions.add(value=value)
+        return response.SerializeToString()
+
+    server.answers["Regress"] = answer
+    features = {"a": np.arange(5)}
+    values = client.regress("m", features, context={"b": "x"}, signature="r", max_batch_size=2)
+    assert (sizes, values.tolist()) == ([2, 2, 1], [0, 1, 2, 3, 4])
+    with pytest.raises(errors.InvalidInput, match="no examples"):
+        client.regress("m", [], signature="r")
 
 
 CONFIG = """model_config_list { config {
