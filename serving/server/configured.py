@@ -149,16 +149,17 @@ def check_first_labels(wanted: list[ModelConfig], labels_for_unavailable: bool) 
 
 def follow(
     models: ConfiguredModels, path: Path, every_s: float, report: Callable[[str], None]
-) -> None:
-    """Reloads a file for ever, in a thread of its own; what is wrong with it is said once.
+) -> threading.Event:
+    """Reloads a file in a thread of its own until the event is set that it returns.
 
-    As in TF Serving, what a file says holds again at the next look, whatever a caller asked for.
+    What is wrong with the file is said once. As in TF Serving, what it says holds again at the next
+    look, whatever a caller asked for meanwhile.
     """
+    stopped = threading.Event()
 
     def watch() -> None:
         said = ""
-        while True:
-            time.sleep(every_s)
+        while not stopped.wait(every_s):
             try:
                 config = configs.read(path, model_server_config_pb2.ModelServerConfig())
                 models.reload(config, None)
@@ -170,6 +171,7 @@ def follow(
             said = trouble
 
     threading.Thread(target=watch, name=f"watch {path}", daemon=True).start()
+    return stopped
 
 
 def _wait(added: Servables, deadline_s: float) -> None:

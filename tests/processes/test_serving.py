@@ -92,7 +92,6 @@ def test_new_versions_are_picked_up_without_a_failed_call(exported: Path, tmp_pa
     publish(exported, base, 1)
     done = threading.Event()
     with serve(base) as (process, target), Client(target) as client:
-
         assert number_of(client) == 1
 
         def ask() -> list[int]:
