@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import grpc
 from tensorflow_serving.apis import model_pb2
 
-from serving.server.savedmodel import SavedModel
 from serving.server.servables import NotServed, Servable, VersionState
+
+if TYPE_CHECKING:  # without TensorFlow, this module can check a configuration before it is imported
+    from serving.server.savedmodel import SavedModel
 
 
 class Refused(Exception):  # noqa: N818 - the name says what happened
