@@ -14,13 +14,16 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_management_pb2,
     predict_pb2,
+    regression_pb2,
 )
 
-from serving.server import model_service, prediction
+from serving.server import inference, model_service, prediction
 from serving.server.models import Models, invalid
 from serving.server.status import status_of
 
@@ -28,6 +31,9 @@ from serving.server.status import status_of
 _SERVICES: dict[str, dict[str, tuple[Callable[..., Any], Any]]] = {
     "tensorflow.serving.PredictionService": {
         "Predict": (prediction.predict, predict_pb2.PredictRequest),
+        "Classify": (inference.classify, classification_pb2.ClassificationRequest),
+        "Regress": (inference.regress, regression_pb2.RegressionRequest),
+        "MultiInference": (inference.multi_inference, inference_pb2.MultiInferenceRequest),
         "GetModelMetadata": (
             prediction.get_model_metadata,
             get_model_metadata_pb2.GetModelMetadataRequest,
