@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     from serving.server.metrics import Metrics
 
     metrics = Metrics()
-    load = metrics.counting(savedmodel.SavedModel)
+    load = metrics.counting(savedmodel.loader(options.batching, metrics.observe_batch))
 
     def start(model: ModelConfig) -> servables.Servable[savedmodel.SavedModel]:
         servable = servables.Servable(model.name, model.base_path, load, say, model.policy)

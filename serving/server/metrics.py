@@ -17,6 +17,7 @@ import grpc
 
 # TF Serving's: 33 from 10 us on, each 1.8 times the one before; about 20 minutes.
 _LATENCY_BOUNDS_US = [10 * 1.8**power for power in range(33)]
+_BATCH_SIZE_BOUNDS = [2**power for power in range(13)]
 _INFERENCE = {"Predict", "Classify", "Regress", "MultiInference"}
 _UNKNOWN = ""  # stands for every model that the server doesn't have
 
@@ -101,6 +102,11 @@ class Metrics:
             ("model_name", "API", "entrypoint"),
             _LATENCY_BOUNDS_US,
         )
+        self._batch_size = Histogram(
+            ":tensorflow:serving:batching_session:processed_batch_size",
+            ("thread_pool_name",),
+            _BATCH_SIZE_BOUNDS,
+        )
         self._loads = Counter(
             ":tensorflow:cc:saved_model:load_attempt_count", ("model_path", "status")
         )
@@ -126,6 +132,10 @@ class Metrics:
 
         return observe
 
+    def observe_batch(self, rows: int) -> None:
+        """Counts a batch that was computed."""
+        self._batch_size.observe(("model_server_batch_threads",), rows)
+
     def counting(self, load: Callable[[Path], M]) -> Callable[[Path], M]:
         """The same loader, its successes and failures and its time counted."""
 
@@ -143,7 +153,7 @@ class Metrics:
 
     def page(self) -> str:
         """Everything, in Prometheus's text format."""
-        metrics = (self._loads, self._load_us, self._requests, self._latency)
+        metrics = (self._loads, self._load_us, self._requests, self._latency, self._batch_size)
         return "".join(f"{line}\n" for metric in metrics for line in metric.lines())
 
 

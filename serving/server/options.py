@@ -13,7 +13,8 @@ from google.protobuf.message import Message
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.protos import server_config_pb2
-from serving.server import configs, listening
+from serving.server import batching, configs, listening
+from serving.server.batching import BatchingParameters
 from serving.server.configured import check_first_labels
 from serving.server.models import Refused
 
@@ -30,6 +31,7 @@ class Options:
         models: the models to serve at first.
         model_config_file: the file that ``models`` comes from, if any.
         tls: keys and certificates, if calls are encrypted.
+        batching: how calls are gathered; None: not at all.
         metrics_path: where metrics are on ``rest_api_port``; None: nowhere.
     """
 
@@ -42,6 +44,7 @@ class Options:
     enable_grpc_healthcheck_service: bool
     rest_api_port: int
     metrics_path: str | None
+    batching: BatchingParameters | None
     models: model_server_config_pb2.ModelServerConfig
     model_config_file: Path | None
     model_config_file_poll_wait_seconds: float
@@ -73,6 +76,7 @@ def parse(arguments: Sequence[str], about: str) -> Options:
         enable_grpc_healthcheck_service=values.enable_grpc_healthcheck_service,
         rest_api_port=values.rest_api_port or 0,
         metrics_path=_metrics_path(values),
+        batching=_batching(values),
         models=models,
         model_config_file=values.model_config_file and Path(values.model_config_file),
         model_config_file_poll_wait_seconds=values.model_config_file_poll_wait_seconds,
@@ -86,7 +90,9 @@ def parse(arguments: Sequence[str], about: str) -> Options:
 def _definitions() -> flags.FlagValues:
     values = flags.FlagValues()
 
-    def define(kind: Callable[..., object], name: str, default: object, text: str, **more: object):  # type: ignore[no-untyped-def]
+    def define(
+        kind: Callable[..., object], name: str, default: object, text: str, **more: object
+    ) -> None:
         kind(name, default, text, flag_values=values, **more)
 
     text, whole, real, yes_no = (
@@ -111,6 +117,8 @@ def _definitions() -> flags.FlagValues:
     define(yes_no, "enable_grpc_healthcheck_service", False, "Answer grpc.health.v1 too.")
     define(whole, "rest_api_port", None, "Port for metrics; 0 picks a free one.", **port)
     define(text, "monitoring_config_file", None, "MonitoringConfig as text: enables metrics.")
+    define(yes_no, "enable_batching", False, "Gather calls into batches.")
+    define(text, "batching_parameters_file", None, "BatchingParameters as text: how to.")
     define(text, "model_name", "default", "What callers call the single model.")
     define(text, "model_base_path", None, "Folder of its versions; new ones are picked up.")
     define(text, "model_config_file", None, "ModelServerConfig as text: several models.")
@@ -167,6 +175,18 @@ def _models(values: flags.FlagValues) -> model_server_config_pb2.ModelServerConf
             "--allow_version_labels_for_unavailable_models"
         ) from None
     return config
+
+
+def _batching(values: flags.FlagValues) -> BatchingParameters | None:
+    path = values.batching_parameters_file
+    if path and not values.enable_batching:
+        raise flags.Error("flag --batching_parameters_file needs --enable_batching")
+    if not path:
+        return BatchingParameters() if values.enable_batching else None
+    try:
+        return batching.read(Path(path))
+    except ValueError as error:
+        raise flags.Error(f"flag --batching_parameters_file: {error}") from None
 
 
 def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:

@@ -10,10 +10,13 @@ import grpc
 import pytest
 from google.protobuf import text_format
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_management_pb2,
     predict_pb2,
+    regression_pb2,
 )
 
 from tests.running import ROOT, Process
@@ -21,6 +24,9 @@ from tests.running import ROOT, Process
 RECORDED = ROOT / "tests" / "serving" / "recorded"
 RESPONSES = {
     "/tensorflow.serving.PredictionService/Predict": predict_pb2.PredictResponse,
+    "/tensorflow.serving.PredictionService/Classify": classification_pb2.ClassificationResponse,
+    "/tensorflow.serving.PredictionService/Regress": regression_pb2.RegressionResponse,
+    "/tensorflow.serving.PredictionService/MultiInference": inference_pb2.MultiInferenceResponse,
     "/tensorflow.serving.PredictionService/GetModelMetadata": (
         get_model_metadata_pb2.GetModelMetadataResponse
     ),
@@ -44,9 +50,6 @@ FLAGS = ["--allow_version_labels_for_unavailable_models", "--port=0"]
 
 # Which recorded calls are not made here, and why. Every other one is.
 LEFT_OUT = {
-    "methods that this server doesn't have yet": {
-        exchange["name"] for exchange in EXCHANGES if exchange["method"] not in RESPONSES
-    },
     "TF Serving answered in time though the deadline was past: that is a race": {"deadline past"},
 }
 

@@ -86,6 +86,18 @@ def test_loads_are_counted_and_still_fail():
     assert (":tensorflow:cc:saved_model:load_latency", labels(model_path="/m/1")) in found
 
 
+def test_batches_are_counted_by_their_rows():
+    metrics = Metrics()
+    for rows in (1, 3, 64):
+        metrics.observe_batch(rows)
+    found = samples(metrics.page())
+    name = ":tensorflow:serving:batching_session:processed_batch_size"
+    pool = {"thread_pool_name": "model_server_batch_threads"}
+    buckets = [found[f"{name}_bucket", labels(**pool, le=le)] for le in ("1", "2", "4", "+Inf")]
+    assert buckets == [1, 1, 2, 3]
+    assert found[f"{name}_sum", labels(**pool)] == 68
+
+
 @pytest.fixture
 def pages() -> Iterator[Pages]:
     pages = Pages("127.0.0.1", 0, "/metrics")

@@ -34,6 +34,7 @@ def test_defaults_are_tf_servings_but_for_the_host_and_waiting_calls():
         enable_grpc_healthcheck_service=False,
         rest_api_port=0,
         metrics_path=None,
+        batching=None,
         models=text_format.Parse(
             'model_config_list { config { name: "default" base_path: "/models/m" '
             'model_platform: "tensorflow" } }',
@@ -49,10 +50,13 @@ def test_defaults_are_tf_servings_but_for_the_host_and_waiting_calls():
 
 def test_files_are_read(tmp_path: Path):
     (tmp_path / "models").write_text(config(TENSORFLOW))
+    (tmp_path / "batching").write_text("max_batch_size { value: 4 }")
     (tmp_path / "monitoring").write_text("prometheus_config { enable: true }")
     options = parse(
         [
             f"--model_config_file={tmp_path}/models",
+            "--enable_batching",
+            f"--batching_parameters_file={tmp_path}/batching",
             "--rest_api_port=0",
             f"--monitoring_config_file={tmp_path}/monitoring",
             "--grpc_channel_arguments=grpc.max_connection_age_ms=5000,grpc.primary_user_agent=me",
@@ -60,6 +64,7 @@ def test_files_are_read(tmp_path: Path):
         "",
     )
     assert [config.name for config in options.models.model_config_list.config] == ["m"]
+    assert options.batching and options.batching.max_batch_size == 4
     assert options.metrics_path == "/monitoring/prometheus/metrics"
     assert options.grpc_channel_arguments == (
         ("grpc.max_connection_age_ms", 5000),
@@ -83,6 +88,7 @@ def test_files_are_read(tmp_path: Path):
         (["--model_base_path=m", "--model_config_file_poll_wait_seconds=1"], "model_config_file"),
         (["--model_config_file=/nowhere"], "/nowhere can't be read: No such file"),
         (["--model_base_path=m", "--grpc_channel_arguments=age"], "'age' is not NAME=VALUE"),
+        (["--model_base_path=m", "--batching_parameters_file=b"], "needs --enable_batching"),
         (["--model_base_path=m", "--grpc_max_threads=0"], "grpc_max_threads=0"),
     ],
 )
@@ -119,6 +125,7 @@ def test_bad_flags_exit_with_2_and_one_line(
             "PlatformConfigMap has no entry for platform torch",
         ),
         ("monitoring_config_file", 'prometheus_config {enable: true path: "m"}', "begin with /"),
+        ("batching_parameters_file", "max_batch_size { value: 0 }", "max_batch_size is 0"),
         ("ssl_config_file", 'server_key: "k" server_cert: "c"', "PEM"),
         ("ssl_config_file", "server_kye: 1", 'no field named "server_kye"'),
     ],
@@ -131,6 +138,7 @@ def test_bad_files_exit_with_2_and_one_line(
     others = {
         "model_config_file": [],
         "monitoring_config_file": ["--model_base_path=m", "--rest_api_port=0"],
+        "batching_parameters_file": ["--model_base_path=m", "--enable_batching"],
         "ssl_config_file": ["--model_base_path=m"],
     }
     refused([f"--{flag}={path}", *others[flag]], message, capsys)
