@@ -1,7 +1,7 @@
 """What ``make demo`` shows: train on two workers, publish, serve, ask.
 
-It uses tfdp as anybody would: three commands (the launcher, the server, the client's library) and
-the files between them. An argument names another folder than ``runs/demo``, which is cleared first.
+It uses tfdp as anybody would: commands (the launcher, the rollout, the server), the client's library
+and the files between them. An argument names another folder than ``runs/demo``, which is cleared first.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def main() -> None:
     tell(f"training on two workers, in {WORKDIR}")
     summary = train()
     tell(f"{summary['steps']} steps done, published as {summary['export_path']}")
+    promote(Path(summary["export_path"]).name)
 
     tell("serving it, and asking about images that it never saw")
     with server() as target, Client(target) as client:
@@ -79,6 +80,15 @@ def train() -> dict[str, Any]:
     if code != 0:
         raise SystemExit(f"demo: training ended with {code}; its logs are in {WORKDIR / 'logs'}")
     return json.loads((ROOT / WORKDIR / "summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def promote(version: str) -> None:
+    """Writes the file that the servers of docker-compose.yml start with."""
+    command = ["-m", "serving.rollout", "promote", version, "--model=digits", "--targets="]
+    command += [f"--models_config={WORKDIR / 'models.config'}", "--base_path=/models/model"]
+    with child(command) as rollout:
+        if rollout.wait() != 0:
+            raise SystemExit("demo: the rollout failed")
 
 
 @contextlib.contextmanager
