@@ -1,7 +1,8 @@
 """What ``make demo`` shows: train on two workers, publish, serve, ask.
 
-It uses tfdp as anybody would: commands (the launcher, the rollout, the server), the client's library
-and the files between them. An argument names another folder than ``runs/demo``, which is cleared first.
+It uses tfdp as anybody would: commands (the launcher, the server, the rollout), the client's
+library and the files between them. An argument names another folder than ``runs/demo``, which is
+cleared first.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ def main() -> None:
     tell(f"training on two workers, in {WORKDIR}")
     summary = train()
     tell(f"{summary['steps']} steps done, published as {summary['export_path']}")
-    promote(Path(summary["export_path"]).name)
 
     tell("serving it, and asking about images that it never saw")
     with server() as target, Client(target) as client:
@@ -60,6 +60,7 @@ def main() -> None:
         raise SystemExit("demo: the served model answers differently from the trained one")
     if served < LEAST_ACCURACY:
         raise SystemExit(f"demo: the accuracy is below {LEAST_ACCURACY}")
+    promote(Path(summary["export_path"]).name)
     tell(f"done in {time.monotonic() - began_s:.0f} s; everything is in {WORKDIR}")
 
 
