@@ -18,6 +18,8 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 def main(version: str, answers: str, questions: Sequence[str]) -> None:
     """Answers all questions."""
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+    # TensorFlow imports Keras, and Keras scikit-learn if it is there: half a second for nothing.
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 

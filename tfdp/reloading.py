@@ -57,33 +57,7 @@ def _ask(version: Path, questions: Sequence[bytes]) -> list[Answers]:
         files = [version / warmup.PATH, Path(folder, "questions")]
         warmup.write(files[1], questions)
         answers = Path(folder, "answers")
-        script = str(Path(__file__).with_name("reload.py"))
-        # -P: what lies beside the script is not for its imports.
-        command = [sys.executable, "-P", script, str(version), str(answers)]
-        with Path(folder, "said").open("w+") as said:
-            try:
-                code = subprocess.run(
-                    [*command, *(str(file) for file in files if file.exists())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
-                    env=_environment(),
-                    start_new_session=True,  # Ctrl-C is for this process to hear
-                    timeout=LIMIT_S,
-                    check=False,
-                ).returncode
-            except subprocess.TimeoutExpired:
-                raise TrainingError(
-                    f"the exported model did not answer within {LIMIT_S:g} s in a fresh process: "
-                    "not published"
-                ) from None
-            if code != 0:
-                said.seek(0)
-                last = [line.strip() for line in said if line.strip()] or [f"it ended by {code}"]
-                raise TrainingError(
-                    "the exported model can't be loaded and asked in a fresh process, as TF "
-                    f"Serving would: not published. {last[-1][:1000]}"
-                )
+        _in_fresh_process(version, answers, [file for file in files if file.exists()])
         records = tf.data.TFRecordDataset(str(answers)).as_numpy_iterator()
         return [
             {
@@ -92,6 +66,37 @@ def _ask(version: Path, questions: Sequence[bytes]) -> list[Answers]:
             }
             for record in records
         ]
+
+
+def _in_fresh_process(version: Path, answers: Path, questions: Sequence[Path]) -> None:
+    script = str(Path(__file__).with_name("reload.py"))
+    # -P: what lies beside the script is not for its imports.
+    command = [sys.executable, "-P", script, str(version), str(answers), *map(str, questions)]
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        try:
+            code = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for this process to hear
+                timeout=LIMIT_S,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            raise TrainingError(
+                f"the exported model did not answer within {LIMIT_S:g} s in a fresh process: "
+                "not published"
+            ) from None
+        if code == 0:
+            return
+        said.seek(0)
+        lines = [line.strip() for line in said if line.strip()]
+    raise TrainingError(
+        "the exported model can't be loaded and asked in a fresh process, as TF Serving would: "
+        f"not published. It ended with {code}: {''.join(lines[-1:])[:1000]}"
+    )
 
 
 def _environment() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -125,9 +126,10 @@ def named(features: Any) -> dict[str, Any]:
     if not isinstance(features, Mapping):
         return {"features": features}
     for name in features:
-        if not name.isidentifier():
+        if not name.isidentifier() or keyword.iskeyword(name):
             raise BadInput(
-                f"feature {name!r} can't be an input of a signature: use letters, digits and _"
+                f"feature {name!r} can't be an input of a signature: use letters, digits and _, "
+                "and no word of Python's own"
             )
     return dict(features)
 
