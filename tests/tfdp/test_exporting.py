@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import resource
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,13 @@ import tensorflow as tf
 
 import tfdp
 from tests.tfdp.servables import loaded, warmup_requests
-from tfdp import reload, reloading
 from tfdp.errors import Refused, TrainingError
 from tfdp.publishing import about, published, versions
 
 ROWS = np.random.default_rng(5).integers(0, 256, (12, 4)).astype(np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fresh process's program, run in this one: TensorFlow takes seconds to be imported."""
-
-    def here(version: Path, answers: Path, questions: Sequence[Path]) -> None:
-        reload.main(str(version), str(answers), [str(path) for path in questions])
-
-    monkeypatch.setattr(reloading, "_in_fresh_process", here)
+pytestmark = pytest.mark.usefixtures("reloaded_here")
 
 
 @functools.cache

@@ -11,11 +11,12 @@ import tensorflow as tf
 
 import tfdp
 from tests.tfdp.servables import loaded, warmup_requests
-from tests.tfdp.test_exporting import quick  # noqa: F401 (a fixture)
 from tfdp.signatures import Features, features_of, serving_functions
 
 ROWS = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
 LOGITS = {"from_logits": True}
+
+pytestmark = pytest.mark.usefixtures("reloaded_here")
 
 
 def model_of(units: int, loss: Any, activation: str | None = None) -> keras.Model:
