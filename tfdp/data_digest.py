@@ -16,8 +16,9 @@ def sha256_of(*parts: Any) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             digest.update(f"{part.dtype.newbyteorder('<').str}{part.shape}".encode())
-            array = np.ascontiguousarray(part)
-            digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+            array = np.ascontiguousarray(part.astype(part.dtype.newbyteorder("<"), copy=False))
+            if array.size and array.itemsize:
+                digest.update(array.reshape(-1).view(np.uint8).data)  # without a copy: it is large
         elif isinstance(part, list):
             digest.update("".join(["[", *map(sha256_of, part), "]"]).encode())
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,11 @@ def export(
     config = None if models_config is None else Path(models_config)
     demands = Demands(require_min or {}, require_max or {}, not_worse_than_current)
     check_options(not_worse_than_current, keep, warmup_batch_sizes)
-    demands.check_names(eval_metrics or {})
+    scores = {
+        name: float(value) if isinstance(value, numbers.Real) else value
+        for name, value in (eval_metrics or {}).items()
+    }
+    demands.check_names([name for name, value in scores.items() if isinstance(value, float)])
     make_folder(folder)
     needs_of(config, folder)
     told = features_of(model, features, preprocess)
@@ -103,9 +108,9 @@ def export(
     provenance = {
         "weights_sha256": (about or {}).get("weights_sha256") or state.weights_sha256(model),
         "data_sha256": data_sha256(features),
-        "eval_metrics": dict(eval_metrics or {}),
         **versions(),
         **(about or {}),
+        "eval_metrics": scores,
     }
     _check_metrics(demands, folder, config, provenance)
 

@@ -1,8 +1,9 @@
 """Loads a version as TF Serving does, in a process of its own, and asks it (tfdp/reloading.py).
 
-``python reload.py VERSION ANSWERS QUESTIONS…``: a session of the graph tagged ``serve``, tensors by
+``python reload.py ASKER VERSION ANSWERS QUESTIONS…``: a session of the graph tagged ``serve``, tensors by
 name, no Keras and nothing of tfdp. Questions are TFRecord files of PredictionLogs with Predict
-requests, warm-up requests for instance; answers are one of PredictResponses in the same order.
+requests, warm-up requests for instance; answers are one of PredictResponses in the same order. It
+ends when the process ASKER does.
 """
 
 from __future__ import annotations
@@ -46,6 +47,6 @@ def main(version: str, answers: str, questions: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no questions left without asker
-    if os.getppid() == int(os.environ["TFDP_ASKED_BY"]):
-        main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == int(sys.argv[1]):  # or it has ended already
+        main(sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -71,11 +71,11 @@ def _ask(version: Path, questions: Sequence[bytes]) -> list[Answers]:
 def _in_fresh_process(version: Path, answers: Path, questions: Sequence[Path]) -> None:
     script = str(Path(__file__).with_name("reload.py"))
     # -P: what lies beside the script is not for its imports.
-    command = [sys.executable, "-P", script, str(version), str(answers), *map(str, questions)]
+    command = [sys.executable, "-P", script, str(os.getpid()), str(version), str(answers)]
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         try:
             code = subprocess.run(
-                command,
+                [*command, *map(str, questions)],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
@@ -101,8 +101,7 @@ def _in_fresh_process(version: Path, answers: Path, questions: Sequence[Path]) -
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
-    own = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    return kept | own | {"TFDP_ASKED_BY": str(os.getpid())}
+    return kept | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
 def _are_alike(answer: np.ndarray, expected: np.ndarray, rtol: float) -> bool:

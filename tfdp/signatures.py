@@ -20,7 +20,7 @@ METHODS = {  # TF Serving's names for what a signature is for
     "classify": tf.saved_model.CLASSIFY_METHOD_NAME,
     "regress": tf.saved_model.REGRESS_METHOD_NAME,
 }
-_LENGTH = "_length"  # after a ragged feature's name: how long each example's is
+LENGTH = "_length"  # after a ragged feature's name: how long each example's is
 
 _SOFTMAX = (
     keras.losses.SparseCategoricalCrossentropy,
@@ -57,13 +57,13 @@ class Features:
         for name, spec in self.specs.items():
             specs[name] = tf.TensorSpec(spec.shape, spec.dtype, name=name)
             if _is_ragged(spec):
-                specs[name + _LENGTH] = tf.TensorSpec([None], tf.int64, name=name + _LENGTH)
+                specs[name + LENGTH] = tf.TensorSpec([None], tf.int64, name=name + LENGTH)
         return specs
 
     def of(self, inputs: Mapping[str, tf.Tensor]) -> Any:
         """Features as the source gives them, of what a signature was sent."""
         found = {
-            name: tf.RaggedTensor.from_tensor(inputs[name], lengths=inputs[name + _LENGTH])
+            name: tf.RaggedTensor.from_tensor(inputs[name], lengths=inputs[name + LENGTH])
             if _is_ragged(spec)
             else inputs[name]
             for name, spec in self.specs.items()
@@ -104,10 +104,10 @@ def features_of(model: keras.Model, features: Any, preprocess: Preprocess | None
     for name, each in specs.items():
         if not isinstance(each, (tf.TensorSpec, tf.RaggedTensorSpec)):
             raise BadInput(f"feature {name!r} is {each}: it has to be a tensor, dense or ragged")
-        if _is_ragged(each) and (each.ragged_rank > 1 or name + _LENGTH in specs):
+        if _is_ragged(each) and (each.ragged_rank > 1 or name + LENGTH in specs):
             raise BadInput(
                 f"feature {name!r} is ragged in several dimensions, or there is a feature "
-                f"{name + _LENGTH!r}, as its lengths would be called: it can't be served so"
+                f"{name + LENGTH!r}, as its lengths would be called: it can't be served so"
             )
     return Features(specs, not isinstance(spec, Mapping), read)
 
@@ -140,7 +140,7 @@ def as_sent(features: Any) -> dict[str, tf.Tensor]:
     for name, value in named(features).items():
         if isinstance(value, tf.RaggedTensor):
             sent[name] = value.to_tensor()
-            sent[name + _LENGTH] = tf.cast(value.row_lengths(), tf.int64)
+            sent[name + LENGTH] = tf.cast(value.row_lengths(), tf.int64)
         else:
             sent[name] = value
     return sent

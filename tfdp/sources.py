@@ -102,14 +102,14 @@ class _Arrays(Source):
 
     def sha256(self) -> str:
         """Of what is in the arrays; of those on the disk, of names and shapes."""
-        return sha256_of(
-            [
-                (leaf.filename and Path(leaf.filename).name, leaf.shape, leaf.dtype.str)
-                if _is_on_disk(leaf)
-                else leaf
-                for leaf in tf.nest.flatten(self.arrays)
-            ]
-        )
+        structure = tf.nest.map_structure(lambda leaf: leaf.shape, self.arrays)
+        leaves = [
+            (leaf.filename and Path(leaf.filename).name, leaf.dtype.str)
+            if _is_on_disk(leaf)
+            else leaf
+            for leaf in tf.nest.flatten(self.arrays)
+        ]
+        return sha256_of(structure, leaves)
 
 
 def from_arrays(features: Any, labels: Any = None, sample_weight: Any = None) -> Source:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from tfdp.signatures import PREDICT, Features, as_sent, example_dtype
+from tfdp.signatures import LENGTH, PREDICT, Features, as_sent, example_dtype
 
 PATH = Path("assets.extra", "tf_serving_warmup_requests")
 
@@ -40,7 +40,7 @@ def as_examples(inputs: Inputs, features: Features) -> list[bytes]:
         for name, spec in features.specs.items():
             row = inputs[name][place]
             if isinstance(spec, tf.RaggedTensorSpec):
-                row = row[: inputs[f"{name}_length"][place]]
+                row = row[: inputs[name + LENGTH][place]]
             values = np.asarray(row).reshape(-1)
             feature = example.features.feature[name]
             dtype = example_dtype(spec.dtype)
