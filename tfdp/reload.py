@@ -1,9 +1,9 @@
 """Loads a version as TF Serving does, in a process of its own, and asks it (tfdp/reloading.py).
 
-``python reload.py ASKER VERSION ANSWERS QUESTIONS…``: a session of the graph tagged ``serve``, tensors by
-name, no Keras and nothing of tfdp. Questions are TFRecord files of PredictionLogs with Predict
-requests, warm-up requests for instance; answers are one of PredictResponses in the same order. It
-ends when the process ASKER does.
+``python reload.py ASKER VERSION ANSWERS QUESTIONS…``: a session of the graph tagged ``serve``,
+tensors by name, no Keras and nothing of tfdp. Questions are TFRecord files of PredictionLogs with
+Predict requests, warm-up requests for instance; answers are one of PredictResponses in the same
+order. It ends when the process ASKER does.
 """
 
 from __future__ import annotations

@@ -57,11 +57,10 @@ def test_metrics_decide_and_lower_demands_publish_what_is_trained(tmp_path: Path
     assert told["step"] == 12
     assert told["data_sha256"] != told["eval_data_sha256"]
 
-    # An earlier checkpoint of the same run, with its own weights; the newest is there already.
-    published = run([*EXPORT, f"--workdir={workdir}"])
-    assert published == f"tfdp: step 12 is published as {version}\n"
+    # An earlier checkpoint of the same run, with its own weights.
     flags = ["--step=6", "--keep_versions=2", "--warmup_batch_sizes=5"]
-    run([*EXPORT, f"--workdir={workdir}", "--not_worse_than_current=1000", *flags])
+    said = run([*EXPORT, f"--workdir={workdir}", "--not_worse_than_current=1000", *flags])
+    assert said == f"tfdp: step 6 is published as {workdir / 'model' / '2'}\n"
     assert versions(workdir) == ["1", "2"]
     (request,) = warmup_requests(workdir / "model" / "2")
     raw = np.frombuffer(request.inputs["features"].tensor_content, np.int32).reshape(5, 6)
@@ -70,17 +69,9 @@ def test_metrics_decide_and_lower_demands_publish_what_is_trained(tmp_path: Path
     np.testing.assert_allclose(answer, answers_of_checkpoint(workdir, 6, raw), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ([], "--workdir is missing"),
-        (["--workdir={0}/none"], "there is no .*none/checkpoints"),
-    ],
-)
-def test_what_can_not_be_published_is_said(flags: list[str], said: str, tmp_path: Path) -> None:
-    output = run([*EXPORT, *(flag.format(tmp_path) for flag in flags)], expect=2)
-    assert re.search(said, output), output
-    assert output.count("\n") == 1
+def test_what_can_not_be_published_is_said(tmp_path: Path) -> None:
+    output = run([*EXPORT, f"--workdir={tmp_path}"], expect=2)
+    assert re.fullmatch(r"tfdp: there is no .*/checkpoints: --workdir has to .*\n", output)
 
 
 PUBLISHER = """
