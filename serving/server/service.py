@@ -18,6 +18,7 @@ from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     inference_pb2,
+    model_management_pb2,
     predict_pb2,
     regression_pb2,
 )
@@ -42,6 +43,10 @@ _SERVICES: dict[str, dict[str, tuple[Callable[..., Any], Any]]] = {
         "GetModelStatus": (
             model_service.get_model_status,
             get_model_status_pb2.GetModelStatusRequest,
+        ),
+        "HandleReloadConfigRequest": (
+            model_service.handle_reload_config_request,
+            model_management_pb2.ReloadConfigRequest,
         ),
     },
 }
