@@ -189,11 +189,12 @@ def read(message: Any) -> Array:
     Raises:
         ValueError: the message is malformed or claims too much, or its element type is unknown.
     """
-    if message.dtype not in _TYPES:
-        raise ValueError(f"element type {message.dtype} is unknown")
+    number = message.dtype
+    if number not in _TYPES:
+        raise ValueError(f"element type {number} is unknown")
     shape = _shape(message.tensor_shape)
     size = math.prod(shape)
-    name, field, stored_as = _TYPES[message.dtype]
+    name, field, stored_as = _TYPES[number]
     dtype = numpy_dtype(name)
     content = message.tensor_content
     if content:
@@ -241,7 +242,7 @@ def _is_text(array: Array) -> bool:
 
 
 def _shape(message: Any) -> tuple[int, ...]:
-    shape = tuple(dim.size for dim in message.dim)
+    shape = tuple([dim.size for dim in message.dim])
     if message.unknown_rank or min(shape, default=0) < 0:
         raise ValueError("the shape is not known in full")
     return shape

@@ -26,27 +26,28 @@ _CONTENT: Final = b"\x22"  # of a TensorProto
 _PACKED: Final = b"\x0a"  # the numbers of a FloatList
 
 
-def with_inputs(request: serving_pb2.PredictRequest, inputs: Mapping[str, Array]) -> bytes:
-    """A request as it travels.
+def with_inputs(request: bytes, inputs: Mapping[str, Array]) -> bytes:
+    """A PredictRequest as it travels.
 
     Args:
-        request: everything but the inputs.
+        request: everything but the inputs, as it travels.
         inputs: arrays by name.
 
     Raises:
         InvalidInput: an array can't be sent.
     """
-    parts: list[Any] = [b""]
+    parts: list[Any] = [request]
     for name, array in inputs.items():
         try:
             content = tensors.content(array)
             if content is None:
-                tensors.write(array, request.inputs[name])
+                rest = serving_pb2.PredictRequest()
+                tensors.write(array, rest.inputs[name])
+                parts.append(rest.SerializeToString())
             else:
-                parts += [_before(name, array.dtype, array.shape, content.nbytes), content]
+                parts += _before(name, array.dtype, array.shape, content.nbytes), content
         except ValueError as error:
             raise InvalidInput(f"input {name!r}: {error}") from None
-    parts[0] = request.SerializeToString()
     return b"".join(parts)
 
 
