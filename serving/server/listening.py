@@ -1,0 +1,109 @@
+"""Where the gRPC server listens: ports, sockets, threads, TLS."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from serving.protos.server_config_pb2 import SSLConfig
+
+# Calls that may wait for a thread. They cost little, for a waiting call's message is not read yet;
+# but a server that takes any number of them runs out of memory.
+_MAX_WAITING = 1000
+
+
+def listen(
+    host: str,
+    port: int,
+    *,
+    socket_path: str | None = None,
+    max_threads: int = 16,
+    tls: SSLConfig | None = None,
+    channel_arguments: Sequence[tuple[str, int | str]] = (),
+) -> tuple[grpc.Server, str]:
+    """Makes a gRPC server, not started yet.
+
+    A call beyond ``max_threads`` waits for its turn, where TF Serving refuses it; only with a
+    thousand waiting is the next one refused, with RESOURCE_EXHAUSTED.
+
+    Args:
+        host: address to listen on.
+        port: 0 picks a free one.
+        socket_path: a UNIX socket to listen on too, without TLS.
+        max_threads: calls that are worked on at once.
+        tls: keys and certificates of the port, checked by ``check``.
+        channel_arguments: gRPC's, by name; they win over those that are set here.
+
+    Returns:
+        The server, and the address of the port.
+
+    Raises:
+        OSError: the port or the socket can't be had.
+    """
+    server = grpc.server(
+        ThreadPoolExecutor(max_workers=max_threads),
+        options=tuple(
+            {
+                "grpc.max_send_message_length": -1,
+                "grpc.max_receive_message_length": -1,
+                "grpc.so_reuseport": 0,  # two servers on one port would share its calls
+                **dict(channel_arguments),
+            }.items()
+        ),
+        maximum_concurrent_rpcs=max_threads + _MAX_WAITING,
+    )
+    shown = f"[{host}]" if ":" in host else host
+    try:
+        address = f"{shown}:{port}"
+        if tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, _credentials(tls))
+    except RuntimeError:
+        message = f"can't listen on {address}: the port is taken, or the host isn't this machine's"
+        raise OSError(message) from None
+    if socket_path is not None:
+        try:
+            server.add_insecure_port(f"unix:{socket_path}")
+        except RuntimeError:
+            message = (
+                f"can't listen on {socket_path}: its folder must be there, writable, its path short"
+            )
+            raise OSError(message) from None
+    return server, f"{shown}:{port}"
+
+
+def check(tls: SSLConfig) -> None:
+    """Raises ValueError if keys and certificates can't be used; gRPC would not say why."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    held = os.memfd_create("pem")  # ssl reads files only, and the key must not lie on a disk
+    try:
+        os.write(held, f"{tls.server_key}\n{tls.server_cert}".encode())
+        context.load_cert_chain(f"/proc/self/fd/{held}")
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"server_key and server_cert must be a key and its certificate as PEM texts: {error}"
+        ) from None
+    finally:
+        os.close(held)
+    if tls.client_verify and not tls.custom_ca:
+        raise ValueError(
+            "client_verify needs custom_ca, which clients' certificates are held against"
+        )
+    if tls.custom_ca:
+        try:
+            context.load_verify_locations(cadata=tls.custom_ca)
+        except ssl.SSLError as error:
+            raise ValueError(f"custom_ca must be certificates as PEM text: {error}") from None
+
+
+def _credentials(tls: SSLConfig) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(tls.server_key.encode(), tls.server_cert.encode())],
+        root_certificates=tls.custom_ca.encode() or None,
+        require_client_auth=tls.client_verify,
+    )
