@@ -74,6 +74,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+def element_type(array: Array) -> str:
+    """TensorFlow's name of an array's element type; numpy's, if there is no counterpart."""
+    return "string" if _is_text(array) else array.dtype.name
+
+
 def has_dtype(values: Any) -> bool:
     """Whether ``values`` knows its element type, as arrays of any library do and lists don't."""
     return hasattr(values, "__array__")
@@ -120,14 +125,8 @@ def write(array: Array, message: Any, *, as_content: bool = True) -> None:
         ValueError: the dtype has no counterpart, or an element of an array of objects is neither
             ``bytes`` nor ``str``.
     """
-    name = "string" if array.dtype.kind in "SUTO" else array.dtype.name
-    if name not in _NUMBERS:
-        raise ValueError(f"arrays of {array.dtype} can't be sent; what can: {', '.join(_NUMBERS)}")
-    message.dtype = _NUMBERS[name]
-    message.tensor_shape.SetInParent()  # a scalar's shape is empty, yet it is there
-    for size in array.shape:
-        message.tensor_shape.dim.add().size = size
-    if name == "string":
+    describe(array, message)
+    if message.dtype == _DT_STRING:
         strings = [s.encode() if isinstance(s, str) else s for s in array.reshape(-1).tolist()]
         try:
             message.string_val.extend(strings)
@@ -146,6 +145,32 @@ def write(array: Array, message: Any, *, as_content: bool = True) -> None:
             _merge_packed(_little_endian(values).tobytes(), message, field)
         else:
             getattr(message, field).extend(values.tolist())
+
+
+def describe(array: Array, message: Any) -> None:
+    """Puts an array's element type and shape into an empty TensorProto.
+
+    Raises:
+        ValueError: the dtype has no counterpart.
+    """
+    name = element_type(array)
+    if name not in _NUMBERS:
+        raise ValueError(f"arrays of {array.dtype} can't be sent; what can: {', '.join(_NUMBERS)}")
+    message.dtype = _NUMBERS[name]
+    message.tensor_shape.SetInParent()  # a scalar's shape is empty, yet it is there
+    for size in array.shape:
+        message.tensor_shape.dim.add().size = size
+
+
+def content(array: Array) -> Array | None:
+    """What ``tensor_content`` has to hold, as uint8: a view, where numpy can give one.
+
+    ``None`` if that would not be taken for the values: strings, and nothing at all.
+    """
+    if _is_text(array) or not array.size:
+        return None
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return _little_endian(np.ascontiguousarray(array).reshape(-1)).view(np.uint8)
 
 
 def read(message: Any) -> Array:
@@ -188,16 +213,21 @@ def _merge_packed(content: bytes, message: Any, field: str) -> None:
     That is a hundred times faster than handing over Python numbers: 0.05 ms for 150,000 of them.
     """
     number = message.DESCRIPTOR.fields_by_name[field].number
-    message.MergeFromString(_varint(number << 3 | 2) + _varint(len(content)) + content)
+    message.MergeFromString(varint(number << 3 | 2) + varint(len(content)) + content)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number of 0 or more as protobuf writes lengths."""
     groups = bytearray()
     while value > 0x7F:
         groups.append(value & 0x7F | 0x80)
         value >>= 7
     groups.append(value)
     return bytes(groups)
+
+
+def _is_text(array: Array) -> bool:
+    return array.dtype.kind in "SUTO"
 
 
 def _shape(message: Any) -> tuple[int, ...]:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from serving.client.checks import DEFAULT_SIGNATURE
 from serving.client.errors import InvalidInput, ServingError
-from serving.client.sync import DEFAULT_SIGNATURE, Client
+from serving.client.sync import Client
 from serving.tensors import Array
 
 _EXAMPLES = """examples:

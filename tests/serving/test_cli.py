@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serving.client.cli import main
-from tests.serving.test_client import Server, echo, refusal, signatures, states
+from tests.serving.scripted import Server, echo, refusal, signatures, states
 
 
 @pytest.fixture
