@@ -10,6 +10,7 @@ short goes on with its last value, and an empty one means zeros.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from typing import Any, cast
@@ -54,6 +55,7 @@ def dtype_name(number: int) -> str:
     return _TYPES[number][0] if number in _TYPES else f"dtype {number}"
 
 
+@functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype of arrays of the element type ``name``; strings are objects.
 
@@ -76,7 +78,12 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 def element_type(array: Array) -> str:
     """TensorFlow's name of an array's element type; numpy's, if there is no counterpart."""
-    return "string" if _is_text(array) else array.dtype.name
+    return _element_type(array.dtype)
+
+
+@functools.lru_cache
+def _element_type(dtype: np.dtype[Any]) -> str:
+    return "string" if dtype.kind in "SUTO" else dtype.name
 
 
 def has_dtype(values: Any) -> bool:
@@ -95,7 +102,10 @@ def as_array(values: Any, name: str | None = None) -> Array:
         ValueError: the lists are ragged, or the values would be spoilt (1.5 as int32, 300 as
             uint8).
     """
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except UnicodeDecodeError:  # text beside bytes that are none
+        array = np.asarray(values, dtype=object)
     if has_dtype(values):
         return array
     if array.dtype.kind in "SU":  # numpy's fixed-width strings would lose trailing NULs
@@ -179,11 +189,12 @@ def read(message: Any) -> Array:
     Raises:
         ValueError: the message is malformed or claims too much, or its element type is unknown.
     """
-    if message.dtype not in _TYPES:
-        raise ValueError(f"element type {message.dtype} is unknown")
+    number = message.dtype
+    if number not in _TYPES:
+        raise ValueError(f"element type {number} is unknown")
     shape = _shape(message.tensor_shape)
     size = math.prod(shape)
-    name, field, stored_as = _TYPES[message.dtype]
+    name, field, stored_as = _TYPES[number]
     dtype = numpy_dtype(name)
     content = message.tensor_content
     if content:
@@ -231,7 +242,7 @@ def _is_text(array: Array) -> bool:
 
 
 def _shape(message: Any) -> tuple[int, ...]:
-    shape = tuple(dim.size for dim in message.dim)
+    shape = tuple([dim.size for dim in message.dim])
     if message.unknown_rank or min(shape, default=0) < 0:
         raise ValueError("the shape is not known in full")
     return shape

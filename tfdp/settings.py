@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tfdp.errors import BadInput
+from tfdp.publish_flags import PublishSettings
 from tfdp.words import AutoShard, Communication, MixedPrecision
 
 MOST = (1 << 31) - 1  # of whatever is counted, seconds included
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(PublishSettings):
     """The flags of ``python -m tfdp.train``, valid.
 
     Raises:
@@ -41,6 +42,7 @@ class Settings:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.recipe:
             raise BadInput("--recipe is missing: name a Python file or a dotted module")
         if not str(self.workdir) or str(self.workdir) == ".":
@@ -94,6 +96,11 @@ class Settings:
                     f"--keep_best is {self.keep_best}, and nothing is evaluated between: say how "
                     "often by --eval_every_steps"
                 )
+        if self.publish_dir is None and self.demands:
+            raise BadInput(
+                "--export_dir is none, so nothing is published: --require_min, --require_max and "
+                "--not_worse_than_current say what a version has to reach"
+            )
 
     @property
     def publish_dir(self) -> Path | None:
@@ -104,6 +111,6 @@ class Settings:
 
     def shared(self) -> dict[str, Any]:
         """What has to be the same on every worker, for comparison, as JSON takes it."""
-        here_only = ("workdir", "startup_timeout_s")
+        here_only = ("workdir", "startup_timeout_s", "models_config")
         values = dataclasses.asdict(self) | {"export_dir": self.publish_dir and "a folder"}
         return {f"--{name}": value for name, value in values.items() if name not in here_only}

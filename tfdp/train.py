@@ -14,7 +14,7 @@ from absl import flags
 
 from cluster import exits
 from cluster.spec import ClusterError, from_environment
-from tfdp import command, files, log
+from tfdp import command, files, log, publish_flags
 from tfdp.errors import BadInput
 from tfdp.peers import end_process
 from tfdp.settings import Settings
@@ -58,6 +58,7 @@ def _define() -> None:
         "startup_timeout_s", 600.0, "Seconds to wait for the other workers.", flag_values=_FLAGS
     )
     flags.DEFINE_boolean("tensorboard", True, "Write WORKDIR/tensorboard.", flag_values=_FLAGS)
+    publish_flags.define(_FLAGS)
 
 
 _define()
@@ -102,6 +103,7 @@ def _settings(argv: list[str]) -> Settings:
     export_dir = values["export_dir"]
     return Settings(
         **values
+        | publish_flags.given(_FLAGS)
         | {
             "workdir": Path(values["workdir"]),
             "export_dir": None if export_dir is None else Path(export_dir),

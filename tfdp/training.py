@@ -12,10 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp import callbacks, evaluation, exporting, feed, keras_private, standing, state
+from tfdp import callbacks, evaluation, feed, keras_private, releasing, standing, state
 from tfdp.callbacks import AtSteps
 from tfdp.checkpoints import Checkpoints
-from tfdp.errors import BadInput, Stopped, TrainingError
+from tfdp.errors import BadInput, Refused, Stopped, TrainingError
 from tfdp.files import Claim, write_whole
 from tfdp.fitting import check_model, run
 from tfdp.log import say
@@ -175,8 +175,11 @@ class Run:
         self._callbacks = self._make_callbacks(names)
         folder = self._settings.publish_dir
         if folder is not None:
-            exporting.named(train_spec[0])
-            self._team.by_chief(lambda: exporting.make_folder(folder))
+            self._team.by_chief(
+                lambda: releasing.check(
+                    folder, self._settings, self._recipe, self._model, self._train_data, names
+                )
+            )
 
     def __enter__(self) -> Run:
         return self
@@ -253,6 +256,11 @@ class Run:
                     f"trained, but not published and summed up: {error}. Make room, or see to "
                     "what is wrong there, and start the same command again; it has only that to do"
                 ) from error
+            except Refused as error:
+                raise TrainingError(
+                    f"{error}. The run is saved: start the same command again with lower demands, "
+                    "and it has only that to do"
+                ) from error
 
         try:
             self._team.by_chief(finish)
@@ -318,25 +326,21 @@ class Run:
         folder = self._settings.publish_dir
         if folder is None:
             return None
-        about = {"run": self._standing.about["run"], "step": self.last_step}
-        already = exporting.published(folder, about)  # killed between publishing and summary
-        if already is not None:
-            return already
-        is_source = isinstance(self._train_data, Source)
-        return exporting.export(
-            self._model,
+        return releasing.publish(
             folder,
-            preprocess=self._recipe.preprocess,
-            features=self._train_data if is_source else feed.element_spec(self._train_data)[0],
-            about={
-                **about,
-                "recipe": self._recipe.name,
-                "recipe_sha256": self._recipe.digest,
+            self._settings,
+            self._recipe,
+            self._model,
+            self._train_data,
+            self._eval_data,
+            {
+                "run": self._standing.about["run"],
+                "step": self.last_step,
                 "weights_sha256": weights_sha256,
+                "metrics": self._logs,
                 "eval_metrics": self._scores,
-                **versions(),
             },
-            confirm=self._confirm,
+            self._confirm,
         )
 
     def _confirm(self) -> None:

@@ -6,7 +6,8 @@ what the caller gets. How it travels is the client's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,22 @@ def model_spec(
     return spec
 
 
+@functools.lru_cache
+def predict_head(
+    model: str,
+    version: int | None,
+    label: str | None,
+    signature: str | None,
+    output_filter: tuple[str, ...],
+) -> bytes:
+    """A PredictRequest without inputs, as it travels: the same for call after call."""
+    spec = model_spec(model, version, label, signature)
+    request = serving_pb2.PredictRequest(model_spec=spec, output_filter=output_filter)
+    return bytes(request.SerializeToString())
+
+
 def predict_requests(
-    spec: serving_pb2.ModelSpec,
-    inputs: Mapping[str, Array],
-    output_filter: Iterable[str],
-    max_batch_size: int | None,
+    head: bytes, inputs: Mapping[str, Array], max_batch_size: int | None
 ) -> list[bytes]:
     """One request, or as many as batches of at most ``max_batch_size`` rows need.
 
@@ -62,17 +74,12 @@ def predict_requests(
         InvalidInput: an array can't be sent, or the inputs can't be split.
     """
     if max_batch_size is None or (count := checks.rows(inputs, max_batch_size)) <= max_batch_size:
-        batches = [inputs]
-    else:
-        batches = [
-            {name: array[start : start + max_batch_size] for name, array in inputs.items()}
-            for start in range(0, count, max_batch_size)
-        ]
+        return [wire.with_inputs(head, inputs)]
     return [
         wire.with_inputs(
-            serving_pb2.PredictRequest(model_spec=spec, output_filter=output_filter), batch
+            head, {name: array[start : start + max_batch_size] for name, array in inputs.items()}
         )
-        for batch in batches
+        for start in range(0, count, max_batch_size)
     ]
 
 

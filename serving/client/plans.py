@@ -88,15 +88,15 @@ class Plans:
             CallFailed: the server did not answer as wished; the kind says how.
             InvalidAnswer: the answer can't be read.
         """
-        spec = messages.model_spec(model, version, label, signature)
         wanted = (output_filter,) if isinstance(output_filter, str) else tuple(output_filter or ())
+        head = messages.predict_head(model, version, label, signature, wanted)
 
         def prepare(about: ModelMetadata | None) -> list[bytes]:
             known = checks.signature_for_predict(about, signature) if about else None
             arrays = checks.arrays(known, inputs)
             if known and self.check:
                 checks.check(known, arrays, wanted)
-            return messages.predict_requests(spec, arrays, wanted, max_batch_size)
+            return messages.predict_requests(head, arrays, max_batch_size)
 
         asks = self.check or checks.is_open(inputs)
         answers = yield from self._ask(

@@ -6,6 +6,7 @@ serialised as messages, and a tensor's bytes go between them in one join.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -25,36 +26,40 @@ _CONTENT: Final = b"\x22"  # of a TensorProto
 _PACKED: Final = b"\x0a"  # the numbers of a FloatList
 
 
-def with_inputs(request: serving_pb2.PredictRequest, inputs: Mapping[str, Array]) -> bytes:
-    """A request as it travels.
+def with_inputs(request: bytes, inputs: Mapping[str, Array]) -> bytes:
+    """A PredictRequest as it travels.
 
     Args:
-        request: everything but the inputs.
+        request: everything but the inputs, as it travels.
         inputs: arrays by name.
 
     Raises:
         InvalidInput: an array can't be sent.
     """
-    parts: list[Any] = [b""]
+    parts: list[Any] = [request]
     for name, array in inputs.items():
-        # An array without elements has the dtype and the shape that the message has to say.
         try:
             content = tensors.content(array)
             if content is None:
-                tensors.write(array, request.inputs[name])
-                continue
-            head = serving_pb2.TensorProto()
-            tensors.describe(array, head)
+                rest = serving_pb2.PredictRequest()
+                tensors.write(array, rest.inputs[name])
+                parts.append(rest.SerializeToString())
+            else:
+                parts += _before(name, array.dtype, array.shape, content.nbytes), content
         except ValueError as error:
             raise InvalidInput(f"input {name!r}: {error}") from None
-        start = head.SerializeToString() + _CONTENT + tensors.varint(content.nbytes)
-        alias = name.encode()
-        key = _KEY + tensors.varint(len(alias)) + alias
-        value = _VALUE + tensors.varint(len(start) + content.nbytes)
-        entry = tensors.varint(len(key) + len(value) + len(start) + content.nbytes)
-        parts += [_INPUTS, entry, key, value, start, content]
-    parts[0] = request.SerializeToString()
     return b"".join(parts)
+
+
+@functools.lru_cache
+def _before(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], content_bytes: int) -> bytes:
+    """What comes before a tensor's bytes: it is an input, its name, its dtype and its shape."""
+    message = serving_pb2.TensorProto()
+    tensors.describe(np.broadcast_to(np.empty((), dtype), shape), message)
+    start: bytes = message.SerializeToString() + _CONTENT + tensors.varint(content_bytes)
+    key = _KEY + tensors.varint(len(name.encode())) + name.encode()
+    value = _VALUE + tensors.varint(len(start) + content_bytes) + start
+    return _INPUTS + tensors.varint(len(key) + len(value) + content_bytes) + key + value
 
 
 def float_list(values: Array) -> bytes:

@@ -43,6 +43,8 @@ def add(graph: tf.Graph, signature: Any, parameters: BatchingParameters) -> Batc
     Returns:
         None if there is no batch dimension that all inputs and outputs have.
     """
+    if not signature.inputs:  # such as __saved_model_init_op, whose output is no tensor either
+        return None
     infos = [*signature.inputs.values(), *signature.outputs.values()]
     if any(info.WhichOneof("encoding") != "name" for info in infos):  # sparse or ragged
         return None
