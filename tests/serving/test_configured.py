@@ -155,6 +155,13 @@ def test_a_reload_that_fails_changes_nothing(
         )
 
 
+def test_labels_of_models_that_are_up_are_checked_before_others_are_loaded(server: Server):
+    server.begin(f"a {specific(1)}")
+    assert server.models.wait(10)
+    assert refused(server, f"a {label('stable', 2)}", "b")[0] == "FAILED_PRECONDITION"
+    assert [servable.name for servable in server.started] == ["a"]
+
+
 def test_a_label_in_use_moves_to_available_versions_only_whatever_is_allowed(server: Server):
     server.labels_for_unavailable = True
     server.begin(f"a {specific(1)} {label('stable', 2)}")
