@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tfdp.errors import BadInput
-from tfdp.words import AutoShard, Communication, MixedPrecision
+from tfdp.words import AutoShard, Communication, GradientDtype, MixedPrecision
 
 MOST = (1 << 31) - 1  # of whatever is counted, seconds included
 
@@ -37,6 +37,8 @@ class Settings:
     auto_shard: AutoShard = "auto"
     accumulate_steps: int = 1
     mixed_precision: MixedPrecision = "none"
+    gradient_dtype: GradientDtype = "float32"
+    bytes_per_pack: int | None = None
     startup_timeout_s: float = 600.0
     tensorboard: bool = True
 
@@ -61,6 +63,7 @@ class Settings:
             ("keep_checkpoints", 1),
             ("eval_every_steps", 0),
             ("accumulate_steps", 1),
+            ("bytes_per_pack", 1),
         ):
             value = getattr(self, name)
             if value is not None and not least <= value <= MOST:
@@ -76,6 +79,7 @@ class Settings:
             ("communication", get_args(Communication)),
             ("auto_shard", get_args(AutoShard)),
             ("mixed_precision", get_args(MixedPrecision)),
+            ("gradient_dtype", get_args(GradientDtype)),
         ):
             if getattr(self, name) not in choices:
                 raise BadInput(
