@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from benchmarks.measuring import quantile
 
-_SPIN_S = 0.002  # before a call is due, timers are too coarse: the loop is polled
+_SPIN_S = 0.001  # timers are that coarse: so long before a call is due, the loop is polled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def summarise(outcomes: Sequence[Outcome], rate_per_s: float) -> Summary:
         raise RuntimeError(f"none of {len(outcomes)} calls succeeded: {outcomes[0].error}")
     latencies = [1000 * outcome.latency_s for outcome in good]
     ends = [outcome.due_s + outcome.latency_s for outcome in good]
-    lasted_s = max(ends) - outcomes[0].due_s
+    lasted_s = max(len(outcomes) / rate_per_s, max(ends) - outcomes[0].due_s)
     return Summary(
         calls=len(outcomes),
         failed=len(outcomes) - len(good),
