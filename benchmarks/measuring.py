@@ -65,24 +65,22 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def report(**figures: Any) -> None:
-    """What a measured process says of itself, for ``figures_of``."""
-    print(_FIGURES + json.dumps(figures), flush=True)
+    """What a measured process says of itself, for ``reports_in``; flat."""
+    # In one write: others may print into the same file.
+    sys.stdout.write(f"{_FIGURES}{json.dumps(figures)}\n")
+    sys.stdout.flush()
 
 
-def figures_of(output: str) -> dict[str, Any]:
-    """All that a process reported in its output; fails with the output if it did not."""
-    found = re.findall(rf"{_FIGURES}(\{{.*\}})", output)
-    if not found:
-        raise RuntimeError(f"no figures in:\n{output[-6000:]}")
-    figures: dict[str, Any] = {}
-    for line in found:
-        figures |= json.loads(line)
-    return figures
+def reports_in(output: str) -> list[dict[str, Any]]:
+    """All that processes reported in their output, in its order."""
+    return [json.loads(text) for text in re.findall(rf"{_FIGURES}(\{{.*?\}})", output)]
 
 
 def run_pinned(
     commands: Sequence[Sequence[str]],
     envs: Sequence[Mapping[str, str]],
+    *,
+    cwd: Path = ROOT,
     limit_s: float = 300,
 ) -> list[str]:
     """Runs processes side by side, each on a core of its own, to their ends.
@@ -94,7 +92,9 @@ def run_pinned(
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(
-                Process(["taskset", "-c", str(i % cores), *command], env=env, limit_s=limit_s)
+                Process(
+                    ["taskset", "-c", str(i % cores), *command], env=env, cwd=cwd, limit_s=limit_s
+                )
             )
             for i, (command, env) in enumerate(zip(commands, envs, strict=True))
         ]

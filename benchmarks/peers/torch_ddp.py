@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -19,11 +18,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from benchmarks.measuring import report
 from benchmarks.peers import torch_models
 from benchmarks.peers.models import BATCH, EPOCHS, LEARNING_RATE, TASKS, arrays
-
-
-def _bf16(group: Any, bucket: Any) -> Any:
-    """PyTorch's hook; under its own name it is refused where there is no CUDA, though it works."""
-    return bf16_compress_hook(group, bucket)
 
 
 def main() -> None:
@@ -47,7 +41,8 @@ def main() -> None:
         distributed.init_process_group("gloo")
         model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
         if flags.bf16:
-            model.register_comm_hook(None, _bf16)
+            # By its own name it is refused where there is no CUDA, though it works.
+            model.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[task.optimizer]
     optimizer = kind(model.parameters(), LEARNING_RATE, fused=True)
     loss_of = nn.CrossEntropyLoss()

@@ -1,6 +1,7 @@
-"""Keras 3 on JAX: ``Model.fit`` with ``keras.distribution.DataParallel`` over several processes.
+"""Keras 3: its own ``Model.fit``, in one process on TensorFlow or in several on JAX.
 
-JAX's processes come together at --address and all-reduce over gloo.
+On JAX, processes come together at --address, all-reduce over gloo, and share every batch by
+``keras.distribution.DataParallel``. On TensorFlow, Keras can't train on several workers.
 """
 
 from __future__ import annotations
@@ -8,11 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-
-os.environ["KERAS_BACKEND"] = "jax"
-
-import jax
-import keras
 
 from benchmarks.measuring import report
 from benchmarks.peers.models import BATCH, EPOCHS, TASKS, arrays, build
@@ -22,15 +18,23 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--steps", type=int, required=True, help="in an epoch")
-    parser.add_argument("--address", required=True)
-    parser.add_argument("--workers", type=int, required=True)
-    parser.add_argument("--index", type=int, required=True)
+    parser.add_argument("--backend", choices=("jax", "tensorflow"), required=True)
+    parser.add_argument("--address", help="of process 0")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--index", type=int, default=0)
     flags = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(flags.address, flags.workers, flags.index)
+    os.environ["KERAS_BACKEND"] = flags.backend
+    import keras
+
+    if flags.workers > 1:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(flags.address, flags.workers, flags.index)
+        shared = keras.distribution.DataParallel(auto_shard_dataset=False)
+        keras.distribution.set_distribution(shared)
     keras.utils.set_random_seed(0)  # has to be the same everywhere
-    keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     model = build(flags.task, keras)
     features, labels = arrays(flags.task, flags.steps * BATCH)
     ends: list[float] = []
