@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,29 @@ async def publications(settings: Any, folder: Path) -> dict[str, Any]:
     groups = {"usual": usual} | {name: by_phase[name] for name in list(by_phase)[2:-1]}
     groups["all changes"] = changes
     found = {name: load.summarise(group, settings.rate) for name, group in groups.items()}
+    start_s = outcomes[0].due_s
     return {
         "calls": len(outcomes),
         "failed": sum(outcome.error is not None for outcome in outcomes),
         "errors": sorted({outcome.error for outcome in outcomes if outcome.error})[:5],
         "p99_over_usual": round(found["all changes"].p99_ms / found["usual"].p99_ms, 2),
         "phases": {name: dataclasses.asdict(summary) for name, summary in found.items()},
+        "begins_s": {name: round(began_s - start_s, 2) for name, began_s in phases},
+        "p99_ms_by_second": by_second(outcomes),
     }
+
+
+def by_second(outcomes: Sequence[load.Outcome]) -> list[float | None]:
+    """The 0.99 quantile of the calls that were due in each second; None where none succeeded."""
+    seconds: dict[int, list[float]] = {}
+    for outcome in outcomes:
+        latencies = seconds.setdefault(int(outcome.due_s - outcomes[0].due_s), [])
+        if outcome.error is None:
+            latencies.append(1000 * outcome.latency_s)
+    return [
+        round(measuring.quantile(seconds[second], 0.99), 3) if seconds.get(second) else None
+        for second in range(max(seconds) + 1)
+    ]
 
 
 def tell(figures: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ class Task:
 
 TASKS = {
     "tiny": Task((32,), 4000, 400),
-    "cnn": Task((32, 32, 3), 4, 4, "adam"),
+    "cnn": Task((32, 32, 3), 80, 20, "adam"),
     "mlp": Task((WIDE,), 20, 10),
     "transformer": Task((TOKENS,), 4, 2, "adam"),
     "resnet18": Task((32, 32, 3), 4, 2),
