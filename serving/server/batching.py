@@ -1,4 +1,4 @@
-"""What a ``--batching_parameters_file`` says; no TensorFlow yet, so that a bad file is said at once.
+"""What a ``--batching_parameters_file`` says; no TensorFlow yet: a bad file is said at once.
 
 The file is TF Serving's: a BatchingParameters message in text format, such as
 
