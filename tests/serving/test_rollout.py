@@ -32,6 +32,8 @@ OTHER = """
   config {
     name: "other" base_path: "/models/other" model_platform: "tensorflow"
     model_version_policy { latest { num_versions: 2 } } version_labels { key: "beta" value: 4 }
+    logging_config { log_collector_config { type: "x" filename_prefix: "/logs/other" }
+                     sampling_config { sampling_rate: 0.5 } }
   }"""
 
 
