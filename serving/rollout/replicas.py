@@ -11,6 +11,7 @@ from serving.client.errors import (
     DeadlineExceeded,
     InvalidRequest,
     NotFound,
+    ResourceExhausted,
     ServingError,
     Unavailable,
 )
@@ -155,7 +156,7 @@ def _until(
             what = missing(replica)
         except Failed as error:
             raise Failed(f"{replica.target}: {error}") from None
-        except (Unavailable, NotFound, DeadlineExceeded) as error:
+        except (Unavailable, NotFound, DeadlineExceeded, ResourceExhausted) as error:
             what = str(error)
         except ServingError as error:
             raise Failed(f"{replica.target}: {error}") from None
