@@ -48,6 +48,8 @@ def add(graph: tf.Graph, signature: Any, parameters: BatchingParameters) -> Batc
     infos = [*signature.inputs.values(), *signature.outputs.values()]
     if any(info.WhichOneof("encoding") != "name" for info in infos):  # sparse or ragged
         return None
+    if not signature.inputs:  # the initializer is one; its output is no tensor
+        return None
     inputs = [graph.get_tensor_by_name(info.name) for info in signature.inputs.values()]
     outputs = [graph.get_tensor_by_name(info.name) for info in signature.outputs.values()]
     between = _between(inputs, outputs)
