@@ -81,11 +81,16 @@ def listen(
 
 
 def in_turns(
-    handlers: Sequence[grpc.GenericRpcHandler], max_threads: int
+    handlers: Sequence[grpc.GenericRpcHandler], service: str, max_threads: int
 ) -> grpc.GenericRpcHandler:
-    """Lets unary calls of ``handlers`` wait until fewer than ``max_threads`` are worked on.
+    """Lets calls of a service wait until fewer than ``max_threads`` are worked on.
 
     TF Serving refuses such calls. One whose deadline passes while it waits is not worked on.
+
+    Args:
+        handlers: of this service, whose methods are unary, and of others; those don't wait.
+        service: the service's full name.
+        max_threads: its calls that are worked on at once.
     """
     turns = threading.Semaphore(max_threads)
 
@@ -105,6 +110,8 @@ def in_turns(
         def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
             for handler in handlers:
                 method = handler.service(details)
+                if method is not None and not details.method.startswith(f"/{service}/"):
+                    return method
                 if method is not None:
                     return grpc.unary_unary_rpc_method_handler(
                         in_turn(method.unary_unary),
