@@ -96,7 +96,8 @@ def in_turns(
 
     def in_turn(answer: Callable[..., Any]) -> Callable[..., Any]:
         def wait_and_answer(request: Any, context: grpc.ServicerContext) -> Any:
-            if not turns.acquire(timeout=context.time_remaining()):
+            free = turns.acquire(blocking=False)
+            if not free and not turns.acquire(timeout=context.time_remaining()):
                 text = "Deadline exceeded while the call waited for its turn"
                 context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, text)
             try:
