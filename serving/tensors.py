@@ -231,6 +231,30 @@ def read(message: Any) -> Array:
     return _spread(values, size).reshape(shape)
 
 
+def read_from(message: Any, data: bytes, field: str, start: int, end: int) -> Array | None:
+    """The array of a TensorProto whose values were left in ``data``: they are copied once.
+
+    Args:
+        message: its element type and shape.
+        data: where the values are.
+        field: the field that they are of: ``tensor_content``, or one of floats or doubles.
+        start: their first byte.
+        end: the byte after the last one.
+
+    Returns:
+        A new, writable array; ``None`` if there is more to it than a copy: see ``read``.
+    """
+    name, own_field, stored_as = _TYPES.get(message.dtype, ("string", "", ""))
+    if name == "string" or (field != "tensor_content" and (field, name) != (own_field, stored_as)):
+        return None
+    dtype = numpy_dtype(name)
+    shape = _shape(message.tensor_shape)
+    if math.prod(shape) * dtype.itemsize != end - start:
+        return None
+    flat = np.frombuffer(data, dtype, (end - start) // dtype.itemsize, start)
+    return _little_endian(flat.reshape(shape)).copy()
+
+
 def _merge_packed(content: bytes, message: Any, field: str) -> None:
     """Fills a repeated field of floats or doubles by parsing what it is on the wire.
 

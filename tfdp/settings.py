@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from tfdp.errors import BadInput
 from tfdp.publish_flags import PublishSettings
-from tfdp.words import AutoShard, Communication, MixedPrecision
+from tfdp.words import AutoShard, Communication, GradientDtype, MixedPrecision
 
 MOST = (1 << 31) - 1  # of whatever is counted, seconds included
 
@@ -38,6 +38,8 @@ class Settings(PublishSettings):
     auto_shard: AutoShard = "auto"
     accumulate_steps: int = 1
     mixed_precision: MixedPrecision = "none"
+    gradient_dtype: GradientDtype = "float32"
+    bytes_per_pack: int | None = None
     startup_timeout_s: float = 600.0
     tensorboard: bool = True
 
@@ -63,6 +65,7 @@ class Settings(PublishSettings):
             ("keep_checkpoints", 1),
             ("eval_every_steps", 0),
             ("accumulate_steps", 1),
+            ("bytes_per_pack", 1),
         ):
             value = getattr(self, name)
             if value is not None and not least <= value <= MOST:
@@ -78,6 +81,7 @@ class Settings(PublishSettings):
             ("communication", get_args(Communication)),
             ("auto_shard", get_args(AutoShard)),
             ("mixed_precision", get_args(MixedPrecision)),
+            ("gradient_dtype", get_args(GradientDtype)),
         ):
             if getattr(self, name) not in choices:
                 raise BadInput(

@@ -53,6 +53,8 @@ def _define() -> None:
     string("communication", "auto", "How workers all-reduce: auto, ring or nccl.")
     integer("accumulate_steps", 1, "Pieces in which a replica computes its part of a batch.")
     string("mixed_precision", "none", "Compute in bfloat16 or float16, keep float32 weights.")
+    string("gradient_dtype", "float32", "What gradients are sent as: bfloat16 is half the bytes.")
+    integer("bytes_per_pack", None, "The most that one all-reduce of gradients sends.")
     string("auto_shard", "auto", "How TensorFlow shards a tf.data.Dataset: auto, file, data, off.")
     flags.DEFINE_float(
         "startup_timeout_s", 600.0, "Seconds to wait for the other workers.", flag_values=_FLAGS

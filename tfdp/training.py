@@ -16,6 +16,7 @@ from tfdp import callbacks, evaluation, feed, keras_private, releasing, standing
 from tfdp.callbacks import AtSteps
 from tfdp.checkpoints import Checkpoints
 from tfdp.errors import BadInput, Refused, Stopped, TrainingError
+from tfdp.exchange import Exchange
 from tfdp.files import Claim, write_whole
 from tfdp.fitting import check_model, run
 from tfdp.log import say
@@ -109,6 +110,8 @@ class Run:
                 "seed": settings.seed,
                 "global_batch_size": settings.global_batch_size,
                 "mixed_precision": settings.mixed_precision,
+                "gradient_dtype": settings.gradient_dtype,
+                "bytes_per_pack": settings.bytes_per_pack,
             },
             settings.adopt_checkpoints,
         )
@@ -117,6 +120,7 @@ class Run:
             train_data, team, settings, recipe.preprocess, self.first_step
         )
         self._check_fit()
+        self._exchange = self._settled_exchange()
         self._saver = Saver(
             model, team, self._checkpoints, self._callbacks, self._standing, settings.keep_best
         )
@@ -143,6 +147,18 @@ class Run:
         except BadInput as error:
             raise BadInput(f"recipe {recipe.name}: {error}") from None
         return [*made, keras.callbacks.History()]
+
+    def _settled_exchange(self) -> Exchange:
+        """How gradients are exchanged, the pack size as the run began with, also on other workers.
+
+        The order of summing depends on it; chosen anew, a run that goes on would differ in the last
+        bits from one that was never stopped.
+        """
+        there = self._standing.about["settings"]
+        exchange = Exchange(there["gradient_dtype"], there["bytes_per_pack"])
+        exchange = exchange.settled_for(self._model, self._team.replicas)
+        there["bytes_per_pack"] = exchange.bytes_per_pack
+        return exchange
 
     def _check_fit(self) -> None:
         """Builds the model, and finds out what else would fail only after hours of training."""
@@ -225,6 +241,7 @@ class Run:
                 told_to_stop=told,
                 observe=report.observe,
                 accumulate_steps=self._settings.accumulate_steps,
+                exchange=self._exchange,
             )
             self._wait_for_chief()  # whatever comes from here on, training is not lost
         except Stopped as stopped:

@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import grpc
 
-from serving.client import wire
 from serving.client.errors import CallFailed, InvalidInput, Unavailable, call_failed
 from serving.client.methods import Method
 from serving.client.replicas import Replicas
@@ -87,7 +86,7 @@ class Attempts:
                     raise
             else:
                 self._replicas.answered(replica)
-                return wire.parsed(method.answer_type, answer)
+                return method.read(answer)
             tried.add(replica)
             if len(tried) == len(self.targets):
                 tried.clear()
@@ -104,7 +103,7 @@ class Attempts:
         except Unavailable:
             self._replicas.failed(replica)
             raise
-        return wire.parsed(method.answer_type, answer)
+        return method.read(answer)
 
     def failure(self, call: Call, code: grpc.StatusCode, details: str | None) -> CallFailed:
         """The error of a call that ended with this status."""

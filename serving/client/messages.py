@@ -83,9 +83,8 @@ def predict_requests(
     ]
 
 
-def joined_outputs(responses: list[serving_pb2.PredictResponse], rows: int) -> dict[str, Array]:
+def joined_outputs(parts: list[dict[str, Array]], rows: int) -> dict[str, Array]:
     """Outputs of all batches, by name; raises InvalidAnswer if they don't make up ``rows``."""
-    parts = [read_outputs(response) for response in responses]
     joined = {}
     for name, first in parts[0].items():
         arrays = [part[name] for part in parts if name in part and part[name].ndim]
@@ -152,17 +151,6 @@ def read_regression(responses: list[serving_pb2.RegressionResponse]) -> Array:
     """A value for each example, float32."""
     values = [one.value for part in responses for one in part.result.regressions]
     return np.array(values, np.float32)
-
-
-def read_outputs(response: serving_pb2.PredictResponse) -> dict[str, Array]:
-    """Named outputs, by name; raises InvalidAnswer if one can't be read."""
-    arrays = {}
-    for name in sorted(response.outputs):
-        try:
-            arrays[name] = tensors.read(response.outputs[name])
-        except ValueError as error:
-            raise InvalidAnswer(f"output {name!r}: {error}") from None
-    return arrays
 
 
 def metadata_request(spec: serving_pb2.ModelSpec) -> serving_pb2.GetModelMetadataRequest:

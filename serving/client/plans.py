@@ -102,10 +102,11 @@ class Plans:
         answers = yield from self._ask(
             methods.PREDICT, (model, version, label), asks, prepare, self._ends(timeout_s)
         )
-        if len(answers) == 1:
-            return messages.read_outputs(answers[0])
+        parts: list[dict[str, Array]] = [answer.outputs for answer in answers]
+        if len(parts) == 1:
+            return parts[0]
         first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-        return messages.joined_outputs(answers, len(first))
+        return messages.joined_outputs(parts, len(first))
 
     def classify(
         self,

@@ -1,4 +1,4 @@
-"""Images for the test of docker-compose.yml, where none can be pulled: made here, kept by their tags.
+"""Images for the test of docker-compose.yml where none can be pulled, made once, kept by tag.
 
     python -m tests.processes.images
 

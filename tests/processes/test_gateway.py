@@ -15,7 +15,7 @@ import subprocess
 import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,20 +133,27 @@ def in_use(http_port: int) -> dict[str, bool]:
 
 
 class Callers:
-    """Several callers that ask for the stable version without a pause, each call on its own."""
+    """Several callers that ask without a pause; each call goes its own way.
 
-    def __init__(self, target: str | list[str], retries: int, threads: int = 3) -> None:
+    Args:
+        target: where.
+        retries: how often the client makes a call again.
+        ask: makes a call, and fails if it isn't answered as it should be.
+    """
+
+    def __init__(
+        self, target: str | list[str], retries: int, ask: Callable[[Client], None], threads: int = 3
+    ) -> None:
         self.seen: Counter[str] = Counter()
+        self._ask = ask
         self._client = Client(target, timeout_s=15, retries=retries)
         self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
+        self._threads = [threading.Thread(target=self._go_on) for _ in range(threads)]
 
-    def _ask(self) -> None:
-        x = np.ones((4, 1), np.float32)
+    def _go_on(self) -> None:
         while not self._done.wait(0.005):
             try:
-                outputs = self._client.predict("half", {"x": x}, label="stable")
-                assert outputs["y"].tolist() == [[2.5]] * 4
+                self._ask(self._client)
                 self.seen["answered"] += 1
             except Exception as error:
                 self.seen[str(error)] += 1
@@ -170,6 +177,11 @@ class Callers:
         assert set(self.seen) == {"answered"}
 
 
+def ask(client: Client) -> None:
+    outputs = client.predict("half", {"x": np.ones((4, 1), np.float32)}, label="stable")
+    assert outputs["y"].tolist() == [[2.5]] * 4
+
+
 def stable_version(target: str) -> int:
     with Client(target) as client:
         return client.metadata("half", label="stable").version
@@ -177,7 +189,7 @@ def stable_version(target: str) -> int:
 
 def test_versions_go_on_trial_up_and_back_and_no_call_fails(stack: Stack):
     targets = [replica.target for replica in stack.replicas]
-    with Callers(targets, retries=0) as callers:
+    with Callers(targets, retries=0, ask=ask) as callers:
         callers.went_on()
         assert stack.rollout("canary", "2").count("on 2 replicas") == 2
         assert [stable_version(target) for target in targets] == [1, 1]
@@ -287,7 +299,10 @@ def test_the_board_and_the_alerts_ask_for_metrics_that_there_are(stack: Stack, t
 @needs_haproxy
 def test_no_call_fails_while_a_replica_is_frozen(stack: Stack, tmp_path: Path):
     frozen = stack.replicas[1].process
-    with gateway(stack, tmp_path) as (target, http_port), Callers(target, retries=4) as callers:
+    with (
+        gateway(stack, tmp_path) as (target, http_port),
+        Callers(target, retries=4, ask=ask) as callers,
+    ):
         callers.went_on()
         frozen.signal(signal.SIGSTOP)
         wait_until(lambda: not in_use(http_port)["serving-2"], 30, "it is left out")
@@ -300,7 +315,10 @@ def test_no_call_fails_while_a_replica_is_frozen(stack: Stack, tmp_path: Path):
 @needs_haproxy
 def test_no_call_fails_when_a_replica_is_killed(stack: Stack, tmp_path: Path):
     """The gateway makes small calls again by itself: callers here don't."""
-    with gateway(stack, tmp_path) as (target, http_port), Callers(target, retries=0) as callers:
+    with (
+        gateway(stack, tmp_path) as (target, http_port),
+        Callers(target, retries=0, ask=ask) as callers,
+    ):
         callers.went_on()
         stack.replicas[0].process.kill()
         callers.went_on()

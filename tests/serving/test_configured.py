@@ -228,9 +228,9 @@ def test_a_file_that_changes_is_taken_over_and_a_bad_one_said_once(server: Serve
     path.write_text("nonsense")
     stop = configured.follow(server.models, path, 0.02, reports.append)
     wait_until(lambda: reports, 10, "it is said")
-    new = path.with_suffix(".new")
-    new.write_text(text_format.MessageToString(server.config("b")))
-    new.rename(path)
+    whole = tmp_path / "whole"
+    whole.write_text(text_format.MessageToString(server.config("b")))
+    whole.rename(path)
     wait_until(lambda: "b" in server.models, 10, "the file is taken over")
     assert "a" not in server.models and len(reports) == 1
     assert "is no ModelServerConfig" in reports[0]
