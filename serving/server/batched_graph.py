@@ -44,12 +44,12 @@ def add(graph: tf.Graph, signature: Any, parameters: BatchingParameters) -> Batc
         None if there is no batch dimension that all inputs and outputs have.
     """
     infos = [*signature.inputs.values(), *signature.outputs.values()]
-    if any(info.WhichOneof("encoding") != "name" for info in infos):  # sparse or ragged
-        return None
+    if not signature.inputs or any(info.WhichOneof("encoding") != "name" for info in infos):
+        return None  # the initializer, or what is sparse or ragged
     inputs = [graph.get_tensor_by_name(info.name) for info in signature.inputs.values()]
     outputs = [graph.get_tensor_by_name(info.name) for info in signature.outputs.values()]
     between = _between(inputs, outputs)
-    computed = inputs and all(output.op in between for output in outputs)
+    computed = all(output.op in between for output in outputs)
     if not computed or not all(_any_number_of_rows(info.tensor_shape) for info in infos):
         return None
     names = [output.name for output in outputs]
