@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test chaos check format clean
+.PHONY: setup demo test chaos peers bench pictures check format clean
 
 setup: .venv/.made                 ## the environment in .venv, made once
 
@@ -22,6 +22,21 @@ ROUNDS ?= 50
 chaos: setup                       ## harm runs in every way, compare their weights, print a table
 	$(BIN)/python -m tests.processes.chaos --rounds=$(ROUNDS)
 
+peers: .bench/.made                ## what benchmarks compare with, in an environment of its own
+
+.bench/.made: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .bench
+	.bench/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+BENCHMARKS ?= training_peers recovery checkpoint_cost input_wait network serving_load serving_publications
+bench: setup peers                 ## the figures, about two hours on a quiet machine; then pictures
+	@for each in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$each || exit 1; done
+	@$(MAKE) --no-print-directory pictures
+
+pictures: peers                    ## docs/pictures from the newest results
+	@.bench/bin/python -m benchmarks.pictures
+
 check: setup                       ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,4 +47,4 @@ format: setup                      ## what `check` would ask for, done
 	$(BIN)/ruff format .
 
 clean:                             ## everything that the targets above made
-	rm -rf .venv runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .bench runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

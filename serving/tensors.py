@@ -62,6 +62,7 @@ def dtype_name(number: int) -> str:
     return _TYPES[number][0] if number in _TYPES else f"dtype {number}"
 
 
+@functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype of arrays of the element type ``name``; strings are objects.
 
@@ -84,7 +85,12 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 def element_type(array: Array) -> str:
     """TensorFlow's name of an array's element type; numpy's, if there is no counterpart."""
-    return "string" if _is_text(array) else array.dtype.name
+    return _element_type(array.dtype)
+
+
+@functools.lru_cache
+def _element_type(dtype: np.dtype[Any]) -> str:
+    return "string" if dtype.kind in "SUTO" else dtype.name
 
 
 def has_dtype(values: Any) -> bool:
@@ -103,7 +109,10 @@ def as_array(values: Any, name: str | None = None) -> Array:
         ValueError: the lists are ragged, or the values would be spoilt (1.5 as int32, 300 as
             uint8).
     """
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except UnicodeDecodeError:  # text beside bytes that are none
+        array = np.asarray(values, dtype=object)
     if has_dtype(values):
         return array
     if array.dtype.kind in "SU":  # numpy's fixed-width strings would lose trailing NULs
@@ -218,6 +227,30 @@ def read(message: Any) -> Array:
         else:
             values = values.astype(dtype, copy=False)
     return _spread(values, size).reshape(shape)
+
+
+def read_from(message: Any, data: bytes, field: str, start: int, end: int) -> Array | None:
+    """The array of a TensorProto whose values were left in ``data``: they are copied once.
+
+    Args:
+        message: its element type and shape.
+        data: where the values are.
+        field: the field that they are of: ``tensor_content``, or one of floats or doubles.
+        start: their first byte.
+        end: the byte after the last one.
+
+    Returns:
+        A new, writable array; ``None`` if there is more to it than a copy: see ``read``.
+    """
+    name, own_field, stored_as = _TYPES.get(message.dtype, ("string", "", ""))
+    if name == "string" or (field != "tensor_content" and (field, name) != (own_field, stored_as)):
+        return None
+    dtype = numpy_dtype(name)
+    shape = _shape(message.tensor_shape)
+    if math.prod(shape) * dtype.itemsize != end - start:
+        return None
+    flat = np.frombuffer(data, dtype, (end - start) // dtype.itemsize, start)
+    return _little_endian(flat.reshape(shape)).copy()
 
 
 def _merge_packed(content: bytes, message: Any, field: str) -> None:

@@ -17,6 +17,7 @@ from cluster.spec import ClusterError, from_environment
 from tfdp import command, files, log
 from tfdp.errors import BadInput
 from tfdp.peers import end_process
+from tfdp.publishing import options
 from tfdp.settings import Settings
 from tfdp.signals import Signals
 
@@ -53,11 +54,14 @@ def _define() -> None:
     string("communication", "auto", "How workers all-reduce: auto, ring or nccl.")
     integer("accumulate_steps", 1, "Pieces in which a replica computes its part of a batch.")
     string("mixed_precision", "none", "Compute in bfloat16 or float16, keep float32 weights.")
+    string("gradient_dtype", "float32", "What gradients are sent as: bfloat16 is half the bytes.")
+    integer("bytes_per_pack", None, "The most that one all-reduce of gradients sends.")
     string("auto_shard", "auto", "How TensorFlow shards a tf.data.Dataset: auto, file, data, off.")
     flags.DEFINE_float(
         "startup_timeout_s", 600.0, "Seconds to wait for the other workers.", flag_values=_FLAGS
     )
     flags.DEFINE_boolean("tensorboard", True, "Write WORKDIR/tensorboard.", flag_values=_FLAGS)
+    options.define(_FLAGS)
 
 
 _define()
@@ -102,6 +106,7 @@ def _settings(argv: list[str]) -> Settings:
     export_dir = values["export_dir"]
     return Settings(
         **values
+        | options.given(_FLAGS)
         | {
             "workdir": Path(values["workdir"]),
             "export_dir": None if export_dir is None else Path(export_dir),

@@ -10,12 +10,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import grpc
 
-from serving.client import wire
 from serving.client.errors import CallFailed, InvalidInput, Unavailable, call_failed
 from serving.client.methods import Method
 from serving.client.replicas import Replicas
@@ -24,8 +22,7 @@ FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """Make this call; send the answer's bytes, or throw what ``Attempts.failure`` makes of it."""
 
     replica: int
@@ -35,8 +32,7 @@ class Call:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(NamedTuple):
     """Wait for so long; send ``None``."""
 
     seconds: float
@@ -90,7 +86,7 @@ class Attempts:
                     raise
             else:
                 self._replicas.answered(replica)
-                return wire.parsed(method.answer_type, answer)
+                return method.read(answer)
             tried.add(replica)
             if len(tried) == len(self.targets):
                 tried.clear()
@@ -107,7 +103,7 @@ class Attempts:
         except Unavailable:
             self._replicas.failed(replica)
             raise
-        return wire.parsed(method.answer_type, answer)
+        return method.read(answer)
 
     def failure(self, call: Call, code: grpc.StatusCode, details: str | None) -> CallFailed:
         """The error of a call that ended with this status."""

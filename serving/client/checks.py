@@ -84,17 +84,8 @@ def arrays(signature: Signature | None, inputs: Any) -> dict[str, Array]:
 
 def check(signature: Signature, inputs: Mapping[str, Array], output_filter: Iterable[str]) -> None:
     """Names, dtypes and shapes of inputs, and names of the outputs wanted."""
-    known = set(signature.inputs)
-    if extra := inputs.keys() - known:
-        raise InvalidInput(
-            f"there is no input {_list(extra)}; signature {signature.name!r} takes "
-            f"{_list(known)}: take it away{_UNCHECKED}"
-        )
-    if missing := known - inputs.keys() - signature.optional:
-        raise InvalidInput(
-            f"input {_list(missing)} is missing; signature {signature.name!r} takes "
-            f"{_list(known)}: give it too{_UNCHECKED}"
-        )
+    if inputs.keys() != signature.inputs.keys():
+        _check_names(signature, set(inputs))
     for name, array in inputs.items():
         info = signature.inputs[name]
         dtype = tensors.element_type(array)
@@ -113,6 +104,20 @@ def check(signature: Signature, inputs: Mapping[str, Array], output_filter: Iter
         raise InvalidInput(
             f"there is no output {_list(wrong)}; signature {signature.name!r} gives "
             f"{_list(signature.outputs)}: change output_filter{_UNCHECKED}"
+        )
+
+
+def _check_names(signature: Signature, given: set[str]) -> None:
+    known = set(signature.inputs)
+    if extra := given - known:
+        raise InvalidInput(
+            f"there is no input {_list(extra)}; signature {signature.name!r} takes "
+            f"{_list(known)}: take it away{_UNCHECKED}"
+        )
+    if missing := known - given - signature.optional:
+        raise InvalidInput(
+            f"input {_list(missing)} is missing; signature {signature.name!r} takes "
+            f"{_list(known)}: give it too{_UNCHECKED}"
         )
 
 

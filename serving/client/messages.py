@@ -6,7 +6,8 @@ what the caller gets. How it travels is the client's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,22 @@ def model_spec(
     return spec
 
 
+@functools.lru_cache
+def predict_head(
+    model: str,
+    version: int | None,
+    label: str | None,
+    signature: str | None,
+    output_filter: tuple[str, ...],
+) -> bytes:
+    """A PredictRequest without inputs, as it travels: the same for call after call."""
+    spec = model_spec(model, version, label, signature)
+    request = serving_pb2.PredictRequest(model_spec=spec, output_filter=output_filter)
+    return bytes(request.SerializeToString())
+
+
 def predict_requests(
-    spec: serving_pb2.ModelSpec,
-    inputs: Mapping[str, Array],
-    output_filter: Iterable[str],
-    max_batch_size: int | None,
+    head: bytes, inputs: Mapping[str, Array], max_batch_size: int | None
 ) -> list[bytes]:
     """One request, or as many as batches of at most ``max_batch_size`` rows need.
 
@@ -62,23 +74,17 @@ def predict_requests(
         InvalidInput: an array can't be sent, or the inputs can't be split.
     """
     if max_batch_size is None or (count := checks.rows(inputs, max_batch_size)) <= max_batch_size:
-        batches = [inputs]
-    else:
-        batches = [
-            {name: array[start : start + max_batch_size] for name, array in inputs.items()}
-            for start in range(0, count, max_batch_size)
-        ]
+        return [wire.with_inputs(head, inputs)]
     return [
         wire.with_inputs(
-            serving_pb2.PredictRequest(model_spec=spec, output_filter=output_filter), batch
+            head, {name: array[start : start + max_batch_size] for name, array in inputs.items()}
         )
-        for batch in batches
+        for start in range(0, count, max_batch_size)
     ]
 
 
-def joined_outputs(responses: list[serving_pb2.PredictResponse], rows: int) -> dict[str, Array]:
+def joined_outputs(parts: list[dict[str, Array]], rows: int) -> dict[str, Array]:
     """Outputs of all batches, by name; raises InvalidAnswer if they don't make up ``rows``."""
-    parts = [read_outputs(response) for response in responses]
     joined = {}
     for name, first in parts[0].items():
         arrays = [part[name] for part in parts if name in part and part[name].ndim]
@@ -145,17 +151,6 @@ def read_regression(responses: list[serving_pb2.RegressionResponse]) -> Array:
     """A value for each example, float32."""
     values = [one.value for part in responses for one in part.result.regressions]
     return np.array(values, np.float32)
-
-
-def read_outputs(response: serving_pb2.PredictResponse) -> dict[str, Array]:
-    """Named outputs, by name; raises InvalidAnswer if one can't be read."""
-    arrays = {}
-    for name in sorted(response.outputs):
-        try:
-            arrays[name] = tensors.read(response.outputs[name])
-        except ValueError as error:
-            raise InvalidAnswer(f"output {name!r}: {error}") from None
-    return arrays
 
 
 def metadata_request(spec: serving_pb2.ModelSpec) -> serving_pb2.GetModelMetadataRequest:

@@ -88,24 +88,25 @@ class Plans:
             CallFailed: the server did not answer as wished; the kind says how.
             InvalidAnswer: the answer can't be read.
         """
-        spec = messages.model_spec(model, version, label, signature)
         wanted = (output_filter,) if isinstance(output_filter, str) else tuple(output_filter or ())
+        head = messages.predict_head(model, version, label, signature, wanted)
 
         def prepare(about: ModelMetadata | None) -> list[bytes]:
             known = checks.signature_for_predict(about, signature) if about else None
             arrays = checks.arrays(known, inputs)
             if known and self.check:
                 checks.check(known, arrays, wanted)
-            return messages.predict_requests(spec, arrays, wanted, max_batch_size)
+            return messages.predict_requests(head, arrays, max_batch_size)
 
         asks = self.check or checks.is_open(inputs)
         answers = yield from self._ask(
             methods.PREDICT, (model, version, label), asks, prepare, self._ends(timeout_s)
         )
-        if len(answers) == 1:
-            return messages.read_outputs(answers[0])
+        parts: list[dict[str, Array]] = [answer.outputs for answer in answers]
+        if len(parts) == 1:
+            return parts[0]
         first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-        return messages.joined_outputs(answers, len(first))
+        return messages.joined_outputs(parts, len(first))
 
     def classify(
         self,

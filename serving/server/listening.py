@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 
 from serving.protos.server_config_pb2 import SSLConfig
 
-# Calls that may wait for a thread. They cost little, for a waiting call's message is not read yet;
-# but a server that takes any number of them runs out of memory.
+# Calls that may wait for their turn, each with its request and a thread (some 50 KB). A server that
+# takes any number of them runs out of memory.
 _MAX_WAITING = 1000
 
 
@@ -27,14 +29,15 @@ def listen(
 ) -> tuple[grpc.Server, str]:
     """Makes a gRPC server, not started yet.
 
-    A call beyond ``max_threads`` waits for its turn, where TF Serving refuses it; only with a
-    thousand waiting is the next one refused, with RESOURCE_EXHAUSTED.
+    It has a thread for each call, so that callers who never send their requests hold up nobody;
+    ``in_turns`` limits how many do something at once. With a thousand calls waiting, the next one
+    is refused, with RESOURCE_EXHAUSTED.
 
     Args:
         host: address to listen on.
         port: 0 picks a free one.
         socket_path: a UNIX socket to listen on too, without TLS.
-        max_threads: calls that are worked on at once.
+        max_threads: calls that are to be worked on at once.
         tls: keys and certificates of the port, checked by ``check``.
         channel_arguments: gRPC's, by name; they win over those that are set here.
 
@@ -45,7 +48,7 @@ def listen(
         OSError: the port or the socket can't be had.
     """
     server = grpc.server(
-        ThreadPoolExecutor(max_workers=max_threads),
+        ThreadPoolExecutor(max_workers=max_threads + _MAX_WAITING),
         options=tuple(
             {
                 "grpc.max_send_message_length": -1,
@@ -75,6 +78,42 @@ def listen(
             )
             raise OSError(message) from None
     return server, f"{shown}:{port}"
+
+
+def in_turns(
+    handlers: Sequence[grpc.GenericRpcHandler], max_threads: int
+) -> grpc.GenericRpcHandler:
+    """Lets unary calls of ``handlers`` wait until fewer than ``max_threads`` are worked on.
+
+    TF Serving refuses such calls. One whose deadline passes while it waits is not worked on.
+    """
+    turns = threading.Semaphore(max_threads)
+
+    def in_turn(answer: Callable[..., Any]) -> Callable[..., Any]:
+        def wait_and_answer(request: Any, context: grpc.ServicerContext) -> Any:
+            if not turns.acquire(timeout=context.time_remaining()):
+                text = "Deadline exceeded while the call waited for its turn"
+                context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+            try:
+                return answer(request, context)
+            finally:
+                turns.release()
+
+        return wait_and_answer
+
+    class InTurns(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+            for handler in handlers:
+                method = handler.service(details)
+                if method is not None:
+                    return grpc.unary_unary_rpc_method_handler(
+                        in_turn(method.unary_unary),
+                        method.request_deserializer,
+                        method.response_serializer,
+                    )
+            return None
+
+    return InTurns()
 
 
 def check(tls: SSLConfig) -> None:

@@ -100,7 +100,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "--allow_version_labels_for_unavailable_models",
         f"--ssl_config_file={folder}/ssl.config",
         f"--grpc_socket_path={folder}/grpc.sock",
-        "--enable_grpc_healthcheck_service",
+        *("--enable_grpc_healthcheck_service", "--enable_batching"),
         *("--rest_api_port=0", f"--monitoring_config_file={folder}/monitoring.config"),
     ]
     with Process(command) as process:
@@ -227,6 +227,9 @@ def test_metrics_count_all_that(server: Server):
     latency = families[":tensorflow:serving:request_latency"].samples
     (count,) = [sample.value for sample in latency if sample.name.endswith("_count")]
     assert count == calls.value
+    batches = families[":tensorflow:serving:batching_session:processed_batch_size"].samples
+    (count,) = [sample.value for sample in batches if sample.name.endswith("_count")]
+    assert 0 < count <= calls.value
 
 
 def test_it_ends_at_once_tells_watchers_and_leaves_no_socket(server: Server, channel: grpc.Channel):

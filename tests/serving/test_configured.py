@@ -155,6 +155,13 @@ def test_a_reload_that_fails_changes_nothing(
         )
 
 
+def test_labels_of_models_that_are_up_are_checked_before_others_are_loaded(server: Server):
+    server.begin(f"a {specific(1)}")
+    assert server.models.wait(10)
+    assert refused(server, f"a {label('stable', 2)}", "b")[0] == "FAILED_PRECONDITION"
+    assert [servable.name for servable in server.started] == ["a"]
+
+
 def test_a_label_in_use_moves_to_available_versions_only_whatever_is_allowed(server: Server):
     server.labels_for_unavailable = True
     server.begin(f"a {specific(1)} {label('stable', 2)}")
@@ -221,7 +228,9 @@ def test_a_file_that_changes_is_taken_over_and_a_bad_one_said_once(server: Serve
     path.write_text("nonsense")
     stop = configured.follow(server.models, path, 0.02, reports.append)
     wait_until(lambda: reports, 10, "it is said")
-    path.write_text(text_format.MessageToString(server.config("b")))
+    whole = tmp_path / "whole"
+    whole.write_text(text_format.MessageToString(server.config("b")))
+    whole.rename(path)
     wait_until(lambda: "b" in server.models, 10, "the file is taken over")
     assert "a" not in server.models and len(reports) == 1
     assert "is no ModelServerConfig" in reports[0]

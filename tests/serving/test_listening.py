@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -53,37 +53,83 @@ def test_health_by_grpcs_own_client(monkeypatch: pytest.MonkeyPatch):
     server.stop(0).wait(10)
 
 
-def test_calls_wait_for_a_thread_and_too_many_are_refused(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Echo]:
+    """A server that works on one call at a time, while three wait."""
     monkeypatch.setattr(listening, "_MAX_WAITING", 3)
+    echo = Echo()
     server, target = listening.listen("127.0.0.1", 0, max_threads=1)
-    running, go_on = threading.Semaphore(0), threading.Event()
+    methods = {"Echo": grpc.unary_unary_rpc_method_handler(echo.answer)}
+    handler = grpc.method_handlers_generic_handler("test", methods)
+    service = health.Health()
+    server.add_generic_rpc_handlers((listening.in_turns([handler], 1), service.handler()))
+    server.start()
+    with grpc.insecure_channel(target) as echo.channel:
+        yield echo
+    echo.go_on.set()
+    server.stop(0).wait(10)
 
-    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
-        running.release()
-        assert go_on.wait(20)
+
+class Echo:
+    channel: grpc.Channel
+
+    def __init__(self) -> None:
+        self.begun: list[bytes] = []
+        self.go_on = threading.Event()
+
+    def answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        self.begun.append(request)
+        assert self.go_on.wait(20)
         return request
 
-    methods = {"Echo": grpc.unary_unary_rpc_method_handler(answer)}
-    service = health.Health()
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("test", methods), service.handler())
-    )
-    server.start()
-    with grpc.insecure_channel(target) as channel, ThreadPoolExecutor(1) as pool:
-        echo = channel.unary_unary("/test/Echo")
-        calls = [echo.future(bytes([number]), timeout=20) for number in range(3)]
-        assert running.acquire(timeout=10)  # one is worked on, two wait
-        # Health has threads of its own.
-        check = health_pb2_grpc.HealthStub(channel).Check
-        assert check(health_pb2.HealthCheckRequest(), timeout=10).status == NOT_SERVING
-        more = [echo.future(b"more", timeout=20) for _ in range(2)]
-        refused = wait_until(lambda: [call for call in more if call.done()], 10, "one is refused")
-        assert [call.code() for call in refused] == [grpc.StatusCode.RESOURCE_EXHAUSTED]
-        go_on.set()
-        assert [call.result() for call in calls] == [b"\0", b"\1", b"\2"]
-        assert [call.result() for call in more if call not in refused] == [b"more"]
-        assert pool.submit(echo, b"again", timeout=10).result() == b"again"
-    server.stop(0).wait(10)
+    def call(self, request: bytes, timeout_s: float = 20) -> grpc.Future:
+        return self.channel.unary_unary("/test/Echo").future(request, timeout=timeout_s)
+
+    def call_and_wait(self, request: bytes) -> grpc.Future:
+        call = self.call(request)
+        wait_until(lambda: request in self.begun, 10, "it is worked on")
+        return call
+
+
+def test_calls_wait_for_their_turn_and_too_many_are_refused(echo: Echo):
+    first = echo.call_and_wait(b"first")
+    more = [echo.call(bytes([number])) for number in range(5)]
+    done = wait_until(lambda: [c for c in more if c.done()][1:], 10, "two are refused")
+    refused = [call for call in more if call.done()]
+    assert len(done) == 1 and echo.begun == [b"first"]
+    assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    echo.go_on.set()
+    assert first.result() == b"first"
+    assert sorted(call.result() for call in more if call not in refused) == sorted(echo.begun[1:])
+    assert len(echo.begun) == 4
+
+
+def test_a_call_that_ran_out_of_time_is_not_worked_on(echo: Echo):
+    first = echo.call_and_wait(b"first")
+    late = echo.call(b"late", timeout_s=0.2)
+    assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    # Health doesn't wait for a turn.
+    check = health_pb2_grpc.HealthStub(echo.channel).Check
+    assert check(health_pb2.HealthCheckRequest(), timeout=10).status == NOT_SERVING
+    echo.go_on.set()
+    assert first.result() == b"first"
+    assert echo.call(b"next").result() == b"next"
+    assert echo.begun == [b"first", b"next"]
+
+
+def test_callers_who_never_send_their_requests_hold_up_nobody(echo: Echo):
+    echo.go_on.set()
+    never = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        never.wait()
+        yield b""
+
+    silent = [echo.channel.stream_unary("/test/Echo").future(nothing()) for _ in range(3)]
+    assert echo.call(b"hello").result() == b"hello"
+    never.set()
+    for call in silent:
+        call.cancel()
 
 
 def test_ipv6_and_a_socket(tmp_path: Path):

@@ -1,0 +1,191 @@
+"""Training from JPEGs: what input adds to a step beyond its CPU time, and its cost per worker.
+
+    python -m benchmarks.input_wait [--task=cnn] [--images=1024] [--rounds=3]
+
+The script writes a set like ImageNet's: JPEGs of 500 by 375 pixels and about 110 KB, in four
+TFRecord files. Two workers with a core each measure three steps: from arrays in memory, of input
+alone, and of training from the JPEGs. On a core that decodes and computes in turns, the last can't
+take less than the sum of the first two: what it takes beyond is what waiting costs.
+
+Then 1, 2 and 4 workers read alone, 32 examples each a step: CPU time per example that a worker
+reads, as workers grow.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measuring
+from benchmarks.measuring import Spread
+from benchmarks.peers.models import BATCH, TASKS, arrays, build
+
+FILES = 4
+HEIGHT, WIDTH = 375, 500
+SECONDS = 6.0  # of each measurement, about
+WORKERS = (1, 2, 4)
+
+
+def write(folder: Path, images: int) -> None:
+    """Large soft patches with grain on them: as large as photographs once encoded."""
+    import numpy as np
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    for file in range(FILES):
+        with tf.io.TFRecordWriter(str(folder / f"{file}.tfrecord")) as writer:
+            for _ in range(images // FILES):
+                patches = tf.image.resize(rng.uniform(0, 255, (12, 16, 3)), (HEIGHT, WIDTH))
+                grain = rng.normal(0, 14, (HEIGHT, WIDTH, 1))
+                pixels = tf.cast(tf.clip_by_value(patches + grain, 0, 255), tf.uint8)
+                writer.write(tf.io.encode_jpeg(pixels, quality=90).numpy())
+
+
+def parse(record: Any) -> Any:
+    import tensorflow as tf
+
+    image = tf.image.resize(tf.io.decode_jpeg(record, channels=3), (32, 32), antialias=True)
+    return image / 255.0, tf.strings.to_hash_bucket_fast(record, 10)
+
+
+def worker(folder: str, task: str, only_input: bool) -> None:
+    """Measures on one worker and reports."""
+    import keras
+
+    import tfdp
+    from tfdp import feed
+    from tfdp.order import Order
+    from tfdp.team import team_of
+
+    strategy = tfdp.connect()
+    team = team_of(strategy)
+    batch = BATCH * team.workers
+    images = tfdp.from_tfrecords(f"{folder}/*.tfrecord", parse)
+    order = Order(len(images), batch, run_length=images.run_length)
+    iterator = feed.from_source(images, order, team).iterator()
+
+    def drain(steps: int) -> None:
+        for _ in itertools.islice(iterator, steps):
+            pass
+
+    steps = _steps_in(SECONDS, drain)
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    drain(steps)
+    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+    figures = {
+        "input_s": wall_s / steps,
+        "input_cpu_ms_per_example": 1000 * cpu_s / steps / BATCH,
+    }
+    if not only_input:
+        del iterator
+        for name, source in (("compute_s", None), ("step_s", images)):
+            data = source or tfdp.from_arrays(*arrays(task, 20 * batch))
+            keras.utils.set_random_seed(0)
+            with strategy.scope():
+                model = build(task, keras)
+            figures[name] = _fit_step_s(model, data, batch)
+    if team.is_chief:
+        measuring.report(**figures)
+
+
+def _steps_in(seconds: float, work: Callable[[int], None]) -> int:
+    """How many steps take about so long; runs some to find out, which warms up, too."""
+    work(20)
+    began_s = time.perf_counter()
+    work(20)
+    return max(20, round(20 * seconds / (time.perf_counter() - began_s)))
+
+
+def _fit_step_s(model: Any, data: Any, batch: int) -> float:
+    """Seconds of a step, from the end of the second epoch to that of the last."""
+    import keras
+
+    import tfdp
+
+    ends: list[float] = []
+    clock = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: ends.append(time.perf_counter()))
+    steps = 50
+    tfdp.fit(
+        model,
+        data,
+        batch_size=batch,
+        epochs=4,
+        steps_per_epoch=steps,
+        verbose=0,
+        callbacks=[clock],
+    )
+    return (ends[-1] - ends[1]) / 2 / steps
+
+
+def measure(folder: str, task: str, workers: int, only_input: bool) -> dict[str, Any]:
+    flags = ["worker", folder, task, str(int(only_input))]
+    command = [sys.executable, "-m", "benchmarks.input_wait", *flags]
+    outputs = measuring.run_pinned([command] * workers, measuring.tf_configs(workers))
+    return measuring.reports_in(outputs[0])[-1]
+
+
+def tell(figures: dict[str, Any]) -> str:
+    both = figures["two_workers"]
+    beyond = [100 * (r["step_s"] / (r["compute_s"] + r["input_s"]) - 1) for r in both]
+    rows = [
+        (name, Spread.of([1000 * r[key] for r in both]).text(1))
+        for name, key in (
+            ("a step from arrays, ms", "compute_s"),
+            ("input of a step alone, ms", "input_s"),
+            ("a step from JPEGs, ms", "step_s"),
+        )
+    ]
+    cost = {
+        int(workers): [r["input_cpu_ms_per_example"] for r in found]
+        for workers, found in figures["input_alone"].items()
+    }
+    grown = [
+        (
+            f"{workers} over 1 worker",
+            measuring.ratios(found, cost[1]).text(3),
+            Spread.of(found).text(3),
+        )
+        for workers, found in cost.items()
+    ]
+    return (
+        f"A step from JPEGs takes {Spread.of(beyond).text(1)} % more than computing and decoding "
+        f"on the same core.\n\n{measuring.table(('', 'median (least to most)'), rows)}\n\n"
+        + measuring.table(("input CPU of a worker's example", "ratio", "ms"), grown)
+    )
+
+
+def main() -> None:
+    settings = measuring.arguments(__doc__, task="cnn", images=1024, rounds=3)
+    if TASKS[settings.task].shape != (32, 32, 3):
+        raise SystemExit(f"--task={settings.task}: only tasks on images can be fed with JPEGs")
+    began = measuring.machine()
+    figures: dict[str, Any] = {"two_workers": [], "input_alone": {w: [] for w in WORKERS}}
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), settings.images)
+        size = sum(path.stat().st_size for path in Path(folder).glob("*.tfrecord"))
+        figures["bytes_per_image"] = size // settings.images
+        for _ in range(settings.rounds):
+            figures["two_workers"].append(measure(folder, settings.task, 2, only_input=False))
+            for workers, found in figures["input_alone"].items():
+                found.append(measure(folder, settings.task, workers, only_input=True))
+    measuring.save(
+        settings.results,
+        "input_wait",
+        began=began,
+        versions=measuring.versions(sys.executable, "tensorflow", "keras"),
+        settings=vars(settings),
+        figures=figures,
+        text=tell(figures),
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["worker"]:
+        worker(sys.argv[2], sys.argv[3], only_input=sys.argv[4] == "1")
+    else:
+        main()

@@ -1,0 +1,177 @@
+"""Pictures of the newest results, for the README and the docs.
+
+    make pictures          # .bench/bin/python -m benchmarks.pictures [FOLDER OF RESULTS] [TO]
+
+Each name of a result has one function that draws it; what was not measured is not drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from benchmarks.measuring import RESULTS
+from benchmarks.peers.models import BATCH
+from tests.running import ROOT
+
+PICTURES = ROOT / "docs" / "pictures"
+OURS, THEIRS, OTHERS = "#1f6fb4", "#e0812b", "#9a9a9a"
+SYSTEMS = {  # of training_peers, from the top: title and colour
+    "tfdp": ("tfdp", OURS),
+    "ddp": ("PyTorch DDP, gloo", THEIRS),
+    "tf_keras": ("tf_keras fit, MWMS", OTHERS),
+    "keras_jax": ("Keras 3 on JAX", OTHERS),
+    "tfdp_bf16": ("tfdp, bfloat16 on the wire", OURS),
+    "ddp_bf16": ("DDP, its bf16 hook", THEIRS),
+}
+TASKS = {
+    "tiny": "tiny MLP, 2.4k parameters",
+    "cnn": "CNN, 95k parameters",
+    "mlp": "MLP, 16.8M parameters",
+    "transformer": "transformer, 11M parameters",
+    "resnet18": "ResNet-18 at 32×32",
+}
+plt.rcParams |= {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "figure.dpi": 150,
+    "legend.frameon": False,
+}
+
+
+def training_peers(figures: dict[str, Any]) -> Any:
+    """Bars of examples/s on two workers, a panel for each model."""
+    tasks = [task for task in TASKS if task in figures]
+    picture, panels = plt.subplots(
+        1, len(tasks), figsize=(2.2 * len(tasks) + 1.4, 2.6), sharey=True, squeeze=False
+    )
+    for task, panel in zip(tasks, panels[0], strict=True):
+        systems = [system for system in SYSTEMS if system in figures[task]]
+        rates = [2 * BATCH / statistics.median(figures[task][s]["step_s"]) for s in systems]
+        names, colours = zip(*(SYSTEMS[system] for system in systems), strict=True)
+        bars = panel.barh(names, rates, color=colours, height=0.7)
+        panel.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=2, fontsize=8)
+        panel.set_title(TASKS[task])
+        panel.set_xlim(0, 1.3 * max(rates))
+        panel.set_xticks([])
+        panel.spines["bottom"].set_visible(False)
+    panels[0][0].invert_yaxis()
+    picture.suptitle("Examples per second, two workers of one core each", x=0.01, ha="left")
+    return picture
+
+
+def serving_load(figures: dict[str, Any]) -> Any:
+    """Latency against offered load, on a logarithmic scale."""
+    picture, panel = plt.subplots(figsize=(6, 3.2))
+    for (name, points), colour in zip(figures.items(), (OTHERS, OURS), strict=True):
+        offered = [point["offered_per_s"] for point in points]
+        for key, style in (("p99_ms", "--"), ("p50_ms", "-")):
+            latencies = [point[key] for point in points]
+            label = f"{name}, {key.removesuffix('_ms')}"
+            panel.plot(offered, latencies, style, marker=".", color=colour, label=label)
+    panel.set_yscale("log")
+    panel.set_xlabel("calls offered per second")
+    panel.set_ylabel("milliseconds from when a call was due")
+    panel.set_title("One server on one core: latency against offered load")
+    panel.legend()
+    return picture
+
+
+def serving_publications(figures: dict[str, Any]) -> Any:
+    """The 99th percentile of every second, with what happened meanwhile."""
+    picture, panel = plt.subplots(figsize=(8, 3))
+    seconds = figures["p99_ms_by_second"]
+    top = 1.35 * max(value for value in seconds if value is not None)
+    panel.plot([value if value is not None else float("nan") for value in seconds], color=OURS)
+    begins = [*figures["begins_s"].items(), ("", len(seconds))]
+    for i, (name, began_s) in enumerate(begins[:-1]):
+        if i % 2:
+            panel.axvspan(began_s, begins[i + 1][1], color="#eeeeee", zorder=0)
+        panel.text(began_s + 0.3, top, name, rotation=90, va="top", fontsize=7, color="#555555")
+    panel.set_ylim(0, top)
+    panel.set_xlim(0, len(seconds) - 1)
+    panel.set_xlabel("seconds")
+    panel.set_ylabel("p99 of each second, ms")
+    panel.set_title(f"{figures['calls']:,} calls, of which {figures['failed']} failed")
+    return picture
+
+
+def recovery(figures: dict[str, Any]) -> Any:
+    """Bars of seconds, beside torchrun's."""
+    picture, panel = plt.subplots(figsize=(6, 2.4))
+    events = list(figures["tfdp"])
+    for i, (system, colour) in enumerate((("tfdp", OURS), ("torchrun", THEIRS))):
+        medians = [statistics.median(figures[system][event]) for event in events]
+        places = [place + 0.38 * i for place in range(len(events))]
+        bars = panel.barh(places, medians, height=0.36, color=colour, label=system)
+        panel.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    panel.set_yticks([place + 0.19 for place in range(len(events))], events)
+    panel.invert_yaxis()
+    panel.set_xlabel("seconds until every worker has done an update")
+    panel.legend()
+    return picture
+
+
+def network(figures: dict[str, Any]) -> Any:
+    """Step time against workers: measured, fitted, foretold."""
+    picture, panel = plt.subplots(figsize=(6, 3.2))
+    colours = [OURS, THEIRS, "#4c9a6a", "#8a5fa8"]
+    for (name, link), colour in zip(figures["links"].items(), colours, strict=False):
+        workers, model_s = zip(*link["model"], strict=True)
+        panel.plot(workers, [1000 * s for s in model_s], "-", color=colour, label=f"{name}, model")
+        for kind, marker in (("fitted", "o"), ("foretold", "x")):
+            points = [point for point in link["points"] if point["use"] == kind]
+            panel.plot(
+                [point["workers"] for point in points],
+                [1000 * statistics.median(point["step_s"]) for point in points],
+                marker,
+                color=colour,
+                label=f"{name}, measured, {kind}",
+            )
+    panel.set_xscale("log", base=2)
+    panel.set_ylim(bottom=0)
+    panel.set_xlabel("workers")
+    panel.set_ylabel("milliseconds a step")
+    panel.set_title("Step against workers: a ring's model beside what was measured")
+    panel.legend(fontsize=7)
+    return picture
+
+
+DRAWN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    function.__name__: function
+    for function in (training_peers, serving_load, serving_publications, recovery, network)
+}
+
+
+def main(results: Path = RESULTS, pictures: Path = PICTURES) -> None:
+    pictures.mkdir(parents=True, exist_ok=True)
+    for name, draw in DRAWN.items():
+        files = sorted(results.glob(f"*-{name}.json"))  # by date
+        if not files:
+            print(f"{name}: no results in {results}")
+            continue
+        result = json.loads(files[-1].read_text())
+        picture = draw(result["figures"])
+        about = f"{result['date']}, {result['machine']['cores']} cores, {result['machine']['cpu']}"
+        picture.text(0.99, 0.005, about, ha="right", fontsize=6, color="#777777")
+        picture.tight_layout()
+        path = pictures / f"{name}.png"
+        picture.savefig(path)
+        print(f"{files[-1].name} -> {path}")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
