@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
+import tensorflow as tf
 from tensorflow_serving.apis import (
     classification_pb2,
     inference_pb2,
