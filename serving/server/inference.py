@@ -275,4 +275,5 @@ def _shape(array: Array) -> str:
 
 def _dtype(array: Array) -> str:
     number = tf.as_dtype(array.dtype).as_datatype_enum
-    return types_pb2.DataType.Name(number)
+    name: str = types_pb2.DataType.Name(number)
+    return name

@@ -110,7 +110,10 @@ class SavedModel:
         self._handles: dict[str, Any] = {}
 
     def run(
-        self, feeds: Mapping[str, Array], fetches: Sequence[str], time_left_s: TimeLeft = lambda: None
+        self,
+        feeds: Mapping[str, Array],
+        fetches: Sequence[str],
+        time_left_s: TimeLeft = lambda: None,
     ) -> list[Array]:
         """Computes ``fetches`` from ``feeds``, both by names of tensors such as ``x:0``.
 
