@@ -7,10 +7,11 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from tfdp.demands import Demands
+from tests.running import run
 from tfdp.errors import BadInput, Refused
-from tfdp.models_config import Needs, needs_of
-from tfdp.publish_flags import PublishSettings
+from tfdp.publishing.demands import Demands
+from tfdp.publishing.models_config import Needs, needs_of
+from tfdp.publishing.options import PublishSettings
 
 SERVED = Path("models/digits/3")
 
@@ -141,6 +142,14 @@ def test_what_servers_need(
     assert needs_of(None, tmp_path / "another").of([1, 2]) == {2}
     assert needs_of(None, folder / "below") == Needs()
     assert needs_of(None, folder).current([]) is None
+
+
+def test_a_file_that_the_rollout_has_written_is_understood(tmp_path: Path) -> None:
+    flags = ["--model=digits", f"--models_config={tmp_path / 'models.config'}", "--targets="]
+    run(["python", "-m", "serving.rollout", "promote", "2", *flags, "--base_path=/models/digits"])
+    needs = needs_of(None, tmp_path / "digits")
+    assert needs.of([1, 2, 3, 4]) == {2, 4}
+    assert needs.current([1, 2, 3, 4]) == 2
 
 
 def test_a_models_config_that_can_not_be_read_is_said(tmp_path: Path) -> None:
