@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import shutil
 import signal
 import sys
@@ -26,21 +27,26 @@ from tests.running import Process, free_port
 
 
 class Replica:
-    """A server of the folder on a port that it keeps, however often it is killed and started."""
+    """A server of the folder, on a port and a core that it keeps when it is started again.
 
-    def __init__(self, base_path: Path, name: str) -> None:
+    Replicas of a real service don't start on each other's processors either.
+    """
+
+    def __init__(self, base_path: Path, index: int) -> None:
         self.port = free_port()
         self._base_path = base_path
-        self._name = name
+        self._core = str(index % (os.cpu_count() or 1))
         self._process: Process | None = None
 
     def start(self) -> None:
-        self._process = Process(served.server(self._base_path, self.port), limit_s=3600)
+        self._process = Process(
+            ["taskset", "-c", self._core, *served.server(self._base_path, self.port)], limit_s=3600
+        )
 
     def is_ready(self) -> bool:
         assert self._process is not None
         if self._process.popen.poll() is not None:
-            raise RuntimeError(f"{self._name} ended:\n{self._process.tail()}")
+            raise RuntimeError(f"a replica ended:\n{self._process.tail()}")
         return "ready on" in self._process.output
 
     def kill(self) -> None:
@@ -64,7 +70,7 @@ async def publications(settings: Any, folder: Path) -> dict[str, Any]:
     for number in range(1, last + 1):  # all is written before, so that a publication is a rename
         shutil.copytree(folder / "model", models / f".{number}")
     (models / ".1").rename(models / "1")
-    replicas = [Replica(models, f"replica {i}") for i in range(settings.replicas)]
+    replicas = [Replica(models, i) for i in range(settings.replicas)]
     seen: set[int] = set()
     phases: list[tuple[str, float]] = []  # name and beginning
     ended = False
