@@ -1,7 +1,8 @@
 """What ``make demo`` shows: train on two workers, publish, serve, ask.
 
-It uses tfdp as anybody would: three commands (the launcher, the server, the client's library) and
-the files between them. An argument names another folder than ``runs/demo``, which is cleared first.
+It uses tfdp as anybody would: commands (the launcher, the server, the rollout), the client's
+library and the files between them. An argument names another folder than ``runs/demo``, which is
+cleared first.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def main() -> None:
         raise SystemExit("demo: the served model answers differently from the trained one")
     if served < LEAST_ACCURACY:
         raise SystemExit(f"demo: the accuracy is below {LEAST_ACCURACY}")
+    promote(Path(summary["export_path"]).name)
     tell(f"done in {time.monotonic() - began_s:.0f} s; everything is in {WORKDIR}")
 
 
@@ -79,6 +81,15 @@ def train() -> dict[str, Any]:
     if code != 0:
         raise SystemExit(f"demo: training ended with {code}; its logs are in {WORKDIR / 'logs'}")
     return json.loads((ROOT / WORKDIR / "summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def promote(version: str) -> None:
+    """Writes the file that the servers of docker-compose.yml start with."""
+    command = ["-m", "serving.rollout", "promote", version, "--model=digits", "--targets="]
+    command += [f"--models_config={WORKDIR / 'models.config'}", "--base_path=/models/model"]
+    with child(command) as rollout:
+        if rollout.wait() != 0:
+            raise SystemExit("demo: the rollout failed")
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def roots(*packages: str) -> set[str]:
     return {name.partition(".")[0] for path in sources(*packages) for name in imports(path)}
 
 
-@pytest.mark.parametrize("package", ["cluster", "serving.client"])
+@pytest.mark.parametrize("package", ["cluster", "serving.client", "serving.rollout"])
 def test_the_light_part_never_imports_tensorflow(package: str) -> None:
     folder = ROOT / package.replace(".", "/")
     files = [path for path in sorted(folder.glob("*.py")) if path.stem != "__main__"]
@@ -134,9 +134,10 @@ def test_flags_of_training_do_not_vanish() -> None:
 def test_flags_are_what_settings_take() -> None:
     script = """
 import dataclasses
-from tfdp import train
+from tfdp import publish_flags, train
 from tfdp.settings import Settings
 flags = {name: train._FLAGS[name].default for name in Settings.__dataclass_fields__}
+flags |= publish_flags.given(train._FLAGS)
 for field in dataclasses.fields(Settings):
     if field.default is not dataclasses.MISSING and field.name != "hparam":
         assert flags[field.name] == field.default, field.name

@@ -23,6 +23,10 @@ class Diverged(TrainingError):  # noqa: N818
     """The loss or a weight is NaN or infinite; nothing of it was saved (exit code 1)."""
 
 
+class Refused(TrainingError):  # noqa: N818
+    """The evaluation is not what was demanded; nothing was published (exit code 1)."""
+
+
 class PeerMissing(TrainingError):  # noqa: N818
     """Another worker never came (exit code 138)."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import numbers
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.errors import BadInput, TrainingError
-from tfdp.feed import Preprocess, per_batch
-from tfdp.files import sync_folder, sync_tree, write_durably
-from tfdp.sources import Source
+from tfdp import publishing, reloading, state, warmup
+from tfdp.demands import Demands
+from tfdp.errors import BadInput
+from tfdp.feed import Preprocess
+from tfdp.files import write_durably
+from tfdp.log import say
+from tfdp.models_config import needs_of
+from tfdp.publish_flags import WARMUP_BATCH_SIZES, check_options
+from tfdp.publishing import Draft, make_folder
+from tfdp.reloading import Answers
+from tfdp.signatures import METHODS, PREDICT, Features, features_of, serving_functions
+from tfdp.starting import data_sha256, versions
 
-_ABOUT = "tfdp.json"  # beside saved_model.pb: where a version came from
-_HIDDEN = ".unpublished-"  # and the publisher's process id
-_PROBES = 8  # examples that a new version has to answer as the live model does
+_PROBES = 8  # examples in what a new version is asked besides the warm-up requests
 
 
 def export(
@@ -29,194 +35,193 @@ def export(
     *,
     preprocess: Preprocess | None = None,
     features: Any = None,
+    class_names: Sequence[str] | None = None,
+    warmup_batch_sizes: Sequence[int] = WARMUP_BATCH_SIZES,
+    eval_metrics: Mapping[str, Any] | None = None,
+    require_min: Mapping[str, float] | None = None,
+    require_max: Mapping[str, float] | None = None,
+    not_worse_than_current: float | None = None,
+    keep: int | None = None,
+    models_config: str | os.PathLike[str] | None = None,
     about: Mapping[str, Any] | None = None,
     confirm: Callable[[], None] | None = None,
 ) -> Path:
     """Publishes a model as the next version in ``path``.
 
-    Call it on the chief. The version is written under a hidden name, loaded again and asked, and
-    then appears by one rename: readers see all of it or nothing.
+    Call it on the chief. The version is written under a hidden name, loaded in a fresh process as
+    TF Serving loads it, asked, and then appears by one rename: readers see all of it or nothing.
 
     The signature ``serving_default`` takes the features, batch first, by name (a single tensor is
-    called ``features``) and returns the model's outputs by name (a single one is ``outputs``).
+    called ``features``) and returns the model's outputs by name (a single one is ``outputs``). A
+    ragged feature is taken as a padded tensor of shape [n, longest, …], with the lengths, int64[n],
+    as ``<name>_length``. ``classify`` and ``regress`` take serialized ``tf.train.Example``
+    (``inputs``, string[n]) where the features fit into one and the model has a single output:
+    ``classify`` gives ``classes`` (string) and ``scores`` (float32), both [n, classes], of a model
+    that is compiled with a crossentropy, or has ``class_names``; ``regress`` gives ``outputs``
+    (float32[n, 1]) of another model whose output is [n] or [n, 1].
 
     Args:
         model: a built model.
         path: the servable's folder, which holds the versions; made if it isn't there.
         preprocess: of the recipe; applied to each example, with ``training=False``.
-        features: a ``tfdp.Source``, or ``tf.TensorSpec`` of the features of one example; by
-            default the model's inputs. Examples of a source are what the new version is asked.
-        about: what the file ``tfdp.json`` beside the SavedModel shall say, as JSON takes it.
+        features: a ``tfdp.Source``, or a ``tf.data.Dataset`` of single examples, or
+            ``tf.TensorSpec`` (``tf.RaggedTensorSpec``) of the features of one example; by default
+            the model's inputs. The first examples are what the version is asked, and warmed up
+            with; where there are only specs, zeros and empty strings.
+        class_names: of the outputs' columns; by default "0", "1" and so on.
+        warmup_batch_sizes: examples in each of the requests that servers warm the version up with.
+        eval_metrics: what an evaluation gave: a dict, as ``tfdp.evaluate`` gives it.
+        require_min: least values of metrics in it.
+        require_max: greatest values.
+        not_worse_than_current: by how much a metric may be worse than that of the version now
+            served: the one that the label ``stable`` points to, or the newest. Compared are the
+            metrics of ``require_min`` and ``require_max``; without those, all whose names tell
+            which side is better; the loss, if there is nothing else.
+        keep: how many of the newest versions stay; None: all. Those that ``models_config`` names
+            stay as well.
+        models_config: TF Serving's; by default ``models.config`` beside ``path``, if it is there.
+        about: what the file ``tfdp.json`` beside the SavedModel shall say besides, as JSON takes
+            it.
         confirm: called just before the version appears; if it raises, nothing does.
 
     Returns:
         The version's folder, ``path/<number>``.
 
     Raises:
-        BadInput: if a feature's name is not an identifier, or the features can't be told.
-        TrainingError: if the version does not answer as the model does; it is not published then.
+        BadInput: if the features can't be told or named, or an argument is out of range.
+        Refused: if the metrics are not what was demanded; nothing is published then.
+        TrainingError: if the version does not answer as the model does; nothing is published then.
     """
     folder = Path(path)
-    make_folder(folder)
-    spec, is_single, probes = _features(model, features, preprocess)
-    serve = _serving_function(model, preprocess, spec, is_single)
-
-    _sweep(folder)
-    hidden = folder / f"{_HIDDEN}{os.getpid()}"
-    shutil.rmtree(hidden, ignore_errors=True)
-    try:
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        archive.add_endpoint("serving_default", serve, input_signature=[spec])
-        archive.write_out(str(hidden), verbose=False)
-        _check(hidden, serve, probes)
-        write_durably(hidden / _ABOUT, json.dumps(dict(about or {}), indent=2).encode())
-        sync_tree(hidden)
-        if confirm is not None:
-            confirm()
-        return _publish(hidden, folder)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-
-
-def versions(folder: Path) -> list[int]:
-    """Numbers of the versions in a servable's folder, ascending."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(each.name) for each in folder.iterdir() if each.name.isdigit())
-
-
-def published(folder: Path, about: Mapping[str, Any]) -> Path | None:
-    """The newest version whose ``tfdp.json`` says all of ``about``, or None."""
-    for number in reversed(versions(folder)):
-        path = folder / str(number)
-        try:
-            said = json.loads((path / _ABOUT).read_text())
-        except (OSError, ValueError):
-            continue  # a version that something else has written
-        if about.items() <= said.items():
-            return path
-    return None
-
-
-def _sweep(folder: Path) -> None:
-    """Removes what publishers of this machine left that were killed."""
-    for left in folder.glob(f"{_HIDDEN}*"):
-        publisher = left.name.removeprefix(_HIDDEN)
-        if publisher.isdigit() and not Path("/proc", publisher).exists():
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _publish(hidden: Path, folder: Path) -> Path:
-    """Renames to the next number; who takes one at the same time makes the rename fail."""
-    while True:
-        number = max(versions(folder), default=0) + 1
-        try:
-            hidden.rename(folder / str(number))
-        except OSError:
-            if not (folder / str(number)).exists():
-                raise
-            continue
-        sync_folder(folder)
-        return folder / str(number)
-
-
-def _features(
-    model: keras.Model, features: Any, preprocess: Preprocess | None
-) -> tuple[dict[str, Any], bool, dict[str, Any] | None]:
-    """Features of a batch: their specs by name, whether it is one without a name, a few real ones.
-
-    There are real ones where ``features`` is a source.
-    """
-    probes = None
-    if isinstance(features, Source):
-        spec = features.element_spec()[0]
-        probes = named(features.read(tf.range(min(_PROBES, len(features)), dtype=tf.int64))[0])
-    elif features is not None:
-        spec = features
-    elif preprocess is not None or not getattr(model, "inputs", None):
-        raise BadInput(
-            "the features can't be told from the model: give features=, a source or tf.TensorSpec "
-            "of one example"
-        )
-    else:
-        inputs = {tensor.name: tensor for tensor in model.inputs}
-        single = len(inputs) == 1
-        spec = {name: tf.TensorSpec(t.shape[1:], t.dtype) for name, t in inputs.items()}
-        spec = next(iter(spec.values())) if single else spec
-    batched = {
-        name: tf.TensorSpec([None, *leaf.shape], leaf.dtype, name=name)
-        for name, leaf in named(spec).items()
+    config = None if models_config is None else Path(models_config)
+    demands = Demands(require_min or {}, require_max or {}, not_worse_than_current)
+    check_options(not_worse_than_current, keep, warmup_batch_sizes)
+    scores = {
+        name: float(value) if isinstance(value, numbers.Real) else value
+        for name, value in (eval_metrics or {}).items()
     }
-    return batched, not isinstance(spec, Mapping), probes
+    demands.check_names([name for name, value in scores.items() if isinstance(value, float)])
+    make_folder(folder)
+    needs_of(config, folder)
+    told = features_of(model, features, preprocess)
+    functions = serving_functions(model, preprocess, told, class_names)
+    provenance = {
+        "weights_sha256": (about or {}).get("weights_sha256") or state.weights_sha256(model),
+        "data_sha256": data_sha256(features),
+        **versions(),
+        **(about or {}),
+        "eval_metrics": scores,
+    }
+    _check_metrics(demands, folder, config, provenance)
+
+    with Draft(folder) as draft:
+        _save(model, functions, draft.path)
+        servable = folder.resolve().name
+        requests, questions, answers = _questions(functions, told, warmup_batch_sizes, servable)
+        if requests:
+            warmup.write(draft.path / warmup.PATH, requests)
+        reloading.check(draft.path, questions, answers, reloading.rtol_of(model))
+        text = json.dumps(provenance, indent=2) + "\n"
+        write_durably(draft.path / publishing.ABOUT, text.encode())
+        version = draft.publish(confirm or (lambda: None))
+    if keep is not None:
+        _remove_old(folder, keep, config)
+    return version
 
 
-def named(features: Any) -> dict[str, Any]:
-    """Features by the names that a signature calls them.
+def check(
+    model: keras.Model,
+    folder: Path,
+    *,
+    preprocess: Preprocess | None,
+    features: Any,
+    class_names: Sequence[str] | None,
+    models_config: Path | None,
+) -> None:
+    """Finds out what would fail only after training; arguments as for ``export``.
 
     Raises:
-        BadInput: if they have none, or one that can't be an argument's.
+        BadInput: if features or classes can't be named so, or files are not as they have to be.
     """
-    if isinstance(features, (list, tuple)):
-        raise BadInput(
-            "features are a tuple or list, and a signature's inputs have names: use a dict, "
-            "or --export_dir=none"
-        )
-    if not isinstance(features, Mapping):
-        return {"features": features}
-    for name in features:
-        if not name.isidentifier():
-            raise BadInput(
-                f"feature {name!r} can't be an input of a signature: use letters, digits and _"
-            )
-    return dict(features)
+    make_folder(folder)
+    needs_of(models_config, folder)
+    told = features_of(model, features, preprocess)
+    if class_names is not None:
+        serving_functions(model, preprocess, told, class_names)
 
 
-def make_folder(folder: Path) -> None:
-    """Makes a servable's folder; BadInput if something else is there or it can't be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"versions can't be published in {folder}: {error.strerror}") from None
-
-
-def _serving_function(
-    model: keras.Model,
-    preprocess: Preprocess | None,
-    spec: dict[str, tf.TensorSpec],
-    is_single: bool,
-) -> Any:
-    preprocessed = per_batch(preprocess, training=False) if preprocess is not None else None
-
-    @tf.function(input_signature=[spec])
-    def serve(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        inputs: Any = features["features"] if is_single else features
-        if preprocessed is not None:
-            examples = tf.shape(next(iter(features.values())))[0]
-            inputs = preprocessed(inputs, tf.zeros([examples, 2], tf.int32))
-        outputs = model(inputs, training=False)
-        if isinstance(outputs, Mapping):
-            return {name: tf.identity(value) for name, value in outputs.items()}
-        if isinstance(outputs, (list, tuple)):
-            return {f"output_{i}": tf.identity(value) for i, value in enumerate(outputs)}
-        return {"outputs": outputs}
-
-    return serve
-
-
-def _check(path: Path, serve: Any, probes: dict[str, Any] | None) -> None:
-    """Loads a SavedModel as TF Serving does, in a session, and compares its answers."""
-    if probes is None:
+def _check_metrics(
+    demands: Demands, folder: Path, config: Path | None, provenance: Mapping[str, Any]
+) -> None:
+    if not demands:
         return
-    with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
-        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(path))
-        signature = loaded.signature_def["serving_default"]
-        answers = session.run(
-            {name: tensor.name for name, tensor in signature.outputs.items()},
-            {signature.inputs[name].name: probe.numpy() for name, probe in probes.items()},
+    found = publishing.versions(folder)
+    number = needs_of(config, folder).current(list(found))
+    current = None if number is None else found[number]
+    said = {} if current is None else publishing.about(current) or {}
+    ours, theirs = (each.get("eval_data_sha256") for each in (provenance, said))
+    if demands.not_worse_by is not None and ours and theirs and ours != theirs:
+        say(f"{current}, which is served now, was evaluated on other data than this version")
+    demands.check(provenance["eval_metrics"], current, said.get("eval_metrics"))
+
+
+def _save(model: keras.Model, functions: Mapping[str, Any], path: Path) -> None:
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    for name, function in functions.items():
+        archive.add_endpoint(name, function)
+    archive.write_out(str(path), verbose=False)
+    methods = METHODS.keys() & functions.keys()
+    if methods:  # Keras and TensorFlow 2 write Predict's for all
+        updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(path))
+        for name in methods:
+            updater.replace_method_name(name, METHODS[name], tags=tf.saved_model.SERVING)
+        updater.save()
+
+
+def _questions(
+    functions: Mapping[str, Any], features: Features, sizes: Sequence[int], servable: str
+) -> tuple[list[bytes], list[bytes], list[Answers]]:
+    """What a new version is asked, and how the live model answers.
+
+    Returns:
+        Warm-up requests, other questions, and answers to all of them in that order.
+    """
+    requests, questions, answers = [], [], []
+    try:
+        for size in sizes:
+            inputs = warmup.inputs_of(features, size)
+            answers.append(_answers(functions[PREDICT], inputs))
+            requests.append(warmup.request(servable, inputs))
+        inputs = warmup.inputs_of(features, _PROBES)
+        for name, function in functions.items():
+            asked: Any = inputs
+            if name != PREDICT:
+                asked = {"inputs": np.array(warmup.as_examples(inputs, features), object)}
+            answers.append(_answers(function, asked if name == PREDICT else asked["inputs"]))
+            questions.append(warmup.request(servable, asked, name))
+    except tf.errors.OpError as error:
+        if features.read is not None:
+            raise
+        say(
+            "the model does not take zeros and empty strings, so the version has no warm-up "
+            f"requests, and its answers are not compared ({str(error).splitlines()[0][:200]}); "
+            "give features= as a source"
         )
-    for name, expected in serve(probes).items():
-        if not np.allclose(expected.numpy(), answers[name], rtol=1e-4, atol=1e-5):
-            raise TrainingError(
-                f"the exported model answers {name} differently from the live one: not published"
-            )
+        return [], [], []
+    return requests, questions, answers
+
+
+def _answers(function: Any, inputs: Any) -> Answers:
+    tensors = tf.nest.map_structure(tf.constant, inputs)
+    return {name: value.numpy() for name, value in function(tensors).items()}
+
+
+def _remove_old(folder: Path, keep: int, config: Path | None) -> None:
+    def needed() -> set[int]:
+        return needs_of(config, folder).of(list(publishing.versions(folder)))
+
+    try:
+        publishing.remove_old(folder, keep, needed)
+    except BadInput as error:  # somebody has changed it meanwhile
+        say(f"old versions stay: {error}")

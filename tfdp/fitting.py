@@ -15,6 +15,7 @@ from tfdp import callbacks as callbacks_module
 from tfdp import evaluation, exactness, feed, keras_private, state
 from tfdp.callbacks import AtSteps
 from tfdp.errors import BadInput, PeerFailed, Stopped
+from tfdp.exchange import Exchange
 from tfdp.feed import Batches
 from tfdp.loop import Loop
 from tfdp.order import Order
@@ -23,6 +24,7 @@ from tfdp.sources import Source, as_data
 from tfdp.steps import read_metrics
 from tfdp.team import Team, cluster_here, team_of
 from tfdp.timing import StepTime
+from tfdp.words import GradientDtype
 
 
 def fit(
@@ -44,6 +46,8 @@ def fit(
     validation_batch_size: int | None = None,
     validation_freq: int = 1,
     accumulate_steps: int = 1,
+    gradient_dtype: GradientDtype = "float32",
+    bytes_per_pack: int | None = None,
     seed: int = 0,
 ) -> keras.callbacks.History:
     """Trains a compiled model on all workers of its strategy, as ``Model.fit`` does on one.
@@ -72,6 +76,10 @@ def fit(
         validation_freq: epochs from one validation to the next.
         accumulate_steps: pieces in which each replica computes its part of a batch, to save memory;
             their gradients are added, and all-reduced once.
+        gradient_dtype: ``"bfloat16"`` halves what workers send each other: gradients are rounded
+            for the all-reduce, and summed in it.
+        bytes_per_pack: the most that one all-reduce of gradients sends; by default chosen from the
+            model and the number of replicas.
         seed: makes the order of a source or arrays, with the number of updates that the model has
             had before. Random layers draw from seeds of their own and the number of updates.
 
@@ -83,6 +91,7 @@ def fit(
         PeerFailed: if another worker failed.
     """
     check_model(model)
+    exchange = Exchange(gradient_dtype, bytes_per_pack)
     if accumulate_steps < 1:
         raise BadInput(f"accumulate_steps is {accumulate_steps}: it has to be 1 or more")
     team = team_of(model.distribute_strategy)
@@ -138,6 +147,7 @@ def fit(
         last_step=max(epochs * steps, first_step),
         draws_from=max(0, updates_before - first_step),
         accumulate_steps=accumulate_steps,
+        exchange=exchange,
         callbacks=callbacks or (),
         verbose=(1 if verbose == "auto" else int(verbose)) if team.is_chief else 0,
         validate=validate,
@@ -155,6 +165,7 @@ def run(
     last_step: int,
     draws_from: int = 0,
     accumulate_steps: int = 1,
+    exchange: Exchange,
     callbacks: Sequence[keras.callbacks.Callback],
     verbose: int = 0,
     validate: Callable[..., dict[str, Any]] | None = None,
@@ -175,6 +186,7 @@ def run(
         draws_from: added to the step that random layers draw from, for a model that was trained
             before.
         accumulate_steps: pieces in which a replica computes its part of a batch.
+        exchange: how gradients are summed over replicas.
         callbacks: Keras's and users'; ``AtSteps`` among them act at their own steps.
         verbose: as Keras's progress bar takes it.
         validate: evaluates, given the callback list as ``callbacks``.
@@ -216,6 +228,7 @@ def run(
         first_step=first_step,
         draws_from=draws_from,
         accumulate_steps=accumulate_steps,
+        exchange=exchange.settled_for(model, team.replicas),
         one_by_one=callbacks_module.want_each_batch(mine),
         told_to_stop=lambda: may_stop and told_to_stop(),
     )

@@ -18,6 +18,7 @@ import numpy as np
 
 from tfdp import timing
 from tfdp.errors import PeerFailed, Stopped
+from tfdp.exchange import Exchange
 from tfdp.feed import Batches
 from tfdp.steps import train_steps
 from tfdp.team import Team
@@ -41,6 +42,7 @@ class Loop:
         first_step: updates done before.
         draws_from: added to the step that random layers draw from.
         accumulate_steps: pieces in which a replica computes its part of a batch.
+        exchange: how gradients are summed over replicas, its pack size settled.
         one_by_one: one update a call, for callbacks that want to see each.
         told_to_stop: asked between calls; true ends the run on all workers.
     """
@@ -54,6 +56,7 @@ class Loop:
         first_step: int = 0,
         draws_from: int = 0,
         accumulate_steps: int = 1,
+        exchange: Exchange,
         one_by_one: bool = False,
         told_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -62,7 +65,11 @@ class Loop:
         self._team = team
         self._iterator = batches.iterator()
         self._run = train_steps(
-            model, batches, draws_from=draws_from, accumulate_steps=accumulate_steps
+            model,
+            batches,
+            draws_from=draws_from,
+            accumulate_steps=accumulate_steps,
+            exchange=exchange,
         )
         self._one_by_one = one_by_one
         self._one_by_one_for_all = False

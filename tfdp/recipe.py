@@ -24,6 +24,7 @@ _ARGUMENTS = {  # of the functions that a recipe may have; the first two it has 
     "eval_data": ("hparams",),
     "preprocess": ("features", "training", "seed"),
     "callbacks": ("hparams",),
+    "class_names": ("hparams",),
 }
 _REQUIRED = ("build_model", "train_data")
 
@@ -46,6 +47,7 @@ class Recipe:
         eval_data: likewise, or None.
         preprocess: ``(features, training, seed)`` of one example to model inputs, or None.
         callbacks: gives a list of Keras callbacks, or None.
+        class_names: gives names of what the outputs' columns stand for, or None.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Recipe:
     eval_data: Callable[[Any], Any] | None
     preprocess: Callable[[Any, bool, Any], Any] | None
     callbacks: Callable[[Any], Any] | None
+    class_names: Callable[[Any], Any] | None
 
 
 def load(name: str, hparam: Sequence[str] = ()) -> Recipe:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import tensorflow as tf
 
+from tfdp.data_digest import names_and_sizes, sha256_of
 from tfdp.errors import BadInput
 from tfdp.log import say
 from tfdp.record_index import INDEX_PREFIX, Index, count_readable, open_index, records_at
@@ -105,6 +106,10 @@ class _Records(Source):
     @property
     def run_length(self) -> int:
         return self._run_length
+
+    def sha256(self) -> str:
+        """Of the files' names and sizes, and of where each record begins and ends."""
+        return sha256_of(names_and_sizes(self._index.paths), np.asarray(self._index.spans))
 
     def read(self, indices: tf.Tensor) -> Batch:
         ranges = tf.numpy_function(

@@ -10,18 +10,14 @@ from typing import Any, get_args
 import keras
 import tensorflow as tf
 
-from tfdp import checkpoints, evaluation, exporting, feed, keras_private, state
-from tfdp.checkpoints import Checkpoint
+from tfdp import evaluation, restoring, signatures
 from tfdp.errors import BadInput
-from tfdp.feed import Preprocess
 from tfdp.files import write_whole
-from tfdp.fitting import check_model
 from tfdp.log import say_on_chief
-from tfdp.order import Order
 from tfdp.recipe import Recipe
 from tfdp.sources import Source
-from tfdp.starting import Data, compare, data_of
-from tfdp.team import Team, connect, team_of
+from tfdp.starting import compare, data_of
+from tfdp.team import connect, team_of
 from tfdp.words import AutoShard, Communication
 
 
@@ -87,19 +83,15 @@ def evaluate(request: Request, recipe: Recipe) -> None:
     compare(team, shared, recipe)
     checkpoint = None
     if request.workdir is not None:
-        folder = request.workdir / "checkpoints"
-        checkpoint = _checkpoint(team, folder, request.step)
-        precision = checkpoint.about["settings"]["mixed_precision"]
-        if precision != "none":
-            keras.config.set_dtype_policy(f"mixed_{precision}")
-    with strategy.scope():
-        model = recipe.build_model(recipe.hparams)
-    check_model(model)
+        checkpoint = restoring.read(team, request.workdir, request.step)
+    model = restoring.build(team, recipe, checkpoint)
     data = data_of(recipe, "eval_data")
     preprocess = recipe.preprocess
     if checkpoint is not None:
-        _restore(model, checkpoint, _batch_spec(data, preprocess, team), team)
-        about: dict[str, Any] = {"checkpoint": str(folder / str(checkpoint.step))}
+        assert request.workdir is not None
+        restoring.restore(model, checkpoint, data, preprocess, team)
+        path = request.workdir / "checkpoints" / str(checkpoint.step)
+        about: dict[str, Any] = {"checkpoint": str(path)}
     else:
         assert request.version is not None
         with strategy.scope():
@@ -162,55 +154,10 @@ class Published(keras.Model):
 
     def call(self, features: Any, training: bool = False) -> Any:
         """The version's outputs, shaped as the model's."""
-        outputs = self._signature(**exporting.named(features))
+        outputs = self._signature(**signatures.as_sent(features))
         if outputs.keys() == {"outputs"}:
             return outputs["outputs"]
         in_order = [f"output_{place}" for place in range(len(outputs))]
         if outputs.keys() == set(in_order):
             return [outputs[name] for name in in_order]
         return outputs
-
-
-def _checkpoint(team: Team, folder: Path, step: int | None) -> Checkpoint:
-    """The checkpoint of a step, or the newest, which the chief reads for all."""
-    found: list[Checkpoint] = []
-
-    def look() -> dict[str, Any]:
-        if not folder.is_dir():
-            raise BadInput(f"there is no {folder}: --workdir has to be that of a run")
-        has = sorted(checkpoints.steps(folder))
-        if step is None:
-            checkpoint = checkpoints.newest(folder)
-        else:
-            checkpoint = checkpoints.read(folder, step) if step in has else None
-        if checkpoint is None:
-            raise BadInput(
-                f"{folder} has no sound checkpoint{'' if step is None else f' of step {step}'}: "
-                f"it has those of the steps {has}"
-            )
-        found.append(checkpoint)
-        return {"step": checkpoint.step, "about": checkpoint.about}
-
-    told = team.by_chief(look)
-    state_bytes = team.broadcast(found[0].state if found else None)
-    team.settle()
-    return Checkpoint(told["step"], told["about"], state_bytes)
-
-
-def _restore(model: keras.Model, checkpoint: Checkpoint, batch_spec: Any, team: Team) -> None:
-    """Gives the model the checkpoint's weights, averaged if its optimizer averages (use_ema)."""
-    keras_private.build(model, batch_spec)
-    arrays = checkpoint.arrays()
-    state.check(model, arrays)
-    state.restore(model, team, arrays)
-    if model.optimizer:
-        model.optimizer.finalize_variable_values(model.trainable_weights)
-
-
-def _batch_spec(data: Data, preprocess: Preprocess | None, team: Team) -> Any:
-    """The spec of a batch as the model sees it."""
-    if not isinstance(data, Source):
-        return feed.preprocessed(data.batch(1), preprocess).element_spec
-    order = Order(len(data), global_batch_size=1, shuffle=False)
-    batches = feed.from_source(data, order, team, training=False, preprocess=preprocess)
-    return batches.element_spec

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tfdp.errors import BadInput
-from tfdp.words import AutoShard, Communication, MixedPrecision
+from tfdp.publish_flags import PublishSettings
+from tfdp.words import AutoShard, Communication, GradientDtype, MixedPrecision
 
 MOST = (1 << 31) - 1  # of whatever is counted, seconds included
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(PublishSettings):
     """The flags of ``python -m tfdp.train``, valid.
 
     Raises:
@@ -37,10 +38,13 @@ class Settings:
     auto_shard: AutoShard = "auto"
     accumulate_steps: int = 1
     mixed_precision: MixedPrecision = "none"
+    gradient_dtype: GradientDtype = "float32"
+    bytes_per_pack: int | None = None
     startup_timeout_s: float = 600.0
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.recipe:
             raise BadInput("--recipe is missing: name a Python file or a dotted module")
         if not str(self.workdir) or str(self.workdir) == ".":
@@ -61,6 +65,7 @@ class Settings:
             ("keep_checkpoints", 1),
             ("eval_every_steps", 0),
             ("accumulate_steps", 1),
+            ("bytes_per_pack", 1),
         ):
             value = getattr(self, name)
             if value is not None and not least <= value <= MOST:
@@ -76,6 +81,7 @@ class Settings:
             ("communication", get_args(Communication)),
             ("auto_shard", get_args(AutoShard)),
             ("mixed_precision", get_args(MixedPrecision)),
+            ("gradient_dtype", get_args(GradientDtype)),
         ):
             if getattr(self, name) not in choices:
                 raise BadInput(
@@ -94,6 +100,11 @@ class Settings:
                     f"--keep_best is {self.keep_best}, and nothing is evaluated between: say how "
                     "often by --eval_every_steps"
                 )
+        if self.publish_dir is None and self.demands:
+            raise BadInput(
+                "--export_dir is none, so nothing is published: --require_min, --require_max and "
+                "--not_worse_than_current say what a version has to reach"
+            )
 
     @property
     def publish_dir(self) -> Path | None:
@@ -104,6 +115,6 @@ class Settings:
 
     def shared(self) -> dict[str, Any]:
         """What has to be the same on every worker, for comparison, as JSON takes it."""
-        here_only = ("workdir", "startup_timeout_s")
+        here_only = ("workdir", "startup_timeout_s", "models_config")
         values = dataclasses.asdict(self) | {"export_dir": self.publish_dir and "a folder"}
         return {f"--{name}": value for name, value in values.items() if name not in here_only}

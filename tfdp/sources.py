@@ -10,12 +10,14 @@ import abc
 import mmap
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdp.data_digest import names_and_sizes, sha256_of
 from tfdp.errors import BadInput
 
 Batch = tuple[Any, ...]  # (features,), (features, labels) or (features, labels, sample_weight)
@@ -59,10 +61,17 @@ class Source(abc.ABC):
             lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), read.structured_outputs
         )
 
+    def sha256(self) -> str:
+        """Tells data from other data, as far as that can be told without reading all of it.
+
+        It is of the number of examples and what they look like; sources that know more say more.
+        """
+        return sha256_of(self.element_spec(), len(self))
+
 
 class _Arrays(Source):
     def __init__(self, arrays: Batch) -> None:
-        self._arrays = arrays
+        self.arrays = arrays
         self._tensors: Batch | None = None
         leaves = tf.nest.flatten(arrays)
         lengths = {len(leaf) if leaf.ndim else None for leaf in leaves}
@@ -84,12 +93,23 @@ class _Arrays(Source):
             with tf.init_scope():  # once, outside of the graph that this call may be traced into
                 self._tensors = tf.nest.map_structure(
                     lambda leaf: leaf if _is_on_disk(leaf) else tf.convert_to_tensor(leaf),
-                    self._arrays,
+                    self.arrays,
                 )
         return tf.nest.map_structure(  # type: ignore[no-any-return]
             lambda leaf: _rows(leaf, indices) if _is_on_disk(leaf) else tf.gather(leaf, indices),
             self._tensors,
         )
+
+    def sha256(self) -> str:
+        """Of what is in the arrays; of those on the disk, of names and shapes."""
+        structure = tf.nest.map_structure(lambda leaf: leaf.shape, self.arrays)
+        leaves = [
+            (leaf.filename and Path(leaf.filename).name, leaf.dtype.str)
+            if _is_on_disk(leaf)
+            else leaf
+            for leaf in tf.nest.flatten(self.arrays)
+        ]
+        return sha256_of(structure, leaves)
 
 
 def from_arrays(features: Any, labels: Any = None, sample_weight: Any = None) -> Source:
@@ -158,7 +178,7 @@ def _rows(array: np.memmap[Any, Any], indices: tf.Tensor) -> tf.Tensor:
 
 
 class _Files(Source):
-    def __init__(self, paths_and_rest: Source, load: Callable[[tf.Tensor], Any]) -> None:
+    def __init__(self, paths_and_rest: _Arrays, load: Callable[[tf.Tensor], Any]) -> None:
         self._paths_and_rest = paths_and_rest
         self._load = load
 
@@ -170,6 +190,11 @@ class _Files(Source):
         paths, *_ = self._paths_and_rest.read(at_least_one(indices))
         features = each(tf.data.Dataset.from_tensor_slices(paths), self._load, tf.size(indices))
         return (features, *rest)
+
+    def sha256(self) -> str:
+        """Of the files' names and sizes, labels and weights."""
+        names, *rest = self._paths_and_rest.arrays
+        return sha256_of(names_and_sizes(names.tolist()), tf.nest.flatten(rest))
 
 
 def from_files(
@@ -194,7 +219,9 @@ def from_files(
     names = np.array([os.fspath(path) for path in paths], dtype=np.str_)
     if not len(names):
         raise BadInput("from_files was given no paths: look at the pattern that they come from")
-    return _Files(from_arrays(names, labels, sample_weight), load)
+    paths_and_rest = from_arrays(names, labels, sample_weight)
+    assert isinstance(paths_and_rest, _Arrays)
+    return _Files(paths_and_rest, load)
 
 
 def at_least_one(indices: tf.Tensor) -> tf.Tensor:

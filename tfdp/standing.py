@@ -46,7 +46,7 @@ def find(
         team: the workers.
         checkpoints: on the chief; None on others.
         summary_path: ``WORKDIR/summary.json``, which only the chief reads.
-        settings: what a checkpoint has to agree with to be of this run.
+        settings: what a checkpoint has to agree with to be of this run; None agrees with all.
         adopts: whether the checkpoint of another run will do.
 
     Raises:
@@ -100,5 +100,5 @@ def _differences(checkpoint: Checkpoint | None, settings: dict[str, Any]) -> lis
     return [
         f"{name} was {there.get(name)} and is {value}"
         for name, value in settings.items()
-        if there.get(name) != value
+        if value is not None and there.get(name) != value
     ]

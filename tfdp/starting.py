@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import tfdp
 from tfdp import feed
+from tfdp.data_digest import sha256_of
 from tfdp.errors import BadInput
 from tfdp.feed import Batches, Preprocess
 from tfdp.log import say_on_chief
@@ -78,6 +79,15 @@ def training_batches(
         return batches
     order = Order(examples, settings.global_batch_size)  # for counting alone
     return dataclasses.replace(batches, examples_before=order.examples_before)
+
+
+def data_sha256(data: Any) -> str | None:
+    """What a source says that tells its data from other data; of a dataset, specs and number."""
+    if isinstance(data, Source):
+        return data.sha256()
+    if isinstance(data, tf.data.Dataset):
+        return sha256_of(data.element_spec, int(data.cardinality()))
+    return None
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from tfdp import keras_private, parts
+from tfdp.exchange import Exchange
 from tfdp.feed import Batches
 from tfdp.keras_private import Losses
 from tfdp.order import Order
@@ -54,7 +55,12 @@ class _Replica(threading.local):
 
 
 def train_steps(
-    model: keras.Model, batches: Batches, *, draws_from: int = 0, accumulate_steps: int = 1
+    model: keras.Model,
+    batches: Batches,
+    *,
+    draws_from: int = 0,
+    accumulate_steps: int = 1,
+    exchange: Exchange,
 ) -> Callable[[Any, int, int], Seconds]:
     """Makes the function that runs many updates in one call.
 
@@ -64,6 +70,7 @@ def train_steps(
         draws_from: added to the step that random layers draw from.
         accumulate_steps: pieces in which a replica computes its part of a batch, one after the
             other, for one update.
+        exchange: how gradients are summed over replicas.
 
     Returns:
         A function of an iterator over ``batches``, the number of updates done so far, and how
@@ -95,7 +102,7 @@ def train_steps(
         statistics = _statistics(model, here.assigned)
         here.assigned = {}
         began_s = _now_s(after=own)
-        summed = parts.summed([*own, *_weighted(statistics, here.whole)])  # in one exchange
+        summed = exchange.summed(own, _weighted(statistics, here.whole))
         here.reduce_s.append(_now_s(after=summed) - began_s)
         _average(statistics, summed[len(own) :], here.whole)
         filled = dict(zip(places, summed, strict=False))

@@ -14,7 +14,7 @@ from absl import flags
 
 from cluster import exits
 from cluster.spec import ClusterError, from_environment
-from tfdp import command, files, log
+from tfdp import command, files, log, publish_flags
 from tfdp.errors import BadInput
 from tfdp.peers import end_process
 from tfdp.settings import Settings
@@ -53,11 +53,14 @@ def _define() -> None:
     string("communication", "auto", "How workers all-reduce: auto, ring or nccl.")
     integer("accumulate_steps", 1, "Pieces in which a replica computes its part of a batch.")
     string("mixed_precision", "none", "Compute in bfloat16 or float16, keep float32 weights.")
+    string("gradient_dtype", "float32", "What gradients are sent as: bfloat16 is half the bytes.")
+    integer("bytes_per_pack", None, "The most that one all-reduce of gradients sends.")
     string("auto_shard", "auto", "How TensorFlow shards a tf.data.Dataset: auto, file, data, off.")
     flags.DEFINE_float(
         "startup_timeout_s", 600.0, "Seconds to wait for the other workers.", flag_values=_FLAGS
     )
     flags.DEFINE_boolean("tensorboard", True, "Write WORKDIR/tensorboard.", flag_values=_FLAGS)
+    publish_flags.define(_FLAGS)
 
 
 _define()
@@ -102,6 +105,7 @@ def _settings(argv: list[str]) -> Settings:
     export_dir = values["export_dir"]
     return Settings(
         **values
+        | publish_flags.given(_FLAGS)
         | {
             "workdir": Path(values["workdir"]),
             "export_dir": None if export_dir is None else Path(export_dir),

@@ -12,10 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp import callbacks, evaluation, exporting, feed, keras_private, standing, state
+from tfdp import callbacks, evaluation, feed, keras_private, releasing, standing, state
 from tfdp.callbacks import AtSteps
 from tfdp.checkpoints import Checkpoints
-from tfdp.errors import BadInput, Stopped, TrainingError
+from tfdp.errors import BadInput, Refused, Stopped, TrainingError
+from tfdp.exchange import Exchange
 from tfdp.files import Claim, write_whole
 from tfdp.fitting import check_model, run
 from tfdp.log import say
@@ -109,6 +110,8 @@ class Run:
                 "seed": settings.seed,
                 "global_batch_size": settings.global_batch_size,
                 "mixed_precision": settings.mixed_precision,
+                "gradient_dtype": settings.gradient_dtype,
+                "bytes_per_pack": settings.bytes_per_pack,
             },
             settings.adopt_checkpoints,
         )
@@ -117,6 +120,7 @@ class Run:
             train_data, team, settings, recipe.preprocess, self.first_step
         )
         self._check_fit()
+        self._exchange = self._settled_exchange()
         self._saver = Saver(
             model, team, self._checkpoints, self._callbacks, self._standing, settings.keep_best
         )
@@ -143,6 +147,18 @@ class Run:
         except BadInput as error:
             raise BadInput(f"recipe {recipe.name}: {error}") from None
         return [*made, keras.callbacks.History()]
+
+    def _settled_exchange(self) -> Exchange:
+        """How gradients are exchanged, the pack size as the run began with, also on other workers.
+
+        The order of summing depends on it; chosen anew, a run that goes on would differ in the last
+        bits from one that was never stopped.
+        """
+        there = self._standing.about["settings"]
+        exchange = Exchange(there["gradient_dtype"], there["bytes_per_pack"])
+        exchange = exchange.settled_for(self._model, self._team.replicas)
+        there["bytes_per_pack"] = exchange.bytes_per_pack
+        return exchange
 
     def _check_fit(self) -> None:
         """Builds the model, and finds out what else would fail only after hours of training."""
@@ -175,8 +191,11 @@ class Run:
         self._callbacks = self._make_callbacks(names)
         folder = self._settings.publish_dir
         if folder is not None:
-            exporting.named(train_spec[0])
-            self._team.by_chief(lambda: exporting.make_folder(folder))
+            self._team.by_chief(
+                lambda: releasing.check(
+                    folder, self._settings, self._recipe, self._model, self._train_data, names
+                )
+            )
 
     def __enter__(self) -> Run:
         return self
@@ -222,6 +241,7 @@ class Run:
                 told_to_stop=told,
                 observe=report.observe,
                 accumulate_steps=self._settings.accumulate_steps,
+                exchange=self._exchange,
             )
             self._wait_for_chief()  # whatever comes from here on, training is not lost
         except Stopped as stopped:
@@ -252,6 +272,11 @@ class Run:
                 raise TrainingError(
                     f"trained, but not published and summed up: {error}. Make room, or see to "
                     "what is wrong there, and start the same command again; it has only that to do"
+                ) from error
+            except Refused as error:
+                raise TrainingError(
+                    f"{error}. The run is saved: start the same command again with lower demands, "
+                    "and it has only that to do"
                 ) from error
 
         try:
@@ -318,25 +343,21 @@ class Run:
         folder = self._settings.publish_dir
         if folder is None:
             return None
-        about = {"run": self._standing.about["run"], "step": self.last_step}
-        already = exporting.published(folder, about)  # killed between publishing and summary
-        if already is not None:
-            return already
-        is_source = isinstance(self._train_data, Source)
-        return exporting.export(
-            self._model,
+        return releasing.publish(
             folder,
-            preprocess=self._recipe.preprocess,
-            features=self._train_data if is_source else feed.element_spec(self._train_data)[0],
-            about={
-                **about,
-                "recipe": self._recipe.name,
-                "recipe_sha256": self._recipe.digest,
+            self._settings,
+            self._recipe,
+            self._model,
+            self._train_data,
+            self._eval_data,
+            {
+                "run": self._standing.about["run"],
+                "step": self.last_step,
                 "weights_sha256": weights_sha256,
+                "metrics": self._logs,
                 "eval_metrics": self._scores,
-                **versions(),
             },
-            confirm=self._confirm,
+            self._confirm,
         )
 
     def _confirm(self) -> None:

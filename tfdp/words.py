@@ -6,4 +6,5 @@ from typing import Literal
 
 AutoShard = Literal["auto", "file", "data", "off"]
 Communication = Literal["auto", "ring", "nccl"]
+GradientDtype = Literal["float32", "bfloat16"]
 MixedPrecision = Literal["none", "bfloat16", "float16"]

@@ -7,6 +7,54 @@
 The same on a command line: ``python -m serving.client --help``.
 """
 
+from serving.client.aio import AsyncClient
+from serving.client.connection import Tls
+from serving.client.errors import (
+    CallFailed,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidAnswer,
+    InvalidInput,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    PermissionDenied,
+    ResourceExhausted,
+    ServerError,
+    ServingError,
+    Unavailable,
+    Unimplemented,
+)
+from serving.client.models import (
+    Classification,
+    ModelMetadata,
+    Signature,
+    TensorInfo,
+    VersionStatus,
+)
 from serving.client.sync import Client
 
-__all__ = ["Client"]
+__all__ = [
+    "AsyncClient",
+    "CallFailed",
+    "Cancelled",
+    "Classification",
+    "Client",
+    "DeadlineExceeded",
+    "InvalidAnswer",
+    "InvalidInput",
+    "InvalidRequest",
+    "ModelMetadata",
+    "NotFound",
+    "NotReady",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "ServerError",
+    "ServingError",
+    "Signature",
+    "TensorInfo",
+    "Tls",
+    "Unavailable",
+    "Unimplemented",
+    "VersionStatus",
+]

@@ -6,6 +6,7 @@ Exit codes: 0 if the call succeeded, 1 if it failed, 2 if the arguments are wron
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import re
 import sys
@@ -15,16 +16,21 @@ from typing import Any
 
 import numpy as np
 
+from serving.client.connection import Tls
 from serving.client.errors import InvalidInput, ServingError
-from serving.client.sync import DEFAULT_SIGNATURE, Client
+from serving.client.sync import Client
 from serving.tensors import Array
 
 _EXAMPLES = """examples:
   python -m serving.client wait --target 127.0.0.1:8500 --model digits
   python -m serving.client predict --model digits --input features=@images.npy --output answers.npz
   python -m serving.client predict --model half --input 'x=[[1.0], [2.0]]' --output -
+  echo '{"x": [[1.0], [2.0]]}' | python -m serving.client predict --model half --inputs -
+  python -m serving.client classify --model half --inputs examples.json
   python -m serving.client metadata --model digits
+  python -m serving.client reload --config models.config
 """
+_DEFAULT_TARGET = "127.0.0.1:8500"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     command: Callable[[Client, argparse.Namespace], None] = options.command
     try:
-        with Client(options.target, timeout_s=options.timeout_s) as client:
+        with _client(options) as client:
             command(client, options)
     except InvalidInput as error:
         return _complain(error, 2)
@@ -41,6 +47,24 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _client(options: argparse.Namespace) -> Client:
+    files = (options.root_certificates, options.certificate_chain, options.private_key)
+    tls: Tls | bool = options.tls
+    if any(files) or options.server_name:
+        tls = Tls(*files, server_name=options.server_name)
+    try:
+        token = Path(options.token_file).read_text().strip() if options.token_file else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"--token_file: {error}") from None
+    return Client(
+        options.target or [_DEFAULT_TARGET],
+        timeout_s=options.timeout_s,
+        check=not getattr(options, "no_check", False),
+        tls=tls,
+        token=token,
+    )
 
 
 def _complain(error: Exception, code: int) -> int:
@@ -60,67 +84,141 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, what: str, command: Callable[..., None], timeout_s: float) -> Any:
         sub = commands.add_parser(name, help=what, description=what)
         sub.set_defaults(command=command)
-        sub.add_argument("--target", default="127.0.0.1:8500", help="host:port of the gRPC service")
-        sub.add_argument("--model", required=True, help="the model's name")
-        sub.add_argument("--version", type=int, help="a version's number; by default the newest")
+        sub.add_argument(
+            "--target",
+            action="append",
+            help=f"host:port of the gRPC service ({_DEFAULT_TARGET}); once for each replica",
+        )
         sub.add_argument(
             "--timeout_s", type=float, default=timeout_s, help="seconds allowed (%(default)g)"
         )
+        sub.add_argument("--tls", action="store_true", help="encrypt; the flags below do it too")
+        sub.add_argument("--root_certificates", metavar="FILE", help="who may vouch for the server")
+        sub.add_argument("--certificate_chain", metavar="FILE", help="the client's certificate")
+        sub.add_argument("--private_key", metavar="FILE", help="the key to it")
+        sub.add_argument("--server_name", help="the name in the server's certificate")
+        sub.add_argument("--token_file", metavar="FILE", help="a bearer token to send, over TLS")
         return sub
 
-    predict = add("predict", "Send inputs, get outputs.", _predict, 10)
-    predict.add_argument("--label", help="a version's label instead of its number")
-    predict.add_argument("--signature", help=f"by default {DEFAULT_SIGNATURE}")
-    predict.add_argument(
-        "--input",
-        action="append",
-        required=True,
-        type=_input,
-        metavar="[NAME=]VALUE",
-        help="JSON, or @FILE with a .npy or .json file; once for each input; a single input needs "
-        "no name; JSON numbers get the dtype that the model wants",
+    def about_model(sub: Any, with_label: bool = True) -> None:
+        sub.add_argument("--model", required=True, help="the model's name")
+        sub.add_argument("--version", type=int, help="a version's number; by default the newest")
+        if with_label:
+            sub.add_argument("--label", help="a version's label instead of its number")
+
+    for name, what, command, given in (
+        ("predict", "Send inputs, get outputs.", _predict, "input"),
+        ("classify", "Send examples, get labels and scores.", _classify, "feature"),
+        ("regress", "Send examples, get a number for each.", _regress, "feature"),
+    ):
+        sub = add(name, what, command, 10)
+        about_model(sub)
+        sub.add_argument("--signature", help="by default the one that is made for this")
+        sub.add_argument(
+            "--input",
+            action="append",
+            default=[],
+            type=_input,
+            metavar="[NAME=]VALUE",
+            help=f"JSON, or @FILE with a .npy or .json file; once for each {given}; the only "
+            "input needs no name; JSON numbers get the dtype that the model wants, and "
+            '{"b64": "…"} is bytes',
+        )
+        sub.add_argument(
+            "--inputs",
+            metavar="FILE",
+            help=f"all of them: a .npz file, or JSON with values by {given}"
+            + (" or a list of examples" if given == "feature" else "")
+            + "; - reads JSON from standard input",
+        )
+        sub.add_argument("--max_batch_size", type=int, help="send no more rows than this at once")
+        sub.add_argument("--no_check", action="store_true", help="leave all checks to the server")
+        sub.add_argument(
+            "--output",
+            type=_output,
+            metavar="FILE",
+            help="write the answer to a .json or .npz file; - prints JSON",
+        )
+        if name == "predict":
+            sub.add_argument("--output_filter", action="append", help="an output wanted")
+        else:
+            sub.add_argument("--context", type=_value, help="features of all examples, as JSON")
+    about_model(add("metadata", "Show a model's signatures.", _metadata, 10))
+    about_model(add("status", "Show the states of a model's versions.", _status, 10), False)
+    about_model(add("wait", "Wait until a model can be asked.", _wait, 60), False)
+    reload = add("reload", "Have a server serve what a file says, and nothing else.", _reload, 60)
+    reload.add_argument(
+        "--config", required=True, metavar="FILE", help="a ModelServerConfig, as text"
     )
-    predict.add_argument("--output_filter", action="append", help="an output wanted; default: all")
-    predict.add_argument(
-        "--output",
-        type=_output,
-        metavar="FILE",
-        help="write the outputs to a .json or .npz file; - prints JSON",
-    )
-    metadata = add("metadata", "Show a model's signatures.", _metadata, 10)
-    metadata.add_argument("--label", help="a version's label instead of its number")
-    add("status", "Show the states of a model's versions.", _status, 10)
-    add("wait", "Wait until a model can be asked.", _wait, 60)
     return parser
 
 
 def _predict(client: Client, options: argparse.Namespace) -> None:
+    given = _given(options)
+    outputs = client.predict(
+        options.model,
+        given[None] if isinstance(given, dict) and None in given else given,
+        signature=options.signature,
+        version=options.version,
+        label=options.label,
+        output_filter=options.output_filter or (),
+        max_batch_size=options.max_batch_size,
+    )
+    _put(outputs, options.output)
+
+
+def _classify(client: Client, options: argparse.Namespace) -> None:
+    found = client.classify(options.model, _given(options), **_of_examples(options))
+    _put({"labels": found.labels, "scores": found.scores}, options.output)
+
+
+def _regress(client: Client, options: argparse.Namespace) -> None:
+    values = client.regress(options.model, _given(options), **_of_examples(options))
+    _put({"values": values}, options.output)
+
+
+def _of_examples(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("context", "signature", "version", "label", "max_batch_size")
+    return {name: getattr(options, name) for name in names}
+
+
+def _given(options: argparse.Namespace) -> Any:
+    """All inputs, from ``--inputs`` or from each ``--input``."""
+    if bool(options.input) == bool(options.inputs):
+        raise InvalidInput("give --inputs FILE, or --input NAME=VALUE once for each")
+    if options.inputs:
+        try:
+            if options.inputs == "-":
+                return _parsed(sys.stdin.read())
+            return _read(Path(options.inputs))
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"--inputs {options.inputs}: {error}") from None
     named = dict(options.input)
     if len(named) < len(options.input):
         raise InvalidInput("an input is given twice; --input NAME=VALUE once for each")
     if None in named and len(named) > 1:
         raise InvalidInput("of several inputs each needs its name: --input NAME=VALUE")
-    outputs = client.predict(
-        options.model,
-        named.get(None, named),
-        signature=options.signature,
-        version=options.version,
-        label=options.label,
-        output_filter=options.output_filter,
-    )
-    if options.output is None:
+    return named
+
+
+def _put(outputs: dict[str, Array], output: str | None) -> None:
+    if output is None:
         for name, array in outputs.items():
             dtype = "string" if array.dtype == object else array.dtype
             print(f"{name}: {dtype} {list(array.shape)}")
             print(np.array2string(array, prefix="  "))
-    elif options.output == "-":
+    elif output == "-":
         print(_as_json(outputs))
-    elif options.output.endswith(".npz"):
+    elif output.endswith(".npz"):
         # Arrays of objects would be pickled: strings become numpy's own, which a reader can trust.
-        plain = {name: a.astype("S") if a.dtype == object else a for name, a in outputs.items()}
-        np.savez(options.output, **plain)  # type: ignore[arg-type]
+        plain = {name: _fixed_width(a) if a.dtype == object else a for name, a in outputs.items()}
+        np.savez(output, **plain)  # type: ignore[arg-type]
     else:
-        Path(options.output).write_text(_as_json(outputs) + "\n")
+        Path(output).write_text(_as_json(outputs) + "\n")
+
+
+def _fixed_width(strings: Array) -> Array:
+    return strings.astype("U" if all(isinstance(s, str) for s in strings.flat) else "S")
 
 
 def _metadata(client: Client, options: argparse.Namespace) -> None:
@@ -146,25 +244,49 @@ def _wait(client: Client, options: argparse.Namespace) -> None:
     print(f"model {options.model} is ready, version {status.version}")
 
 
+def _reload(client: Client, options: argparse.Namespace) -> None:
+    try:
+        config = Path(options.config).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"--config {options.config}: {error}") from None
+    client.reload(config)
+    print("the server serves what the file says")
+
+
 def _input(text: str) -> tuple[str | None, Any]:
     """``name=value`` or ``value``; what starts like JSON or a file has no name."""
     match = re.match(r'([^\[{"@=\s]+)=', text)
     name, value = (match[1], text[match.end() :]) if match else (None, text)
+    return name, _value(value)
+
+
+def _value(text: str) -> Any:
     try:
-        return name, _value(value)
+        return _read(Path(text[1:])) if text.startswith("@") else _parsed(text)
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
-def _value(text: str) -> Any:
-    if not text.startswith("@"):
-        return json.loads(text)
-    path = Path(text[1:])
+def _read(path: Path) -> Any:
     if path.suffix == ".npy":
         return np.load(path, allow_pickle=False)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
     if path.suffix == ".json":
-        return json.loads(path.read_text())
-    raise ValueError("a file has to end in .npy or .json")
+        return _parsed(path.read_text())
+    raise ValueError("a file has to end in .npy, .npz or .json")
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_hook=_bytes_of)
+
+
+def _bytes_of(value: dict[str, Any]) -> Any:
+    """What ``_plain`` makes of bytes that are no text, back again."""
+    if value.keys() == {"b64"}:
+        return base64.b64decode(value["b64"], validate=True)
+    return value
 
 
 def _output(text: str) -> str:
@@ -187,7 +309,5 @@ def _plain(value: Any) -> Any:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            import base64
-
             return {"b64": base64.b64encode(value).decode()}
     return value

@@ -6,44 +6,26 @@ what the caller gets. How it travels is the client's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+import functools
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from serving import tensors
+from serving.client import checks, wire
 from serving.client.errors import InvalidAnswer, InvalidInput
-from serving.client.models import ModelMetadata, Signature, TensorInfo, VersionStatus
+from serving.client.methods import Method
+from serving.client.models import (
+    Classification,
+    ModelMetadata,
+    Signature,
+    TensorInfo,
+    VersionStatus,
+)
 from serving.protos import serving_pb2
 from serving.tensors import Array
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method of TF Serving's gRPC services and the messages that it takes and gives."""
-
-    path: str
-    request_type: type[Any]
-    answer_type: type[Any]
-
-
-PREDICT: Final = Method(
-    "/tensorflow.serving.PredictionService/Predict",
-    serving_pb2.PredictRequest,
-    serving_pb2.PredictResponse,
-)
-METADATA: Final = Method(
-    "/tensorflow.serving.PredictionService/GetModelMetadata",
-    serving_pb2.GetModelMetadataRequest,
-    serving_pb2.GetModelMetadataResponse,
-)
-STATUS: Final = Method(
-    "/tensorflow.serving.ModelService/GetModelStatus",
-    serving_pb2.GetModelStatusRequest,
-    serving_pb2.GetModelStatusResponse,
-)
-METHODS: Final = (PREDICT, METADATA, STATUS)
 
 _SIGNATURES = "signature_def"  # the one metadata field that TF Serving has
 _STATES = {number: name for name, number in serving_pb2.ModelVersionStatus.State.items()}
@@ -69,28 +51,106 @@ def model_spec(
     return spec
 
 
-def predict_request(
-    spec: serving_pb2.ModelSpec, inputs: Mapping[str, Array], output_filter: Iterable[str] | None
-) -> serving_pb2.PredictRequest:
-    """Raises InvalidInput if an array can't be sent."""
-    request = serving_pb2.PredictRequest(model_spec=spec, output_filter=output_filter or ())
-    for name, array in inputs.items():
-        try:
-            tensors.write(array, request.inputs[name])
-        except ValueError as error:
-            raise InvalidInput(f"input {name!r}: {error}") from None
-    return request
+@functools.lru_cache
+def predict_head(
+    model: str,
+    version: int | None,
+    label: str | None,
+    signature: str | None,
+    output_filter: tuple[str, ...],
+) -> bytes:
+    """A PredictRequest without inputs, as it travels: the same for call after call."""
+    spec = model_spec(model, version, label, signature)
+    request = serving_pb2.PredictRequest(model_spec=spec, output_filter=output_filter)
+    return bytes(request.SerializeToString())
 
 
-def read_outputs(response: serving_pb2.PredictResponse) -> dict[str, Array]:
-    """Named outputs, by name; raises InvalidAnswer if one can't be read."""
-    arrays = {}
-    for name in sorted(response.outputs):
-        try:
-            arrays[name] = tensors.read(response.outputs[name])
-        except ValueError as error:
-            raise InvalidAnswer(f"output {name!r}: {error}") from None
-    return arrays
+def predict_requests(
+    head: bytes, inputs: Mapping[str, Array], max_batch_size: int | None
+) -> list[bytes]:
+    """One request, or as many as batches of at most ``max_batch_size`` rows need.
+
+    Raises:
+        InvalidInput: an array can't be sent, or the inputs can't be split.
+    """
+    if max_batch_size is None or (count := checks.rows(inputs, max_batch_size)) <= max_batch_size:
+        return [wire.with_inputs(head, inputs)]
+    return [
+        wire.with_inputs(
+            head, {name: array[start : start + max_batch_size] for name, array in inputs.items()}
+        )
+        for start in range(0, count, max_batch_size)
+    ]
+
+
+def joined_outputs(parts: list[dict[str, Array]], rows: int) -> dict[str, Array]:
+    """Outputs of all batches, by name; raises InvalidAnswer if they don't make up ``rows``."""
+    joined = {}
+    for name, first in parts[0].items():
+        arrays = [part[name] for part in parts if name in part and part[name].ndim]
+        if sum(map(len, arrays)) != rows or len({array.shape[1:] for array in arrays}) != 1:
+            raise InvalidAnswer(
+                f"output {name!r} of {len(parts)} batches, the first of shape "
+                f"{list(first.shape)}, can't be joined to {rows} rows: leave it out by "
+                "output_filter, or ask without max_batch_size"
+            )
+        joined[name] = np.concatenate(arrays)
+    return joined
+
+
+def example_requests(
+    method: Method,
+    spec: serving_pb2.ModelSpec,
+    examples: list[serving_pb2.Example],
+    context: serving_pb2.Example | None,
+    max_batch_size: int | None,
+) -> list[bytes]:
+    """Requests for Classify or Regress, of at most ``max_batch_size`` examples each.
+
+    Args:
+        method: Classify or Regress.
+        spec: which model.
+        examples: one for each answer wanted.
+        context: features that all examples have.
+        max_batch_size: by default all go into one request.
+
+    Raises:
+        InvalidInput: there are no examples.
+    """
+    if not examples:
+        raise InvalidInput("there are no examples; a server refuses that: give one at least")
+    size = len(examples) if max_batch_size is None else max_batch_size
+    requests = []
+    for start in range(0, len(examples), int(checks.positive("max_batch_size", size))):
+        request = method.request_type(model_spec=spec)
+        if context is None:
+            sent = request.input.example_list
+        else:
+            sent = request.input.example_list_with_context
+            sent.context.CopyFrom(context)
+        sent.examples.extend(examples[start : start + size])
+        requests.append(request.SerializeToString())
+    return requests
+
+
+def read_classification(
+    responses: list[serving_pb2.ClassificationResponse],
+) -> Classification:
+    """Labels and scores of all examples; raises InvalidAnswer if examples differ in classes."""
+    found = [example.classes for part in responses for example in part.result.classifications]
+    classes = len(found[0]) if found else 0
+    if any(len(example) != classes for example in found):
+        raise InvalidAnswer("the examples have different numbers of classes")
+    labels = np.empty((len(found), classes), dtype=object)
+    labels[...] = [[one.label for one in example] for example in found]
+    scores = [[one.score for one in example] for example in found]
+    return Classification(labels, np.array(scores, np.float32).reshape(labels.shape))
+
+
+def read_regression(responses: list[serving_pb2.RegressionResponse]) -> Array:
+    """A value for each example, float32."""
+    values = [one.value for part in responses for one in part.result.regressions]
+    return np.array(values, np.float32)
 
 
 def metadata_request(spec: serving_pb2.ModelSpec) -> serving_pb2.GetModelMetadataRequest:
@@ -112,12 +172,20 @@ def read_metadata(response: serving_pb2.GetModelMetadataResponse) -> ModelMetada
         model=response.model_spec.name,
         version=response.model_spec.version.value,
         signatures={
-            name: Signature(
-                name, _infos(definitions[name].inputs), _infos(definitions[name].outputs)
-            )
+            name: _signature(name, definitions[name])
             for name in sorted(definitions)
             if not name.startswith("__saved_model")  # the initializer and its like
         },
+    )
+
+
+def _signature(name: str, definition: serving_pb2.SignatureDef) -> Signature:
+    return Signature(
+        name,
+        _infos(definition.inputs),
+        _infos(definition.outputs),
+        definition.method_name.removeprefix("tensorflow/serving/"),
+        frozenset(definition.defaults),
     )
 
 
@@ -149,3 +217,28 @@ def read_status(response: serving_pb2.GetModelStatusResponse) -> list[VersionSta
         for entry in response.model_version_status
     ]
     return sorted(statuses, key=lambda status: status.version, reverse=True)
+
+
+def reload_request(config: str | Any) -> serving_pb2.ReloadConfigRequest:
+    """Asks the server to serve what ``config`` says, and nothing else.
+
+    Args:
+        config: a ModelServerConfig: its text, as in a models.config, or the message (ours or
+            tensorflow-serving-api's).
+
+    Raises:
+        InvalidInput: the text can't be parsed, or the message is another one.
+    """
+    request = serving_pb2.ReloadConfigRequest()
+    if isinstance(config, str):
+        from google.protobuf import text_format  # slow to import, and nothing else here needs it
+
+        try:
+            text_format.Parse(config, request.config)
+        except text_format.ParseError as error:
+            raise InvalidInput(f"config is no text of a ModelServerConfig: {error}") from None
+        return request
+    if getattr(getattr(config, "DESCRIPTOR", None), "name", None) != "ModelServerConfig":
+        raise InvalidInput(f"config is {type(config).__name__}; give a ModelServerConfig, or text")
+    request.config.MergeFromString(config.SerializeToString())
+    return request

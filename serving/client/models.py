@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from serving.tensors import Array
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -29,11 +31,21 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Signature:
-    """One way to call a model."""
+    """One way to call a model.
+
+    Attributes:
+        name: its key in the SavedModel.
+        inputs: what goes in, by name.
+        outputs: what comes out, by name.
+        method: what it is made for: ``predict``, ``classify`` or ``regress``.
+        optional: names of inputs that may be left out, as they have a default.
+    """
 
     name: str
     inputs: Mapping[str, TensorInfo]
     outputs: Mapping[str, TensorInfo]
+    method: str
+    optional: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -58,3 +70,20 @@ class VersionStatus:
     version: int
     state: str
     error: str | None
+
+    def __str__(self) -> str:
+        error = f" ({self.error})" if self.error else ""
+        return f"version {self.version} is {self.state}{error}"
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Classes and how sure the model is of each, for every example.
+
+    Attributes:
+        labels: ``str`` objects [examples, classes]; empty where the model names no classes.
+        scores: float32 [examples, classes].
+    """
+
+    labels: Array
+    scores: Array

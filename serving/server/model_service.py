@@ -1,9 +1,10 @@
-"""ModelService: what became of the versions of a model."""
+"""ModelService: what became of the versions of a model, and which models there are."""
 
 from __future__ import annotations
 
-from tensorflow_serving.apis import get_model_status_pb2
+from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
 
+from serving.server.configured import ConfiguredModels
 from serving.server.models import Models
 from serving.server.status import status_of
 
@@ -22,4 +23,16 @@ def get_model_status(
             code, text = status_of(state.error)
             entry.status.error_code = code.value[0]
             entry.status.error_message = text
+    return response
+
+
+def handle_reload_config_request(
+    models: ConfiguredModels,
+    request: model_management_pb2.ReloadConfigRequest,
+    timeout_s: float | None,
+) -> model_management_pb2.ReloadConfigResponse:
+    """ModelService/HandleReloadConfigRequest."""
+    models.reload(request.config, timeout_s)
+    response = model_management_pb2.ReloadConfigResponse()
+    response.status.SetInParent()
     return response

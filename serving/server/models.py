@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc
 from tensorflow_serving.apis import model_pb2
 
-from serving.server.savedmodel import SavedModel
 from serving.server.servables import NotServed, Servable, VersionState
+
+if TYPE_CHECKING:  # without TensorFlow, this module can check a configuration before it is imported
+    from serving.server.savedmodel import SavedModel
 
 
 class Refused(Exception):  # noqa: N818 - the name says what happened
@@ -25,6 +29,21 @@ def invalid(text: str) -> Refused:
     return Refused(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
+@dataclass(frozen=True)
+class Table:
+    """What a server has at one moment.
+
+    Attributes:
+        servables: the models by name.
+        labels: for each model, the version that a label stands for.
+        dropped: models that were served once, for who asks what became of them.
+    """
+
+    servables: Mapping[str, Servable[SavedModel]]
+    labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    dropped: Mapping[str, Servable[SavedModel]] = field(default_factory=dict)
+
+
 class Models:
     """Finds the version that a ModelSpec means; safe to share between threads.
 
@@ -33,7 +52,10 @@ class Models:
     """
 
     def __init__(self, servables: Mapping[str, Servable[SavedModel]]) -> None:
-        self._servables = servables
+        self._table = Table(servables)  # only ever replaced whole
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table.servables
 
     @contextmanager
     def use(self, spec: model_pb2.ModelSpec) -> Iterator[tuple[int, SavedModel]]:
@@ -45,11 +67,24 @@ class Models:
         """
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
-        number = self._number(spec)
-        if spec.name not in self._servables:
-            raise NotServed(spec.name, number)
-        with self._servables[spec.name].use(number) as (version, model):
-            yield version, model
+        while True:
+            table = self._table
+            number = _number(table, spec)
+            try:
+                servable = table.servables.get(spec.name)
+                if servable is None:
+                    raise NotServed(spec.name, number)
+                version = servable.take(number)
+                break
+            except NotServed:
+                if table is self._table:
+                    raise
+                # Another table has come meanwhile: where a label pointed is not where it points.
+        try:
+            assert version.model is not None
+            yield version.number, version.model
+        finally:
+            servable.give_back(version)
 
     def states(self, spec: model_pb2.ModelSpec) -> list[VersionState]:
         """What became of the versions that ``spec`` means, newest first; at least one.
@@ -57,8 +92,9 @@ class Models:
         Raises:
             Refused: there is none.
         """
-        number = self._number(spec)
-        servable = self._servables.get(spec.name)
+        table = self._table
+        number = _number(table, spec)
+        servable = table.servables.get(spec.name) or table.dropped.get(spec.name)
         states = servable.states() if servable else []
         if number is not None:
             states = [state for state in states if state.number == number]
@@ -68,8 +104,12 @@ class Models:
             raise Refused(grpc.StatusCode.NOT_FOUND, text)
         return states
 
-    def _number(self, spec: model_pb2.ModelSpec) -> int | None:
-        """The version asked for; this server gives out no labels yet."""
-        if spec.WhichOneof("version_choice") == "version_label":
-            raise invalid(f"Unrecognized servable version label: {spec.version_label}")
+
+def _number(table: Table, spec: model_pb2.ModelSpec) -> int | None:
+    """The version asked for, by number or label."""
+    if spec.WhichOneof("version_choice") != "version_label":
         return spec.version.value if spec.HasField("version") else None
+    number = table.labels.get(spec.name, {}).get(spec.version_label)
+    if number is None:
+        raise invalid(f"Unrecognized servable version label: {spec.version_label}")
+    return number

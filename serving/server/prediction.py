@@ -6,7 +6,8 @@ not what TF Serving says, and some models run without it all the same.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
@@ -15,24 +16,31 @@ from serving import tensors
 from serving.server.models import Models, Refused, invalid
 from serving.tensors import Array
 
+if TYPE_CHECKING:
+    from serving.server.savedmodel import SavedModel, Signature
+
 DEFAULT_SIGNATURE = "serving_default"
 
 
 def predict(models: Models, request: Any, timeout_s: float | None) -> predict_pb2.PredictResponse:
     """PredictionService/Predict."""
     with models.use(request.model_spec) as (version, model):
-        key = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        definition = model.signatures.get(key)
-        if definition is None or not definition.method_name:
-            text = f'Serving signature key "{key}" not found.'
-            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, text)
-        feeds = _feeds(definition, request.inputs)
-        wanted = _wanted(definition, request.output_filter)
-        fetches = [definition.outputs[name].name for name in wanted]
-        arrays = model.run(feeds, fetches, timeout_s)
+        response = run(model, request, timeout_s)
+    say_model(response.model_spec, request.model_spec, version)
+    return response
+
+
+def run(model: SavedModel, request: Any, timeout_s: float | None) -> predict_pb2.PredictResponse:
+    """Answers a PredictRequest by ``model``, whatever model it names."""
+    key = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    signature = model.signatures.get(key)
+    if signature is None or not signature.definition.method_name:
+        text = f'Serving signature key "{key}" not found.'
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, text)
+    feeds = _feeds(signature, request.inputs)
+    wanted = _wanted(signature, request.output_filter)
+    arrays = model.run(feeds, [signature.outputs[name] for name in wanted], timeout_s)
     response = predict_pb2.PredictResponse()
-    _say_version(response.model_spec, request.model_spec.name, version)
-    response.model_spec.signature_name = key
     for name, array in zip(wanted, arrays, strict=True):
         tensors.write(array, response.outputs[name], as_content=False)
     return response
@@ -48,38 +56,42 @@ def get_model_metadata(
         if field != "signature_def":
             raise invalid(f"Metadata field {field} is not supported")
     with models.use(request.model_spec) as (version, model):
-        signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=model.signatures)
+        definitions = {key: each.definition for key, each in model.signatures.items()}
     response = get_model_metadata_pb2.GetModelMetadataResponse()
-    _say_version(response.model_spec, request.model_spec.name, version)
+    response.model_spec.name = request.model_spec.name
+    response.model_spec.version.value = version
+    signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=definitions)
     response.metadata["signature_def"].Pack(signatures)
     return response
 
 
-def _say_version(spec: model_pb2.ModelSpec, name: str, version: int) -> None:
-    spec.name = name
+def say_model(spec: model_pb2.ModelSpec, asked: model_pb2.ModelSpec, version: int) -> None:
+    """Fills in which version and signature answered a request for ``asked``."""
+    spec.name = asked.name
     spec.version.value = version
+    spec.signature_name = asked.signature_name or DEFAULT_SIGNATURE
 
 
-def _feeds(definition: Any, inputs: Any) -> dict[str, Array]:
+def _feeds(signature: Signature, inputs: Any) -> dict[str, Array]:
     """Arrays by the tensors to feed; inputs that have a default may be left out."""
-    sent, known, defaults = set(inputs), set(definition.inputs), set(definition.defaults)
-    if not len(known) - len(defaults) <= len(sent) <= len(known):
+    known, defaults = signature.inputs, signature.defaults
+    if len(inputs) > len(known) or (len(inputs) < len(known) and not defaults):
+        sent = set(inputs)
         raise invalid(
             f"input size does not match signature: {len(sent)}!={len(known)} "
-            f"len({_set(sent)}) != len({_set(known)}). Sent extra: {_set(sent - known)}. "
-            f"Missing but required: {_set(known - sent - defaults)}."
+            f"len({_set(sent)}) != len({_set(known)}). Sent extra: {_set(sent - set(known))}. "
+            f"Missing but required: {_set(set(known) - sent)}."
         )
     feeds = {}
-    for alias in sorted(known):
-        tensor = definition.inputs[alias].name
-        if alias in sent:
+    for alias, tensor in known.items():
+        if alias in inputs:
             message = inputs[alias]
         elif alias in defaults:
-            message = definition.defaults[alias]
+            message = defaults[alias]
         else:
             raise invalid(
                 f"Signature input alias: {alias}(feed name: {tensor}) not found in request and no "
-                f"default value provided. Inputs expected to be in the request {_set(sent)}, or "
+                f"default value provided. Inputs expected to be in the request {_set(inputs)}, or "
                 f"default input alias set: {','.join(sorted(defaults))}"
             )
         try:
@@ -89,20 +101,22 @@ def _feeds(definition: Any, inputs: Any) -> dict[str, Array]:
     return feeds
 
 
-def _wanted(definition: Any, output_filter: Any) -> list[str]:
+def _wanted(signature: Signature, output_filter: Any) -> Iterable[str]:
     """Names of the outputs to compute."""
-    wanted: list[str] = []
+    if not output_filter:
+        return signature.outputs
+    wanted: set[str] = set()
     for name in output_filter:
-        if name not in definition.outputs:
+        if name not in signature.outputs:
             raise invalid(
                 f"output tensor alias not found in signature: {name} "
-                f"Outputs expected to be in the set {_set(definition.outputs)}."
+                f"Outputs expected to be in the set {_set(signature.outputs)}."
             )
         if name in wanted:
             raise invalid(f"duplicate output tensor alias: {name}")
-        wanted.append(name)
-    return wanted or sorted(definition.outputs)
+        wanted.add(name)
+    return list(output_filter)
 
 
-def _set(names: Any) -> str:
+def _set(names: Iterable[str]) -> str:
     return "{" + ",".join(sorted(names)) + "}"

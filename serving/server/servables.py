@@ -8,7 +8,7 @@ its last call has ended. So there is no moment without an answer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,27 @@ class Loaded(Protocol):
 
 
 M = TypeVar("M", bound=Loaded)
+
+# Which of the versions that are there should be served.
+Policy = Callable[[Collection[int]], Collection[int]]
+
+
+def latest(count: int) -> Policy:
+    """The ``count`` newest versions."""
+    return lambda numbers: sorted(numbers)[-count:]
+
+
+def every(numbers: Collection[int]) -> Collection[int]:
+    """All versions."""
+    return numbers
+
+
+NEWEST = latest(1)
+
+
+def specific(wanted: Collection[int]) -> Policy:
+    """These versions, as far as they are there."""
+    return lambda numbers: [number for number in wanted if number in numbers]
 
 
 class NotServed(LookupError):  # noqa: N818 - the name says what happened
@@ -59,16 +80,17 @@ class _Version(Generic[M]):
 
 
 class Servable(Generic[M]):
-    """The newest version of the model in a folder, followed as versions are published.
+    """The versions of the model in a folder, followed as they are published.
 
     Versions are folders named by integers; other names are ignored. One that fails to load leaves
-    the old one serving, and is tried again when its files have changed.
+    the old ones serving, and is tried again when its files have changed.
 
     Args:
         name: what callers call the model.
         base_path: the folder of the versions; it need not exist yet.
         load: loads one version's folder; whatever it raises is that version's error.
         report: told, in one line, what a person should know.
+        policy: which versions are served.
     """
 
     def __init__(
@@ -77,60 +99,88 @@ class Servable(Generic[M]):
         base_path: Path,
         load: Callable[[Path], M],
         report: Callable[[str], None] = lambda line: None,
+        policy: Policy = NEWEST,
     ) -> None:
         self.name = name
-        self.base_path = base_path
+        self._source = base_path, policy
         self._load_model = load
         self._report = report
+        self._reported = ""
         self._versions: dict[int, _Version[M]] = {}
+        self._newest: _Version[M] | None = None  # of those that are available
         self._lock = threading.Lock()
-        self._waiting = False
         self._available = threading.Event()
-        self._stopped = threading.Event()
+        self._tried = threading.Event()
+        self._wake = threading.Event()
+        self._stopped = False
+
+    @property
+    def base_path(self) -> Path:
+        """The folder of the versions."""
+        return self._source[0]
+
+    def follow(self, base_path: Path, policy: Policy) -> None:
+        """Changes folder and policy; a servable that is watched moves there at once.
+
+        Versions that are up already stay the same, whatever folder they came from.
+        """
+        self._source = base_path, policy
+        self._wake.set()
 
     def watch(self, every_s: float) -> None:
-        """Starts to poll the folder in the background, until ``stop``."""
+        """Starts to poll the folder in the background, until ``stop`` or ``drop``."""
 
-        def follow() -> None:
-            while True:
+        def watch() -> None:
+            while not self._stopped:
                 try:
                     self.poll()
                 except OSError as error:  # a folder that vanished between two looks, say
-                    self._report(f"{self.base_path} can't be read: {error}")
-                if self._stopped.wait(every_s):
-                    return
+                    self._report_once(f"{self.base_path} can't be read: {error}")
+                self._wake.wait(every_s)
+                self._wake.clear()
 
-        threading.Thread(target=follow, name=f"watch {self.name}", daemon=True).start()
+        threading.Thread(target=watch, name=f"watch {self.name}", daemon=True).start()
 
     def stop(self) -> None:
         """Ends watching."""
-        self._stopped.set()
+        self._stopped = True
+        self._wake.set()
+
+    def drop(self) -> None:
+        """Ends watching and gives every version back, each after its last call."""
+        with self._lock:
+            self.stop()
+        self._retire_all_but(())
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits until some version has become available; tells whether one has."""
+        """Waits until every version to serve was tried once and one is available; tells if so."""
         return self._available.wait(timeout_s)
 
-    def poll(self) -> None:
-        """Looks at the folder once and moves to its newest version, if that isn't the one in use.
+    def wait_until_tried(self, timeout_s: float) -> bool:
+        """Waits until every version to serve was tried once, and there was one; tells if so."""
+        return self._tried.wait(timeout_s)
 
-        An empty folder changes nothing: better an old answer than none.
+    def poll(self) -> None:
+        """Looks at the folder once and moves to the versions that the policy wants.
+
+        Where it wants none, nothing changes: better an old answer than none.
         """
-        folders = _version_folders(self.base_path)
-        if not folders:
-            if not self._versions and not self._waiting:
-                self._waiting = True
-                self._report(f"no version of model {self.name} in {self.base_path} yet; waiting")
+        base_path, policy = self._source
+        folders = _version_folders(base_path)
+        wanted = sorted(policy(folders), reverse=True)
+        if not wanted:
+            if not self._versions:
+                text = f"no version of model {self.name} to serve in {base_path} yet; waiting"
+                self._report_once(text)
             return
-        newest = max(folders)
-        version = self._versions.get(newest)
-        if version is None or version.state == END:
-            stamp = _stamp(folders[newest])
-            if version is None or version.error is None or version.stamp != stamp:
-                version = self._load(newest, folders[newest], stamp)
-        if version.state == AVAILABLE:
-            for other in list(self._versions.values()):
-                if other is not version and other.state == AVAILABLE:
-                    self._retire(other)
+        for number in wanted:
+            if self._stopped:
+                return
+            self._bring_up(number, folders[number])
+        if any(self._versions[number].state == AVAILABLE for number in wanted):
+            self._available.set()
+            self._retire_all_but(wanted)
+        self._tried.set()
 
     @contextmanager
     def use(self, number: int | None = None) -> Iterator[tuple[int, M]]:
@@ -139,18 +189,29 @@ class Servable(Generic[M]):
         Raises:
             NotServed: it is not available.
         """
-        with self._lock:
-            version = self._pick(number)
-            version.calls += 1
+        version = self.take(number)
         try:
             assert version.model is not None
             yield version.number, version.model
         finally:
-            with self._lock:
-                version.calls -= 1
-                last = version.state == UNLOADING and version.calls == 0
-            if last:
-                self._unload(version)
+            self.give_back(version)
+
+    def take(self, number: int | None) -> _Version[M]:
+        """As ``use``, for callers who promise to ``give_back`` what they get."""
+        with self._lock:
+            version = self._newest if number is None else self._versions.get(number)
+            if version is None or version.state != AVAILABLE:
+                raise NotServed(self.name, number)
+            version.calls += 1
+        return version
+
+    def give_back(self, version: _Version[M]) -> None:
+        """Ends a use; the last one of a version that is on its way out unloads it."""
+        with self._lock:
+            version.calls -= 1
+            last = version.state == UNLOADING and version.calls == 0
+        if last:
+            self._unload(version)
 
     def states(self) -> list[VersionState]:
         """What became of every version seen so far, newest first."""
@@ -160,15 +221,13 @@ class Servable(Generic[M]):
                 for _, version in sorted(self._versions.items(), reverse=True)
             ]
 
-    def _pick(self, number: int | None) -> _Version[M]:
-        available = [n for n, version in self._versions.items() if version.state == AVAILABLE]
-        if number is None and available:
-            return self._versions[max(available)]
-        if number in available:
-            return self._versions[number]
-        raise NotServed(self.name, number)
-
-    def _load(self, number: int, folder: Path, stamp: tuple[int, ...]) -> _Version[M]:
+    def _bring_up(self, number: int, folder: Path) -> None:
+        version = self._versions.get(number)
+        if version is not None and version.state != END:
+            return
+        stamp = _stamp(folder)
+        if version is not None and version.error is not None and version.stamp == stamp:
+            return
         version = _Version[M](number, stamp)
         with self._lock:
             self._versions[number] = version
@@ -178,20 +237,39 @@ class Servable(Generic[M]):
             with self._lock:
                 version.state, version.error = END, error
             self._report(f"model {self.name} version {number} failed to load: {error}")
-        else:
-            with self._lock:
-                version.state, version.model = AVAILABLE, model
-            if self._available.is_set():
-                self._report(f"model {self.name} version {number} is served now")
-            self._available.set()
-        return version
-
-    def _retire(self, version: _Version[M]) -> None:
+            return
         with self._lock:
-            version.state = UNLOADING
-            idle = version.calls == 0
-        if idle:
+            version.model = model
+            dropped = self._stopped
+            version.state = UNLOADING if dropped else AVAILABLE
+            self._find_newest()
+        if dropped:
             self._unload(version)
+        elif self._available.is_set():
+            self._report(f"model {self.name} version {number} is served now")
+
+    def _retire_all_but(self, kept: Collection[int]) -> None:
+        with self._lock:
+            leaving = [
+                version
+                for number, version in self._versions.items()
+                if version.state == AVAILABLE and number not in kept
+            ]
+            for version in leaving:
+                version.state = UNLOADING
+            idle = [version for version in leaving if version.calls == 0]
+            self._find_newest()
+        for version in idle:
+            self._unload(version)
+
+    def _find_newest(self) -> None:
+        available = [n for n, version in self._versions.items() if version.state == AVAILABLE]
+        self._newest = self._versions[max(available)] if available else None
+
+    def _report_once(self, text: str) -> None:
+        if text != self._reported:
+            self._reported = text
+            self._report(text)
 
     def _unload(self, version: _Version[M]) -> None:
         model, version.model = version.model, None

@@ -14,12 +14,16 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
     predict_pb2,
+    regression_pb2,
 )
 
-from serving.server import model_service, prediction
+from serving.server import inference, model_service, prediction
 from serving.server.models import Models, invalid
 from serving.server.status import status_of
 
@@ -27,6 +31,9 @@ from serving.server.status import status_of
 _SERVICES: dict[str, dict[str, tuple[Callable[..., Any], Any]]] = {
     "tensorflow.serving.PredictionService": {
         "Predict": (prediction.predict, predict_pb2.PredictRequest),
+        "Classify": (inference.classify, classification_pb2.ClassificationRequest),
+        "Regress": (inference.regress, regression_pb2.RegressionRequest),
+        "MultiInference": (inference.multi_inference, inference_pb2.MultiInferenceRequest),
         "GetModelMetadata": (
             prediction.get_model_metadata,
             get_model_metadata_pb2.GetModelMetadataRequest,
@@ -36,6 +43,10 @@ _SERVICES: dict[str, dict[str, tuple[Callable[..., Any], Any]]] = {
         "GetModelStatus": (
             model_service.get_model_status,
             get_model_status_pb2.GetModelStatusRequest,
+        ),
+        "HandleReloadConfigRequest": (
+            model_service.handle_reload_config_request,
+            model_management_pb2.ReloadConfigRequest,
         ),
     },
 }
@@ -58,14 +69,16 @@ def handlers(
     """
 
     def handle(method: str, answer: Callable[..., Any], request_type: Any) -> grpc.RpcMethodHandler:
+        has_spec = "model_spec" in request_type.DESCRIPTOR.fields_by_name
+
         # Bytes in and bytes out: whatever is wrong with them is then answered here.
         def handler(data: bytes, context: grpc.ServicerContext) -> bytes:
             began_s, name = time.perf_counter(), ""
             try:
                 request = request_type.FromString(data)
-                if not request.HasField("model_spec"):
+                if has_spec and not request.HasField("model_spec"):
                     raise invalid("Missing ModelSpec")
-                name = request.model_spec.name
+                name = request.model_spec.name if has_spec else ""
                 response = answer(models, request, context.time_remaining())
                 serialized: bytes = response.SerializeToString()
             except Exception as error:

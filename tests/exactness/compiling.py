@@ -120,6 +120,20 @@ def accumulate_steps_of_a_sum_and_a_regularizer() -> Case:
 
 
 @case
+def bytes_per_pack_64() -> Case:
+    """Every row of a matrix is a pack of its own."""
+    return Case(
+        classifier(optimizers.SGD(0.2, momentum=0.9)), arrays(), tfdp={"bytes_per_pack": 64}
+    )
+
+
+@case
+def bfloat16_gradients() -> Case:
+    model = classifier(optimizers.SGD(0.2, momentum=0.9))
+    return Case(model, arrays(), tfdp={"gradient_dtype": "bfloat16", "bytes_per_pack": 64})
+
+
+@case
 def sample_weight() -> Case:
     return Case(classifier(weighted_metrics=["accuracy"]), arrays(sample_weight=WEIGHTS))
 

@@ -92,6 +92,7 @@ def test_new_versions_are_picked_up_without_a_failed_call(exported: Path, tmp_pa
     publish(exported, base, 1)
     done = threading.Event()
     with serve(base) as (process, target), Client(target) as client:
+        assert number_of(client) == 1
 
         def ask() -> list[int]:
             seen = [number_of(client)]
@@ -110,7 +111,7 @@ def test_new_versions_are_picked_up_without_a_failed_call(exported: Path, tmp_pa
             for future in asking:
                 seen = future.result()  # raises if any call failed
                 assert seen == sorted(seen)
-                assert (seen[0], seen[-1]) == (1, 4)
+                assert seen[-1] == 4
         statuses = wait_until(
             lambda: (
                 [
@@ -169,7 +170,7 @@ def test_a_version_that_fails_to_load_leaves_the_old_one_serving(exported: Path,
 def test_waits_for_a_first_version_and_says_so_once(exported: Path, tmp_path: Path):
     base = tmp_path / "m"
     with serve(base, ready=False) as (process, target), Client(target) as client:
-        process.wait_for(f"no version of model m in {base} yet; waiting")
+        process.wait_for(f"no version of model m to serve in {base} yet; waiting")
         with pytest.raises(errors.NotFound, match="any versions of model m"):
             client.status("m")
         with pytest.raises(errors.NotFound, match=r"Latest\(m\)"):
@@ -202,7 +203,7 @@ def test_bad_requests_never_stop_it(exported: Path, tmp_path: Path):
     publish(exported, tmp_path / "m", 1)
     rng = np.random.default_rng(0)
     method = "/tensorflow.serving.PredictionService/Predict"
-    with serve(tmp_path / "m") as (process, target), Client(target) as client:
+    with serve(tmp_path / "m") as (process, target), Client(target, check=False) as client:
         with grpc.insecure_channel(target) as channel:
             call = channel.unary_unary(method)
             for size in (0, 1, 7, 100, 5000):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,21 @@ import numpy as np
 import pytest
 
 from serving.client.cli import main
-from tests.serving.test_client import Server, echo, refusal, signatures, states
+from serving.protos import serving_pb2
+from tests.serving.scripted import Answer, Server, echo, refusal, signatures, states
+
+
+def metadata(method: str = "predict", **inputs: int) -> Answer:
+    """As ``signatures``, for one method and of any shape."""
+    response = serving_pb2.GetModelMetadataResponse.FromString(signatures(**inputs)(b"", None))  # type: ignore[arg-type]
+    packed = response.metadata["signature_def"]
+    definitions = serving_pb2.SignatureDefMap.FromString(packed.value)
+    definition = definitions.signature_def["serving_default"]
+    definition.method_name = f"tensorflow/serving/{method}"
+    for info in definition.inputs.values():
+        info.tensor_shape.unknown_rank = True
+    packed.value = definitions.SerializeToString()
+    return lambda data, context: response.SerializeToString()
 
 
 @pytest.fixture
@@ -19,7 +34,7 @@ def server() -> Iterator[Server]:
     server = Server()
     server.answers = {
         "Predict": echo,
-        "GetModelMetadata": signatures(x=1, s=7),
+        "GetModelMetadata": metadata(x=1, s=7),
         "GetModelStatus": states((2, "AVAILABLE", ""), (1, "END", "broken")),
     }
     yield server
@@ -27,7 +42,8 @@ def server() -> Iterator[Server]:
 
 
 def run(server: Server, command: str, *arguments: str) -> int:
-    return main([command, "--target", server.target, "--model", "m", *arguments])
+    model = [] if command == "reload" else ["--model", "m"]
+    return main([command, "--target", server.target, *model, *arguments])
 
 
 def test_predict_prints_dtypes_shapes_and_values(
@@ -40,13 +56,84 @@ def test_predict_prints_dtypes_shapes_and_values(
 def test_arrays_from_files_and_json_out(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    np.save(tmp_path / "x.npy", np.array([1.5, 2.5]))
+    np.save(tmp_path / "x.npy", np.array([1.5, 2.5], np.float32))
     (tmp_path / "s.json").write_text('["ü", "b"]')
     inputs = [f"--input=x=@{tmp_path}/x.npy", f"--input=s=@{tmp_path}/s.json"]
     assert run(server, "predict", *inputs, "--output=-") == 0
     assert json.loads(capsys.readouterr().out) == {"s": ["ü", "b"], "x": [1.5, 2.5]}
     assert run(server, "predict", *inputs, f"--output={tmp_path}/out.json") == 0
     assert json.loads((tmp_path / "out.json").read_text())["x"] == [1.5, 2.5]
+
+
+def test_whole_inputs_from_a_file_or_standard_input(
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    text = '{"x": [1.5], "s": ["a", {"b64": "/wA="}]}'
+    np.savez(tmp_path / "in.npz", x=np.float32([1.5]), s=np.array([b"a", b"\xff\0z"]))
+    (tmp_path / "in.json").write_text(text)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    for inputs, second in (
+        ("-", {"b64": "/wA="}),
+        (f"{tmp_path}/in.json", {"b64": "/wA="}),
+        (f"{tmp_path}/in.npz", {"b64": "/wB6"}),
+    ):
+        assert run(server, "predict", f"--inputs={inputs}", "--output=-") == 0
+        assert json.loads(capsys.readouterr().out) == {"x": [1.5], "s": ["a", second]}
+
+
+def test_classify_and_regress(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def sizes(data: bytes, context: grpc.ServicerContext) -> bytes:
+        response = serving_pb2.RegressionResponse()
+        request = serving_pb2.RegressionRequest.FromString(data)
+        for example in request.input.example_list_with_context.examples:
+            response.result.regressions.add(value=example.features.feature["n"].int64_list.value[0])
+        return response.SerializeToString()
+
+    answer = serving_pb2.ClassificationResponse()
+    answer.result.classifications.add().classes.add(label="ü", score=0.5)
+    server.answers |= {
+        "Regress": sizes,
+        "Classify": lambda data, context: answer.SerializeToString(),
+    }
+    (tmp_path / "rows.json").write_text('[{"n": 1}, {"n": 2}, {"n": 3}]')
+    server.answers["GetModelMetadata"] = metadata("regress", inputs=7)
+    context = ['--context={"c": 1}', "--max_batch_size=2", "--output=-"]
+    assert run(server, "regress", f"--inputs={tmp_path}/rows.json", *context) == 0
+    assert json.loads(capsys.readouterr().out) == {"values": [1, 2, 3]}
+    server.answers["GetModelMetadata"] = metadata("classify", inputs=7)
+    assert run(server, "classify", "--input=n=[1]", f"--output={tmp_path}/out.npz") == 0
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
+        assert (arrays["labels"].tolist(), arrays["scores"].tolist()) == ([["ü"]], [[0.5]])
+
+
+def test_reload_sends_a_file(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    names = []
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        config = serving_pb2.ReloadConfigRequest.FromString(data).config
+        names.extend(model.name for model in config.model_config_list.config)
+        return b""
+
+    server.answers["HandleReloadConfigRequest"] = answer
+    (tmp_path / "models.config").write_text('model_config_list { config { name: "m" } }')
+    assert run(server, "reload", f"--config={tmp_path}/models.config") == 0
+    assert names == ["m"]
+    (tmp_path / "models.config").write_text("models: 7")
+    assert run(server, "reload", f"--config={tmp_path}/models.config") == 2
+    assert run(server, "reload", f"--config={tmp_path}/none") == 2
+    server.answers["HandleReloadConfigRequest"] = refusal(grpc.StatusCode.UNAVAILABLE, "no")
+    (tmp_path / "models.config").write_text("")
+    assert run(server, "reload", f"--config={tmp_path}/models.config") == 1
+    capsys.readouterr()
+
+
+def test_checks_can_be_left_to_the_server(server: Server, capsys: pytest.CaptureFixture[str]):
+    assert run(server, "predict", "--input=x=[1]") == 2
+    assert "'s' is missing" in capsys.readouterr().err
+    assert run(server, "predict", "--input=x=[1]", "--no_check") == 0
 
 
 def test_npz_out_can_be_read_without_pickle(server: Server, tmp_path: Path):
@@ -58,7 +145,7 @@ def test_npz_out_can_be_read_without_pickle(server: Server, tmp_path: Path):
 
 
 def test_a_single_input_needs_no_name(server: Server, capsys: pytest.CaptureFixture[str]):
-    server.answers["GetModelMetadata"] = signatures(pixels=4)
+    server.answers["GetModelMetadata"] = metadata(pixels=4)
     assert run(server, "predict", "--input=[1, 2]", "--output=-") == 0
     assert json.loads(capsys.readouterr().out) == {"pixels": [1, 2]}
 
@@ -67,7 +154,7 @@ def test_metadata_status_and_wait(server: Server, capsys: pytest.CaptureFixture[
     assert run(server, "metadata") == 0
     printed = capsys.readouterr().out
     assert "model m, version 3\nserving_default\n" in printed
-    assert "  in   x: float32 [any, 3]\n" in printed
+    assert "  in   x: float32 of any shape\n" in printed
     assert "  out  y: string of any shape\n" in printed
     assert run(server, "status") == 0
     assert capsys.readouterr().out == "version 2  AVAILABLE\nversion 1  END  broken\n"
@@ -94,7 +181,14 @@ def test_a_failed_call_exits_with_1(server: Server, capsys: pytest.CaptureFixtur
         ["--input=x=[1]", "--input=[2]"],
         ["--input=[1]"],
         ["--input=x=[1]", "--output=out.txt"],
+        ["--input=x=[1]", "--inputs=-"],
+        ["--inputs=/no/such/file.json"],
         ["--input=x=[1]", "--timeout_s=0"],
+        ["--input=x=[1]", "--max_batch_size=0"],
+        ["--input=x=[1]", "--token_file=/no/such/file"],
+        ["--input=x=[1]", "--token_file=pyproject.toml"],
+        ["--input=x=[1]", "--private_key=pyproject.toml"],
+        ["--input=x=[1]", "--root_certificates=/no/such/file"],
         ["--input=x=[1]", "--version=1", "--label=stable"],
         ["--nonsense"],
         [],

@@ -1,60 +1,35 @@
-"""The client against a real gRPC server in this process whose answers each test scripts."""
+"""What the client sends, and what it makes of answers and failures; checks are tested apart."""
 
 from __future__ import annotations
 
+import base64
+import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import text_format
+from tensorflow_serving.apis import (
+    classification_pb2,
+    model_management_pb2,
+    regression_pb2,
+)
+from tensorflow_serving.config import model_server_config_pb2
 
 from serving import tensors
 from serving.client import Client, errors
 from serving.client.models import TensorInfo, VersionStatus
 from serving.protos import serving_pb2
 from tests.running import ROOT, free_port
-
-Answer = Callable[[bytes, grpc.ServicerContext], bytes]
-METHODS = {
-    "Predict": "PredictionService",
-    "GetModelMetadata": "PredictionService",
-    "GetModelStatus": "ModelService",
-}
-
-
-class Server:
-    """Answers what ``answers`` says, and remembers the names of the methods called."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.calls: list[str] = []
-        limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        self._server = grpc.server(ThreadPoolExecutor(4), options=limits)
-        for method, service in METHODS.items():
-            handler = grpc.unary_unary_rpc_method_handler(self._answering(method))
-            generic = grpc.method_handlers_generic_handler(
-                f"tensorflow.serving.{service}", {method: handler}
-            )
-            self._server.add_generic_rpc_handlers((generic,))
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-        self.target = f"127.0.0.1:{self.port}"
-        self._server.start()
-
-    def _answering(self, method: str) -> Answer:
-        def handler(data: bytes, context: grpc.ServicerContext) -> bytes:
-            self.calls.append(method)
-            return self.answers[method](data, context)
-
-        return handler
-
-    def stop(self) -> None:
-        self._server.stop(0).wait()
+from tests.serving.scripted import METHODS, Answer, Server, echo, refusal, signatures, states
 
 
 @pytest.fixture
@@ -66,48 +41,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[Client]:
-    with Client(server.target) as client:
+    with Client(server.target, check=False) as client:
         yield client
-
-
-def echo(data: bytes, context: grpc.ServicerContext) -> bytes:
-    request = serving_pb2.PredictRequest.FromString(data)
-    return serving_pb2.PredictResponse(
-        outputs=request.inputs, model_spec=request.model_spec
-    ).SerializeToString()
-
-
-def signatures(**inputs: int) -> Answer:
-    """Metadata of a model with one signature that takes ``inputs`` (name=number of the dtype)."""
-    definition = serving_pb2.SignatureDef(method_name="tensorflow/serving/predict")
-    for name, dtype in inputs.items():
-        definition.inputs[name].dtype = dtype
-        for size in (-1, 3):
-            definition.inputs[name].tensor_shape.dim.add(size=size)
-    definition.outputs["y"].dtype = serving_pb2.DT_STRING
-    definition.outputs["y"].tensor_shape.unknown_rank = True
-    definitions = serving_pb2.SignatureDefMap()
-    definitions.signature_def["serving_default"].CopyFrom(definition)
-    definitions.signature_def["__saved_model_init_op"].outputs["op"].name = "NoOp"
-    response = serving_pb2.GetModelMetadataResponse()
-    response.model_spec.name = "m"
-    response.model_spec.version.value = 3
-    response.metadata["signature_def"].value = definitions.SerializeToString()
-    return lambda data, context: response.SerializeToString()
-
-
-def states(*entries: tuple[int, str, str]) -> Answer:
-    response = serving_pb2.GetModelStatusResponse()
-    for version, state, error in entries:
-        entry = response.model_version_status.add(version=version)
-        entry.state = serving_pb2.ModelVersionStatus.State.Value(state)
-        entry.status.error_code = 13 if error else 0
-        entry.status.error_message = error
-    return lambda data, context: response.SerializeToString()
-
-
-def refusal(code: grpc.StatusCode, details: str) -> Answer:
-    return lambda data, context: context.abort(code, details)  # type: ignore[return-value]
 
 
 def test_predict_sends_arrays_as_they_are(server: Server, client: Client):
@@ -147,17 +82,7 @@ def test_lists_get_the_models_dtype(server: Server, client: Client):
     assert (outputs["a"].dtype, outputs["b"].dtype) == (np.float32, np.uint8)
     with pytest.raises(errors.InvalidInput, match="'b': a value is out of the range"):
         client.predict("m", {"a": [[1, 2, 3]], "b": [256]})
-
-
-def test_the_signature_is_asked_for_again_when_the_server_refuses(server: Server, client: Client):
-    server.answers |= {"Predict": echo, "GetModelMetadata": signatures(old=1)}
-    client.predict("m", [1.0])
-    server.answers["GetModelMetadata"] = signatures(new=1)
-    server.answers["Predict"] = refusal(grpc.StatusCode.INVALID_ARGUMENT, "no input old")
-    with pytest.raises(errors.InvalidRequest):
-        client.predict("m", [1.0])
-    server.answers["Predict"] = echo
-    assert list(client.predict("m", [1.0])) == ["new"]
+    assert server.calls.count("Predict") == 1
 
 
 @pytest.mark.parametrize(
@@ -167,6 +92,7 @@ def test_the_signature_is_asked_for_again_when_the_server_refuses(server: Server
         (dict(version=1, label="stable"), "not for both"),
         (dict(inputs={"x": np.zeros(1, "M8[s]")}), "'x': arrays of datetime64"),
         (dict(inputs={"x": [[1], [2, 3]]}), "'x'"),
+        (dict(max_batch_size=0), "max_batch_size=0"),
         (dict(inputs=[1.0]), "2 inputs; give them by name: 'x', 'y'"),
         (dict(inputs=[1.0], signature="nope"), "no signature 'nope'; it has 'serving_default'"),
         (dict(timeout_s=0), "timeout_s=0"),
@@ -206,6 +132,110 @@ def test_status_is_newest_first(server: Server, client: Client):
         VersionStatus(2, "END", "no variables"),
         VersionStatus(1, "AVAILABLE", None),
     ]
+
+
+EXCHANGES = {
+    exchange["name"]: exchange
+    for exchange in json.loads((Path(__file__).parent / "recorded/exchanges.json").read_text())
+}
+
+
+def recorded(name: str, request_type: type[Any]) -> Answer:
+    """TF Serving's answer, to the request that it was given."""
+    wanted = request_type.FromString(base64.b64decode(EXCHANGES[name]["request"]))
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        assert request_type.FromString(data) == wanted
+        return base64.b64decode(EXCHANGES[name]["response"])
+
+    return answer
+
+
+def test_classify_asks_as_tf_serving_was_asked_and_reads_what_it_said(
+    server: Server, client: Client
+):
+    server.answers["Classify"] = recorded("Classify", classification_pb2.ClassificationRequest)
+    found = client.classify("half_plus", {"x": [1.0, 5.0]}, signature="classify")
+    assert found.labels.tolist() == [["high", "low"], ["high", "low"]]
+    assert found.scores.tolist() == [[2.5, -1.0], [4.5, -5.0]]
+    assert found.scores.dtype == np.float32
+
+    server.answers["Classify"] = recorded(
+        "Classify context", classification_pb2.ClassificationRequest
+    )
+    examples = [{}, {"x": np.float32(9)}]
+    context = {"x": np.array([3.0])}
+    with pytest.raises(errors.ServerError):  # the order of examples is the caller's
+        client.classify("half_plus", examples[::-1], context=context, signature="classify")
+    found = client.classify("half_plus", examples, context=context, signature="classify")
+    assert found.scores.shape == (2, 2)
+
+
+def test_regress_asks_as_tf_serving_was_asked_and_reads_what_it_said(
+    server: Server, client: Client
+):
+    server.answers["Regress"] = recorded("Regress one", regression_pb2.RegressionRequest)
+    values = client.regress("half_plus", {"x": np.array([[1.0]])}, signature="regress")
+    assert (values.dtype, values.tolist()) == (np.float32, [2.5])
+
+
+def test_examples_are_split_and_joined(server: Server, client: Client):
+    sizes = []
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        request = regression_pb2.RegressionRequest.FromString(data)
+        examples = request.input.example_list_with_context.examples
+        sizes.append(len(examples))
+        response = regression_pb2.RegressionResponse()
+        for example in examples:
+            (value,) = example.features.feature["a"].int64_list.value
+            response.result.regressions.add(value=value)
+        return response.SerializeToString()
+
+    server.answers["Regress"] = answer
+    features = {"a": np.arange(5)}
+    values = client.regress("m", features, context={"b": "x"}, signature="r", max_batch_size=2)
+    assert (sizes, values.tolist()) == ([2, 2, 1], [0, 1, 2, 3, 4])
+    with pytest.raises(errors.InvalidInput, match="no examples"):
+        client.regress("m", [], signature="r")
+
+
+CONFIG = """model_config_list { config {
+    name: "m" base_path: "/models/m" model_platform: "tensorflow"
+    model_version_policy { specific { versions: 6 versions: 7 } }
+    version_labels { key: "stable" value: 6 }
+} }"""
+
+
+def test_reload_takes_a_text_or_a_message(server: Server, client: Client):
+    seen = []
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        seen.append(model_management_pb2.ReloadConfigRequest.FromString(data).config)
+        return b""
+
+    server.answers["HandleReloadConfigRequest"] = answer
+    theirs = text_format.Parse(CONFIG, model_server_config_pb2.ModelServerConfig())
+    client.reload(CONFIG)
+    client.reload(theirs)
+    assert seen == [theirs, theirs]
+    for wrong in ("model_config_list { nonsense: 1 }", 7, serving_pb2.ModelSpec()):
+        with pytest.raises(errors.InvalidInput, match="ModelServerConfig"):
+            client.reload(wrong)
+    assert len(seen) == 2
+
+
+def test_a_reload_is_made_once_and_its_status_is_read(server: Server, client: Client):
+    server.answers["HandleReloadConfigRequest"] = refusal(grpc.StatusCode.UNAVAILABLE, "busy")
+    with pytest.raises(errors.Unavailable, match=r"HandleReloadConfigRequest.*busy"):
+        client.reload(CONFIG)
+    assert server.calls == ["HandleReloadConfigRequest"]
+    response = serving_pb2.ReloadConfigResponse()
+    response.status.error_code = 9
+    response.status.error_message = "version 9 is not currently available"
+    server.answers["HandleReloadConfigRequest"] = lambda data, _: response.SerializeToString()
+    with pytest.raises(errors.InvalidRequest, match="version 9 is not"):
+        client.reload(CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -274,11 +304,14 @@ def test_every_call_has_a_deadline(server: Server):
         raise AssertionError
 
     server.answers = dict.fromkeys(METHODS, answer)
-    with Client(server.target, timeout_s=7) as client:
+    with Client(server.target, timeout_s=7, check=False) as client:
         for call in (
             lambda: client.predict("m", {"x": np.zeros(1)}),
+            lambda: client.classify("m", {"x": np.zeros(1)}, signature="c"),
+            lambda: client.regress("m", {"x": np.zeros(1)}, signature="r"),
             lambda: client.metadata("m"),
             lambda: client.status("m"),
+            lambda: client.reload(""),
         ):
             with pytest.raises(errors.NotFound):
                 call()
@@ -314,7 +347,7 @@ def test_an_answer_that_makes_no_sense_is_an_error(server: Server, client: Clien
     with pytest.raises(errors.InvalidAnswer, match="signature_def"):
         client.metadata("m")
     server.answers["GetModelStatus"] = lambda data, context: b"\xff\xff"
-    with pytest.raises(errors.ServerError):
+    with pytest.raises(errors.InvalidAnswer, match="no GetModelStatusResponse"):
         client.status("m")
 
 

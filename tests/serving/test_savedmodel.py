@@ -14,10 +14,9 @@ from serving.server.savedmodel import SavedModel
 
 def run(path: Path, **inputs: np.ndarray) -> np.ndarray:
     model = SavedModel(path)
-    definition = model.signatures["serving_default"]
-    feeds = {definition.inputs[name].name: array for name, array in inputs.items()}
-    (output,) = definition.outputs.values()
-    (array,) = model.run(feeds, [output.name], timeout_s=30)
+    signature = model.signatures["serving_default"]
+    feeds = {signature.inputs[name]: array for name, array in inputs.items()}
+    (array,) = model.run(feeds, [*signature.outputs.values()], timeout_s=30)
     model.close()
     return array
 
@@ -60,7 +59,7 @@ def test_the_models_of_two_versions_share_nothing(tmp_path: Path):
         tf.saved_model.save(module, str(tmp_path / str(number)), signatures=times)
         models.append(SavedModel(tmp_path / str(number)))
     feed = {"serving_default_x:0": np.float32(3)}
-    fetch = [model.signatures["serving_default"].outputs["y"].name for model in models]
+    fetch = [model.signatures["serving_default"].outputs["y"] for model in models]
     results = [model.run(feed, [name]) for model, name in zip(models, fetch, strict=True)]
     assert results == [[3], [6]]
     models[0].close()
@@ -83,5 +82,5 @@ def test_work_without_end_ends_by_its_deadline(tmp_path: Path):
     tf.saved_model.save(module, str(tmp_path / "1"), signatures=function)
     with pytest.raises(tf.errors.DeadlineExceededError):
         model = SavedModel(tmp_path / "1")
-        output = model.signatures["serving_default"].outputs["y"].name
+        output = model.signatures["serving_default"].outputs["y"]
         model.run({"serving_default_x:0": np.float32(1)}, [output], timeout_s=0.2)

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from serving.server.servables import NotServed, Servable, VersionState
+from serving.server.servables import (
+    NotServed,
+    Policy,
+    Servable,
+    VersionState,
+    every,
+    latest,
+    specific,
+)
 from tests.running import wait_until
 
 
@@ -162,3 +170,79 @@ def test_an_error_in_a_call_still_gives_the_version_back(servable: Servable[Mode
     publish(servable.base_path, "2", "two")
     servable.poll()
     assert model.closed
+
+
+@pytest.mark.parametrize(
+    ("policy", "wanted"),
+    [
+        (latest(1), [10]),
+        (latest(2), [9, 10]),
+        (latest(9), [3, 9, 10]),
+        (every, [3, 9, 10]),
+        (specific({3, 10, 11}), [3, 10]),
+    ],
+)
+def test_policies_say_which_versions_are_served(
+    servable: Servable[Model], policy: Policy, wanted: list[int]
+):
+    for name in ("9", "10", "3"):
+        publish(servable.base_path, name, f"from {name}")
+    servable.follow(servable.base_path, policy)
+    servable.poll()
+    assert states(servable) == [(number, "AVAILABLE") for number in reversed(wanted)]
+    assert answer(servable) == (max(wanted), f"from {max(wanted)}")
+    assert answer(servable, min(wanted)) == (min(wanted), f"from {min(wanted)}")
+
+
+def test_another_policy_loads_what_is_new_before_it_lets_go(servable: Servable[Model]):
+    for name in ("1", "2", "3"):
+        publish(servable.base_path, name, name)
+    servable.follow(servable.base_path, specific({1}))
+    servable.poll()
+    with servable.use() as (number, _):
+        assert number == 1
+        servable.follow(servable.base_path, specific({2, 3}))
+        servable.poll()
+        assert states(servable) == [(3, "AVAILABLE"), (2, "AVAILABLE"), (1, "UNLOADING")]
+    assert states(servable)[-1] == (1, "END")
+    servable.follow(servable.base_path, specific({7}))  # isn't there: nothing changes
+    servable.poll()
+    assert states(servable)[:2] == [(3, "AVAILABLE"), (2, "AVAILABLE")]
+
+
+def test_a_version_is_not_let_go_before_one_that_is_wanted_is_up(servable: Servable[Model]):
+    publish(servable.base_path, "1", "one")
+    publish(servable.base_path, "2", "broken")
+    servable.follow(servable.base_path, specific({1}))
+    servable.poll()
+    servable.follow(servable.base_path, specific({2}))
+    servable.poll()
+    assert answer(servable) == (1, "one")
+    assert states(servable) == [(2, "END"), (1, "AVAILABLE")]
+
+
+def test_dropped_while_it_loads_and_while_it_is_used(tmp_path: Path):
+    loading, go_on = threading.Event(), threading.Event()
+    models = []
+
+    def load(folder: Path) -> Model:
+        if folder.name == "1":
+            loading.set()
+            assert go_on.wait(10)
+        models.append(Model(folder))
+        return models[-1]
+
+    servable = Servable("m", tmp_path, load, policy=every)
+    for name in ("1", "2"):
+        publish(tmp_path, name, name)
+    servable.watch(every_s=0.01)
+    assert loading.wait(10)
+    with servable.use() as (number, model):
+        servable.drop()
+        go_on.set()
+        wait_until(lambda: states(servable) == [(2, "UNLOADING"), (1, "END")], 10, "it is dropped")
+        assert number == 2 and not model.closed
+        with pytest.raises(NotServed):
+            answer(servable)
+    assert states(servable) == [(2, "END"), (1, "END")]
+    assert [model.closed for model in models] == [True, True]

@@ -1,52 +1,20 @@
-"""The embedded server's flags, and what its service checks before a model is asked."""
+"""What the embedded server's service checks before a model is asked."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import predict_pb2
 
-from serving.server import command, prediction
+from serving.server import prediction
 from serving.server.models import Models, Refused
 from serving.server.savedmodel import SavedModel
 from serving.server.servables import Servable
-
-
-def test_defaults_are_tf_servings_but_for_the_host():
-    options = command.parse(["--model_base_path=/models/m"])
-    expected = command.Options("127.0.0.1", 8500, "default", Path("/models/m"), 1.0)
-    assert options == expected
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "model_base_path"),
-        (["--model_base_path=m", "--port=http"], "port"),
-        (["--model_base_path=m", "--port=70000"], "port=70000"),
-        (["--model_base_path=m", "--file_system_poll_wait_seconds=0"], "poll_wait_seconds"),
-        (["--model_base_path=m", "--rest_api_port=8501"], "rest_api_port"),
-        (["--model_base_path=m", "--model_name="], "model_name"),
-        (["--model_base_path=gs://bucket/m"], "gs://bucket/m"),
-        (["--model_base_path=m", "stray"], "stray"),
-    ],
-)
-def test_bad_flags_exit_with_2_and_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-):
-    with pytest.raises(flags.Error, match=message):
-        command.parse(arguments)
-    assert command.main(arguments) == 2  # before anything is imported or listens
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert message in printed.err and printed.err.count("\n") == 1
 
 
 class Add(tf.Module):

@@ -187,6 +187,7 @@ def test_what_can_not_be_sent_is_named(array: np.ndarray):
         ([True], "bool", np.array([True])),
         ([1j], "complex64", np.array([1j], np.complex64)),
         (["a\0", b"b"], "string", np.array(["a\0", b"b"], object)),
+        (["a", b"\xff\0"], "string", np.array(["a", b"\xff\0"], object)),
         ([1, 2], None, np.array([1, 2])),
         (np.float64(3), "float32", np.array(3.0)),
         (np.arange(3), "float32", np.arange(3)),

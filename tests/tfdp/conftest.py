@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -55,3 +56,14 @@ def float64() -> Iterator[None]:
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def reloaded_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program of the fresh process that asks a new version, run in this one: it is quicker."""
+    from tfdp import reload, reloading
+
+    def here(version: Path, answers: Path, questions: Sequence[Path]) -> None:
+        reload.main(str(version), str(answers), [str(path) for path in questions])
+
+    monkeypatch.setattr(reloading, "_in_fresh_process", here)

@@ -14,6 +14,7 @@ import tfdp
 from tfdp import feed
 from tfdp.callbacks import AtSteps, for_worker, want_each_batch
 from tfdp.errors import Stopped
+from tfdp.exchange import Exchange
 from tfdp.fitting import run
 from tfdp.order import Order
 from tfdp.team import team_of
@@ -269,6 +270,7 @@ def test_a_run_that_is_told_to_stop_says_at_which_step() -> None:
             steps_per_epoch=6,
             first_step=0,
             last_step=60,
+            exchange=Exchange(),
             callbacks=[seen],
             told_to_stop=lambda: len(seen.told) >= 2 * 4,
         )
@@ -311,6 +313,7 @@ def test_a_run_stops_only_where_nothing_has_begun_that_has_not_ended(asked: int)
             steps_per_epoch=2,
             first_step=0,
             last_step=60,
+            exchange=Exchange(),
             callbacks=[seen],
             told_to_stop=lambda: next(left),
         )

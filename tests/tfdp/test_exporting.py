@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-import threading
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +13,14 @@ import pytest
 import tensorflow as tf
 
 import tfdp
-from tests.running import run
-from tfdp import exporting
-from tfdp.errors import TrainingError
-from tfdp.exporting import published, versions
+from tests.tfdp.servables import loaded, warmup_requests
+from tfdp.errors import Refused, TrainingError
+from tfdp.publishing import about, published, versions
 
 ROWS = np.random.default_rng(5).integers(0, 256, (12, 4)).astype(np.uint8)
 
-# As TF Serving's loader does it: a session of the graph, tensors by name, no Keras.
-ASK = """
-import json, sys
-import numpy as np
-import tensorflow as tf
 
-with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
-    loaded = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1])
-    signature = loaded.signature_def["serving_default"]
-    feed = {
-        signature.inputs[name].name: np.array(value, tf.as_dtype(signature.inputs[name].dtype)
-            .as_numpy_dtype)
-        for name, value in json.loads(sys.argv[2]).items()
-    }
-    fetch = {name: tensor.name for name, tensor in signature.outputs.items()}
-    answers = {name: value.tolist() for name, value in session.run(fetch, feed).items()}
-    shapes = {
-        name: [dim.size for dim in tensor.tensor_shape.dim]
-        for name, tensor in signature.inputs.items()
-    }
-    print("ANSWER", json.dumps({"answers": answers, "inputs": shapes,
-        "method": signature.method_name}))
-"""
-
-
-def ask(version: Path, features: dict[str, Any]) -> dict[str, Any]:
-    """What a published version answers in a process that knows nothing of us."""
-    lists = {name: np.asarray(value).tolist() for name, value in features.items()}
-    output = run(["python", "-c", ASK, str(version), json.dumps(lists)])
-    line = next(line for line in output.splitlines() if line.startswith("ANSWER "))
-    return json.loads(line.removeprefix("ANSWER "))  # type: ignore[no-any-return]
+pytestmark = pytest.mark.usefixtures("reloaded_here")
 
 
 @functools.cache
@@ -85,30 +56,33 @@ def test_versions_are_numbered_on(tmp_path: Path) -> None:
     (folder / "41").mkdir()
     (folder / "notes").mkdir()
     assert tfdp.export(dense(), str(folder)) == folder / "42"
-    assert versions(folder) == [1, 2, 41, 42]
+    assert list(versions(folder)) == [1, 2, 41, 42]
     assert not list(folder.glob(".*")), "hidden folders are gone"
-    assert versions(tmp_path / "nowhere") == []
+    assert versions(tmp_path / "nowhere") == {}
 
 
-def test_a_version_answers_raw_features_in_another_process(tmp_path: Path) -> None:
+def test_a_version_answers_raw_features(tmp_path: Path) -> None:
     source = tfdp.from_arrays(ROWS, np.zeros(12))
     version = tfdp.export(dense(), tmp_path, preprocess=scaled, features=source)
     expected = dense().predict(ROWS / np.float32(255), verbose=0)
-    said = ask(version, {"features": ROWS})
-    np.testing.assert_allclose(said["answers"]["outputs"], expected, rtol=1e-5)
-    assert said["answers"].keys() == {"outputs"}
-    assert said["inputs"] == {"features": [-1, 4]}
-    assert said["method"] == "tensorflow/serving/predict"
+    with loaded(version) as servable:
+        answers = servable.ask(features=ROWS)
+        assert servable.inputs() == {"features": (tf.uint8.as_datatype_enum, [-1, 4])}
+        method = servable.signatures["serving_default"].method_name
+    np.testing.assert_allclose(answers["outputs"], expected, rtol=1e-5)
+    assert answers.keys() == {"outputs"}
+    assert method == "tensorflow/serving/predict"
 
 
 def test_inputs_and_outputs_have_their_names(tmp_path: Path) -> None:
     model = two_in_two_out()
     version = tfdp.export(model, tmp_path)
     features = {"left": np.ones((2, 4), np.float32), "right": np.zeros((2, 2), np.float32)}
-    said = ask(version, features)
-    assert said["inputs"] == {"left": [-1, 4], "right": [-1, 2]}
+    with loaded(version) as servable:
+        answers = servable.ask(**features)
+        assert set(servable.signatures) <= {"serving_default", "__saved_model_init_op"}
     for name, value in model.predict(features, verbose=0).items():
-        np.testing.assert_allclose(said["answers"][name], value, rtol=1e-5)
+        np.testing.assert_allclose(answers[name], value, rtol=1e-5)
 
 
 def test_outputs_of_a_list_are_numbered(tmp_path: Path) -> None:
@@ -132,12 +106,12 @@ def test_a_model_on_several_replicas_is_exported(strategies: Any, tmp_path: Path
     np.testing.assert_allclose(answers, rows @ kernel + bias, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["a b", "a/b", "1st", "", "a-b"])
+@pytest.mark.parametrize("name", ["a b", "a/b", "1st", "", "a-b", "class"])
 def test_features_that_cannot_be_named_are_refused(name: str, tmp_path: Path) -> None:
     features = {name: tf.TensorSpec([4], tf.float32)}
     with pytest.raises(tfdp.BadInput, match=f"feature '{name}' can't be an input"):
         tfdp.export(dense(), tmp_path / "model", features=features)
-    assert versions(tmp_path / "model") == []
+    assert versions(tmp_path / "model") == {}
 
 
 @pytest.mark.parametrize(
@@ -174,46 +148,137 @@ def test_a_version_that_answers_differently_is_not_published(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_that_fails_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_warm_up_requests_are_real_features_that_the_version_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    source = tfdp.from_arrays(ROWS, np.zeros(12))
+    version = tfdp.export(dense(), folder, preprocess=scaled, features=source)
+    requests = warmup_requests(version)
+    sent = [tf.make_ndarray(request.inputs["features"]) for request in requests]
+    assert [len(rows) for rows in sent] == [1, 2, 4, 8, 16, 32]
+    with loaded(version) as servable:
+        for request, rows in zip(requests, sent, strict=True):
+            assert request.model_spec.name == "digits"
+            assert request.model_spec.signature_name == "serving_default"
+            np.testing.assert_array_equal(rows, np.resize(ROWS, rows.shape))
+            expected = dense().predict(rows / np.float32(255), verbose=0)
+            answer = servable.ask(features=rows)["outputs"]
+            np.testing.assert_allclose(answer, expected, rtol=1e-5)
+
+
+def test_batch_sizes_of_warm_up_requests_can_be_chosen(tmp_path: Path) -> None:
+    some = tfdp.export(dense(), tmp_path, warmup_batch_sizes=[3])
+    (request,) = warmup_requests(some)
+    zeros = tf.make_ndarray(next(iter(request.inputs.values())))
+    np.testing.assert_array_equal(zeros, np.zeros((3, 4), np.float32))
+    assert warmup_requests(tfdp.export(dense(), tmp_path, warmup_batch_sizes=[])) == []
+    for bad in ([0], [1] * 1001):
+        with pytest.raises(tfdp.BadInput, match="--warmup_batch_sizes"):
+            tfdp.export(dense(), tmp_path, warmup_batch_sizes=bad)
+
+
+def test_a_dataset_gives_real_features_too(tmp_path: Path) -> None:
+    words = ["one", "three", "eleven"]
+    lengths = tf.data.Dataset.from_generator(
+        lambda: ((list(word), 0) for word in words),
+        output_signature=(tf.TensorSpec([None], tf.string), tf.TensorSpec([], tf.int32)),
+    )
+    count = keras.Sequential(
+        [keras.layers.Input((None,), dtype="string"), keras.layers.Lambda(tf.shape)]
+    )
+    version = tfdp.export(count, tmp_path, features=lengths, warmup_batch_sizes=[3])
+    (request,) = warmup_requests(version)
+    expected = np.array([list(word.ljust(6, " ")) for word in words], "S1")
+    np.testing.assert_array_equal(
+        tf.make_ndarray(request.inputs["features"]), np.where(expected == b" ", b"", expected)
+    )
+
+
+def test_specs_whose_zeros_the_model_refuses_give_no_warm_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
+    def decoded(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.io.decode_raw(features, tf.float32), [4])
 
-    monkeypatch.setattr(exporting, "write_durably", full)
-    with pytest.raises(OSError, match="No space left"):
-        tfdp.export(dense(), tmp_path)
+    spec = tf.TensorSpec([], tf.string)
+    version = tfdp.export(dense(), tmp_path, preprocess=decoded, features=spec)
+    assert "the model does not take zeros and empty strings" in capsys.readouterr().err
+    assert warmup_requests(version) == []
+    rows = ROWS.astype(np.float32)
+    with loaded(version) as servable:
+        answer = servable.ask(features=[row.tobytes() for row in rows])["outputs"]
+    np.testing.assert_allclose(answer, dense().predict(rows, verbose=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit", ["variables", "warm-up"])
+def test_a_full_disk_loses_nothing(limit: str, tmp_path: Path) -> None:
+    tfdp.export(dense(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    keras.utils.set_random_seed(3)
+    large = keras.Sequential([keras.layers.Input((900,)), keras.layers.Dense(900)])
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    bytes_ = 1 << (17 if limit == "variables" else 22)
+    sizes = [1] if limit == "variables" else [2000]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, kept[1]))
+    try:
+        with pytest.raises((OSError, tf.errors.OpError)):
+            tfdp.export(large, tmp_path, warmup_batch_sizes=sizes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+    assert tfdp.export(dense(), tmp_path) == tmp_path / "2"
+
+
+def test_metrics_decide_before_anything_is_written(tmp_path: Path) -> None:
+    source = tfdp.from_arrays(ROWS.astype(np.float32))
+
+    def publish(accuracy: float, **demands: Any) -> Path:
+        scores = {"accuracy": accuracy, "loss": 3.0}
+        return tfdp.export(dense(), tmp_path, features=source, eval_metrics=scores, **demands)
+
+    with pytest.raises(Refused, match=r"accuracy is 0\.5, below --require_min=accuracy:0\.97"):
+        publish(0.5, require_min={"accuracy": 0.97})
+    with pytest.raises(Refused, match="loss is 3, above --require_max=loss:2"):
+        publish(0.5, require_max={"loss": 2})
+    with pytest.raises(tfdp.BadInput, match="--require_min=auc:1: evaluations give accuracy, loss"):
+        publish(0.5, require_min={"auc": 1})
     assert not list(tmp_path.iterdir())
+    publish(0.9, not_worse_than_current=0.01)  # there is none
+    publish(0.95)
+    with pytest.raises(Refused, match=r"accuracy is 0\.93 and that of .*2, which is served"):
+        publish(0.93, not_worse_than_current=0.01)
+    (tmp_path.parent / "stable.config").write_text(
+        f'model_config_list {{ config {{ name: "{tmp_path.name}" base_path: "/models/x"'
+        ' version_labels { key: "stable" value: 1 } } }'
+    )
+    publish(0.93, not_worse_than_current=0.01, models_config=tmp_path.parent / "stable.config")
+    assert [about(path)["eval_metrics"]["accuracy"] for path in versions(tmp_path).values()] == [
+        0.9,
+        0.95,
+        0.93,
+    ]
 
 
-def test_publishers_at_the_same_time_get_numbers_of_their_own(tmp_path: Path) -> None:
-    hidden = [tmp_path / f".unpublished-{i}" for i in range(40)]
-    for i, folder in enumerate(hidden):
-        folder.mkdir()
-        (folder / "who").write_text(str(i))
-    start = threading.Barrier(4)
-    paths: list[Path] = []
-
-    def publish(mine: list[Path]) -> None:
-        start.wait()
-        for folder in mine:
-            paths.append(exporting._publish(folder, tmp_path))
-
-    threads = [threading.Thread(target=publish, args=(hidden[i::4],)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert versions(tmp_path) == sorted(int(path.name) for path in paths) == list(range(1, 41))
-    assert {(path / "who").read_text() for path in paths} == {str(i) for i in range(40)}
+def test_old_versions_go_but_not_those_that_servers_need(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    (folder / "7").mkdir(parents=True)  # somebody else's
+    for _ in range(2):
+        tfdp.export(dense(), folder, keep=5)
+    (tmp_path / "models.config").write_text(
+        'model_config_list { config { name: "digits" base_path: "/models/digits"'
+        ' version_labels { key: "canary" value: 8 } } }'
+    )
+    for _ in range(3):
+        tfdp.export(dense(), folder, keep=2)
+    assert sorted(path.name for path in folder.iterdir()) == ["11", "12", "7", "8"]
 
 
 def test_where_a_version_came_from_is_found_again(tmp_path: Path) -> None:
     assert published(tmp_path / "nowhere", {"run": "a"}) is None
-    for number, about in enumerate(({"run": "a", "step": 1}, {"run": "a", "step": 2}, None), 1):
+    for number, said in enumerate(({"run": "a", "step": 1}, {"run": "a", "step": 2}, None), 1):
         (tmp_path / str(number)).mkdir()
-        if about is not None:
-            (tmp_path / str(number) / "tfdp.json").write_text(json.dumps(about | {"more": 0}))
+        if said is not None:
+            (tmp_path / str(number) / "tfdp.json").write_text(json.dumps(said | {"more": 0}))
     (tmp_path / "9").mkdir()
     (tmp_path / "9" / "tfdp.json").write_text("{ half")
     assert published(tmp_path, {"run": "a"}) == tmp_path / "2"
@@ -221,7 +286,18 @@ def test_where_a_version_came_from_is_found_again(tmp_path: Path) -> None:
     assert published(tmp_path, {"run": "b"}) is None
 
 
-def test_a_version_says_what_it_was_told_to(tmp_path: Path) -> None:
-    version = tfdp.export(dense(), tmp_path, about={"run": "a", "step": 3})
-    assert json.loads((version / "tfdp.json").read_text()) == {"run": "a", "step": 3}
+def test_a_version_says_where_it_came_from(tmp_path: Path) -> None:
+    source = tfdp.from_arrays(ROWS.astype(np.float32))
+    version = tfdp.export(dense(), tmp_path, features=source, about={"run": "a", "step": 3})
+    weights = hashlib.sha256(b"".join(array.tobytes() for array in dense().get_weights()))
+    assert json.loads((version / "tfdp.json").read_text()) == {
+        "run": "a",
+        "step": 3,
+        "weights_sha256": weights.hexdigest(),
+        "data_sha256": source.sha256(),
+        "eval_metrics": {},
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "tfdp": tfdp.__version__,
+    }
     assert published(tmp_path, {"run": "a"}) == version

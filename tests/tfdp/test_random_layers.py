@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import tfdp
 from tfdp import evaluation, feed, keras_private, state
+from tfdp.exchange import Exchange
 from tfdp.fitting import run
 from tfdp.order import Order
 from tfdp.team import team_of
@@ -117,6 +118,7 @@ def train(
         steps_per_epoch=order.steps_per_epoch,
         first_step=first,
         last_step=last,
+        exchange=Exchange(),
         callbacks=[keep],
     )
     return logs

@@ -1,0 +1,23 @@
+# A training node; see docker-compose.yml. With GPUs: --build-arg EXTRA=train,demo,gpu
+ARG BASE=python:3.11-slim
+FROM ${BASE}
+ARG EXTRA=train,demo
+
+# What is installed changes seldom, our code often: packages first, on empty folders of ours.
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+RUN python -c "import pathlib, tomllib; settings = tomllib.load(open('pyproject.toml', 'rb')); \
+    [pathlib.Path(*name.split('.')).mkdir(parents=True, exist_ok=True) \
+     for name in settings['tool']['setuptools']['packages']]" \
+    && pip install --no-cache-dir -c constraints.txt ".[${EXTRA}]"
+COPY cluster cluster
+COPY serving serving
+COPY tfdp tfdp
+RUN pip install --no-cache-dir --no-deps --force-reinstall .
+
+# Any user may run it: what libraries note in a home directory goes to /tmp.
+ENV HOME=/tmp PYTHONUNBUFFERED=1
+WORKDIR /work
+USER 1000:1000
+ENTRYPOINT ["python", "-m"]
+CMD ["tfdp.train", "--help"]

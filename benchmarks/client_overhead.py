@@ -1,0 +1,138 @@
+"""What the client adds to a bare gRPC stub's latency, side by side, at 600 KB.
+
+    python benchmarks/client_overhead.py [rounds]
+
+The server answers at once with prepared bytes, so that all the rest of the latency is gRPC's. Each
+round calls in all ways in turn. Two stubs are compared with: one that knows protobuf, is given the
+request as a message and gives the answer as one, and one that does nothing but send and receive
+prepared bytes. Neither makes numpy arrays of them, which the client does.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from serving import tensors
+from serving.client import Client
+from serving.protos import serving_pb2
+
+FLOATS = {"600 KB": 150_000, "2.5 KB": 640}
+SERVICE = "tensorflow.serving.PredictionService"
+PATH = f"/{SERVICE}/Predict"
+UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+
+def array(size: str) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((64, FLOATS[size] // 64), dtype=np.float32)
+
+
+def answer(size: str) -> bytes:
+    """As TF Serving answers: numbers in ``float_val``."""
+    response = serving_pb2.PredictResponse()
+    tensors.write(array(size), response.outputs["outputs"], as_content=False)
+    return response.SerializeToString()
+
+
+def metadata() -> bytes:
+    """Of a model with an input ``features`` and an output ``outputs``."""
+    definitions = serving_pb2.SignatureDefMap()
+    definition = definitions.signature_def["serving_default"]
+    for infos, name in ((definition.inputs, "features"), (definition.outputs, "outputs")):
+        infos[name].dtype = serving_pb2.DT_FLOAT
+        infos[name].tensor_shape.dim.add(size=-1)
+        infos[name].tensor_shape.dim.add(size=-1)
+    response = serving_pb2.GetModelMetadataResponse(model_spec=serving_pb2.ModelSpec(name="m"))
+    response.metadata["signature_def"].value = definitions.SerializeToString()
+    return response.SerializeToString()
+
+
+def serve() -> None:
+    """Answers with as many numbers as the header ``size`` says."""
+    answers = {size: answer(size) for size in FLOATS}
+
+    def predict(data: bytes, context: grpc.ServicerContext) -> bytes:
+        return answers[dict(context.invocation_metadata())["size"]]
+
+    server = grpc.server(ThreadPoolExecutor(2), options=UNLIMITED)
+    methods = {"Predict": predict, "GetModelMetadata": lambda data, context: metadata()}
+    handlers = {name: grpc.unary_unary_rpc_method_handler(f) for name, f in methods.items()}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    server.start()
+    sys.stdin.read()
+
+
+def measure(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The median of each way's milliseconds; all ways in turn, so that noise hits them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(rounds + 20):
+        names = list(ways)[:: 1 if round_ % 2 else -1]
+        for name in names:
+            start = time.perf_counter()
+            ways[name]()
+            if round_ >= 20:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(found) for name, found in seconds.items()}
+
+
+def compare(target: str, sent: str, received: str, rounds: int) -> dict[str, float]:
+    """Milliseconds of the two stubs and of the client."""
+    inputs, metadata = {"features": array(sent)}, {"size": received}
+    request = serving_pb2.PredictRequest(model_spec=serving_pb2.ModelSpec(name="m"))
+    tensors.write(inputs["features"], request.inputs["features"])
+    prepared, headers = request.SerializeToString(), tuple(metadata.items())
+    with (
+        grpc.insecure_channel(target, UNLIMITED) as channel,
+        Client(target, metadata=metadata) as client,
+    ):
+        bare = channel.unary_unary(PATH)
+        stub = channel.unary_unary(
+            PATH,
+            serving_pb2.PredictRequest.SerializeToString,
+            serving_pb2.PredictResponse.FromString,
+        )
+        return measure(
+            {
+                "stub": lambda: stub(request, timeout=10, metadata=headers),
+                "bytes": lambda: bare(prepared, timeout=10, metadata=headers),
+                "client": lambda: client.predict("m", inputs),
+            },
+            rounds,
+        )
+
+
+def main(rounds: int) -> None:
+    """Prints medians and the client's ratios."""
+    command = [sys.executable, __file__, "serve"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin and server.stdout
+        target = f"127.0.0.1:{int(server.stdout.readline())}"
+        for sent, received in (("600 KB", "2.5 KB"), ("2.5 KB", "600 KB"), ("600 KB", "600 KB")):
+            ms = compare(target, sent, received, rounds)
+            more = [100 * (ms["client"] / ms[other] - 1) for other in ("stub", "bytes")]
+            print(
+                f"{sent} there, {received} back: stub {ms['stub']:.3f} ms, prepared bytes "
+                f"{ms['bytes']:.3f} ms, client {ms['client']:.3f} ms: {more[0]:+.1f} % and "
+                f"{more[1]:+.1f} %"
+            )
+        server.stdin.close()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["serve"]:
+        serve()
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)

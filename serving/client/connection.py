@@ -1,0 +1,113 @@
+"""Channels: where they lead, how they are kept alive, and what protects them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from serving.client import checks
+from serving.client.errors import InvalidInput
+
+_Pem = bytes | str | os.PathLike[str] | None
+
+_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    # A name with several addresses: each call goes to the next one that answers.
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),  # gRPC's own limit is 4 MB
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # A host that is gone does not refuse: by then the call goes to another one.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Servers answer pings more often than every five minutes with GOAWAY too_many_pings.
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """TLS, and mutual TLS if the client shows a certificate of its own.
+
+    Each of the first three is a file's path, or PEM as ``bytes``.
+
+    Attributes:
+        root_certificates: who may vouch for the server; by default whom gRPC trusts.
+        certificate_chain: the client's certificate, for servers that ask for one.
+        private_key: the key to it.
+        server_name: the name in the server's certificate, if it isn't the target's host.
+    """
+
+    root_certificates: _Pem = None
+    certificate_chain: _Pem = field(default=None, repr=False)
+    private_key: _Pem = field(default=None, repr=False)
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate_chain is None) != (self.private_key is None):
+            raise InvalidInput("a certificate_chain and its private_key go together: give both")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """What gRPC takes; raises InvalidInput if a file can't be read."""
+        pem = (self.root_certificates, self.private_key, self.certificate_chain)
+        return grpc.ssl_channel_credentials(*map(_read, pem))
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What a client's channels are made of.
+
+    Attributes:
+        targets: one channel for each.
+        interceptors: see every call; requests and answers pass them as bytes.
+        options: of the channels.
+        credentials: ``None`` for plain text.
+        headers: sent with every call.
+    """
+
+    targets: tuple[str, ...]
+    interceptors: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...]
+    credentials: grpc.ChannelCredentials | None = field(repr=False)
+    headers: tuple[Any, ...] | None = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        target: str | Sequence[str],
+        tls: Tls | bool,
+        metadata: Mapping[str, str | bytes],
+        token: str | None,
+        interceptors: Sequence[Any],
+    ) -> Connection:
+        """Checks what a client was given; see there. Raises InvalidInput."""
+        targets = (target,) if isinstance(target, str) else tuple(target)
+        if not targets or not all(isinstance(one, str) and one for one in targets):
+            raise InvalidInput(f"target={target!r} has to be host:port, or a list of these")
+        if token is not None and not tls:
+            raise InvalidInput(
+                "a token would travel in plain text: give tls=True; where something else encrypts, "
+                "send it by metadata={'authorization': …}"
+            )
+        if tls is True:
+            tls = Tls()
+        options = _OPTIONS
+        if tls and tls.server_name:
+            options += (("grpc.ssl_target_name_override", tls.server_name),)
+        headers = checks.headers(metadata, token) or None
+        credentials = tls.credentials() if tls else None
+        return cls(targets, tuple(interceptors), options, credentials, headers)
+
+
+def _read(pem: _Pem) -> bytes | None:
+    if pem is None or isinstance(pem, bytes):
+        return pem
+    try:
+        return Path(pem).read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{error.filename} can't be read: {error.strerror}") from None

@@ -1,0 +1,116 @@
+"""tf.Example of what callers have: columns or rows.
+
+A tf.Example has three kinds of features: float32, int64 and bytes. Booleans and all integers become
+int64, all floats float32, text UTF-8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from serving import tensors
+from serving.client import wire
+from serving.client.errors import InvalidInput
+from serving.protos import serving_pb2
+from serving.tensors import Array
+
+
+def encode(features: Any) -> list[serving_pb2.Example]:
+    """One message for each example.
+
+    Args:
+        features: a mapping of names to arrays or lists, examples first, or a sequence with a
+            mapping of names to values for each example. A value may be a scalar or of any shape (a
+            tf.Example holds it flat), and a name may be missing in some examples.
+
+    Raises:
+        InvalidInput: what is wrong with which feature.
+    """
+    if isinstance(features, Mapping):
+        columns = {name: _rows_of(name, values) for name, values in features.items()}
+        lengths = {name: len(rows) for name, rows in columns.items()}
+        if len(set(lengths.values())) > 1:
+            said = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
+            raise InvalidInput(f"features have to have as many examples each: {said}")
+        count = next(iter(lengths.values()), 0)
+    elif isinstance(features, Sequence) and all(isinstance(row, Mapping) for row in features):
+        count = len(features)
+        names = dict.fromkeys(name for row in features for name in row)
+        columns = {name: [row.get(name) for row in features] for name in names}
+    else:
+        raise InvalidInput(
+            f"features are {type(features).__name__}: give a mapping of names to arrays, or a list "
+            "of mappings, one for each example"
+        )
+    examples = [serving_pb2.Example() for _ in range(count)]
+    for name, rows in columns.items():
+        try:
+            _write_column(name, rows, [example.features.feature for example in examples])
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"feature {name!r}: {error}") from None
+    return examples
+
+
+def encode_one(features: Mapping[str, Any]) -> serving_pb2.Example:
+    """One example, of a mapping of names to values."""
+    if not isinstance(features, Mapping):
+        raise InvalidInput(f"context is {type(features).__name__}: give a mapping of names")
+    return encode([features])[0]
+
+
+def _rows_of(name: str, values: Any) -> Any:
+    if tensors.has_dtype(values):
+        values = np.asarray(values)
+    if not (isinstance(values, Sequence) or np.ndim(values)) or isinstance(values, str | bytes):
+        raise InvalidInput(f"feature {name!r} has no examples: give a list or an array of values")
+    return values
+
+
+def _write_column(name: str, rows: Any, maps: list[Any]) -> None:
+    """Writes one feature of all examples: all of them have it in one kind."""
+    kinds = set()
+    arrays: list[Array | None] = []
+    for row in rows:
+        array = None if row is None else tensors.as_array(row).reshape(-1)
+        arrays.append(array)
+        if array is not None and (array.size or tensors.has_dtype(row)):
+            kinds.add(_kind(array))
+    if "bytes" in kinds and len(kinds) > 1:
+        raise ValueError("text and numbers are mixed")
+    put = _put_bytes if "bytes" in kinds else _put_ints if kinds == {"int64"} else _put_floats
+    for features, array in zip(maps, arrays, strict=True):
+        if array is not None:
+            put(features[name], array)
+
+
+def _kind(array: Array) -> str:
+    dtype = array.dtype
+    if dtype.kind in "SUTO":
+        return "bytes"
+    if dtype.kind in "biu":
+        return "int64"
+    if dtype.kind == "f" or dtype.name == "bfloat16":
+        return "float32"
+    raise ValueError(f"a tf.Example holds floats, integers and bytes, not {dtype}")
+
+
+def _put_floats(feature: Any, values: Array) -> None:
+    # As it travels: a hundred times faster than handing over Python numbers.
+    feature.float_list.MergeFromString(wire.float_list(values))
+
+
+def _put_ints(feature: Any, values: Array) -> None:
+    feature.int64_list.SetInParent()  # a list may be empty, yet it is there
+    if values.dtype == bool:
+        values = values.astype(np.int64)
+    feature.int64_list.value.extend(values.tolist())
+
+
+def _put_bytes(feature: Any, values: Array) -> None:
+    feature.bytes_list.SetInParent()
+    feature.bytes_list.value.extend(
+        value.encode() if isinstance(value, str) else value for value in values.tolist()
+    )

@@ -1,0 +1,1 @@
+"""Moves a model's labels on running servers; see ``python -m serving.rollout --help``."""

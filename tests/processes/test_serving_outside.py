@@ -1,0 +1,241 @@
+"""The embedded server's outside: TLS, a UNIX socket, health, metrics, reloads; then its end.
+
+One server for all of it, with models from a file, and the tests in the order in which it lives.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf import text_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from serving.protos import server_config_pb2
+from tests.running import ROOT, Process, wait_until
+
+RECORDED = ROOT / "tests" / "serving" / "recorded"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+CONFIG = """
+model_config_list {
+  config { name: "kitchen" base_path: "%(folder)s/kitchen" model_platform: "tensorflow"
+           model_version_policy { specific { %(kitchen)s } } %(labels)s }
+  config { name: "%(other)s" base_path: "%(folder)s/half_plus" model_platform: "tensorflow" } }
+"""
+
+
+@dataclass
+class Server:
+    process: Process
+    folder: Path
+    tls: dict[str, bytes]
+
+    @property
+    def socket(self) -> str:
+        return f"unix:{self.folder}/grpc.sock"
+
+    def config(self, versions: tuple[int, ...], stable: int, other: str = "half_plus") -> str:
+        return configuration(self.folder, versions, stable, other)
+
+
+def configuration(folder: Path, versions: tuple[int, ...], stable: int, other: str) -> str:
+    return CONFIG % {
+        "folder": folder,
+        "kitchen": " ".join(f"versions: {version}" for version in versions),
+        "labels": f'version_labels {{ key: "stable" value: {stable} }}',
+        "other": other,
+    }
+
+
+def certificates(folder: Path) -> dict[str, bytes]:
+    """An authority, and keys with certificates of it for the server and a client."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-batch"]
+    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=tests")
+    for name in ("server", "client"):
+        openssl(
+            *("req", "-x509", *new, "-keyout", f"{name}.key", "-out", f"{name}.pem"),
+            *("-CA", "ca.pem", "-CAkey", "ca.key", "-subj", f"/CN={name}"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        )
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    pem = certificates(tmp_path_factory.mktemp("pem"))
+    ssl_config = server_config_pb2.SSLConfig(
+        server_key=pem["server.key"], server_cert=pem["server.pem"], custom_ca=pem["ca.pem"]
+    )
+    ssl_config.client_verify = True
+    (folder / "ssl.config").write_text(text_format.MessageToString(ssl_config))
+    (folder / "monitoring.config").write_text("prometheus_config { enable: true }")
+    (folder / "kitchen").symlink_to(RECORDED / "models" / "kitchen")
+    (folder / "models.config").write_text(configuration(folder, (1,), 1, "half_plus"))
+    command = [
+        *("python", "-m", "serving.server", "--port=0"),
+        *(f"--model_config_file={folder}/models.config", "--file_system_poll_wait_seconds=0.05"),
+        "--allow_version_labels_for_unavailable_models",
+        f"--ssl_config_file={folder}/ssl.config",
+        f"--grpc_socket_path={folder}/grpc.sock",
+        *("--enable_grpc_healthcheck_service", "--enable_batching"),
+        *("--rest_api_port=0", f"--monitoring_config_file={folder}/monitoring.config"),
+    ]
+    with Process(command) as process:
+        yield Server(process, folder, pem)
+
+
+@pytest.fixture(scope="module")
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.socket) as channel:
+        yield channel
+
+
+def check(channel: grpc.Channel) -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest()
+    return int(stub.Check(request, timeout=20, wait_for_ready=True).status)
+
+
+def predict(channel: grpc.Channel, name: str) -> predict_pb2.PredictResponse:
+    """Makes a recorded call of kitchen again."""
+    exchanges = json.loads((RECORDED / "exchanges.json").read_text())
+    (request,) = (base64.b64decode(e["request"]) for e in exchanges if e["name"] == name)
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    return stub.Predict(predict_pb2.PredictRequest.FromString(request), timeout=20)
+
+
+def states(channel: grpc.Channel, name: str) -> list[tuple[int, str]]:
+    request = get_model_status_pb2.GetModelStatusRequest()
+    request.model_spec.name = name
+    response = model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(request, timeout=20)
+    name_of = get_model_status_pb2.ModelVersionStatus.State.Name
+    return [(entry.version, name_of(entry.state)) for entry in response.model_version_status]
+
+
+def reload(channel: grpc.Channel, config: str, timeout_s: float = 30) -> None:
+    request = model_management_pb2.ReloadConfigRequest()
+    text_format.Parse(config, request.config)
+    stub = model_service_pb2_grpc.ModelServiceStub(channel)
+    stub.HandleReloadConfigRequest(request, timeout=timeout_s)
+
+
+def test_ready_and_serving_once_every_model_has_a_version(server: Server, channel: grpc.Channel):
+    server.process.wait_for("no version of model half_plus to serve")
+    wait_until(lambda: states(channel, "kitchen") == [(1, "AVAILABLE")], 20, "kitchen is up")
+    assert check(channel) == NOT_SERVING
+    assert "ready" not in server.process.output
+    (server.folder / "half_plus").symlink_to(RECORDED / "models" / "half_plus")
+    server.process.wait_for(
+        r"ready on 127\.0\.0\.1:\d+, model kitchen version 1, model half_plus version 5, "
+        rf"also on {server.socket}, metrics on http://127\.0\.0\.1:\d+/monitoring/prometheus/metrics\n"
+    )
+    assert check(channel) == SERVING
+
+
+def test_tls_demands_a_certificate_of_the_authority(server: Server):
+    target = server.process.wait_for(r"ready on (\S+),")[1]
+    mine = {"private_key": server.tls["client.key"], "certificate_chain": server.tls["client.pem"]}
+    authority = {"root_certificates": server.tls["ca.pem"]}
+    with grpc.secure_channel(target, grpc.ssl_channel_credentials(**authority, **mine)) as known:
+        assert predict(known, "both").model_spec.version.value == 1
+    for stranger in (
+        grpc.secure_channel(target, grpc.ssl_channel_credentials(**authority)),
+        grpc.secure_channel(target, grpc.ssl_channel_credentials(**mine)),
+        grpc.insecure_channel(target),
+    ):
+        with stranger, pytest.raises(grpc.RpcError) as caught:
+            predict(stranger, "both")
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_roll_out_by_reloads_fails_no_call(server: Server, channel: grpc.Channel):
+    done, failed, seen = threading.Event(), [], set()
+
+    def ask() -> None:
+        while not done.is_set():
+            try:
+                seen.add(predict(channel, "both stable").model_spec.version.value)
+            except grpc.RpcError as error:
+                failed.append(error)
+
+    asking = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in asking:
+        thread.start()
+    try:
+        with pytest.raises(grpc.RpcError, match="not currently available for inference"):
+            reload(channel, server.config(versions=(1, 2), stable=2))
+        for versions, stable in [((1, 2), 1), ((1, 2), 2), ((2,), 2)]:
+            reload(channel, server.config(versions=versions, stable=stable))
+            available = {(version, "AVAILABLE") for version in versions}
+            wait_until(lambda a=available: a <= set(states(channel, "kitchen")), 20, "they are up")
+        wait_until(lambda: states(channel, "kitchen")[1] == (1, "END"), 20, "version 1 is gone")
+        assert predict(channel, "both stable").model_spec.version.value == 2
+    finally:
+        done.set()
+        for thread in asking:
+            thread.join()
+    assert failed == [] and seen == {1, 2}
+
+
+def test_a_deadline_bounds_the_wait_for_a_new_model(server: Server, channel: grpc.Channel):
+    config = server.config(versions=(2,), stable=2, other="other").replace("half_plus", "nowhere")
+    with pytest.raises(grpc.RpcError) as caught:
+        reload(channel, config, timeout_s=0.3)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert states(channel, "half_plus") == [(5, "AVAILABLE")]
+    reload(channel, server.config(versions=(2,), stable=2, other="other"))
+    assert states(channel, "other") == [(5, "AVAILABLE")]
+    wait_until(lambda: states(channel, "half_plus") == [(5, "END")], 20, "the old name is gone")
+
+
+def test_metrics_count_all_that(server: Server):
+    url = server.process.wait_for(r"metrics on (\S+)")[1]
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+    attempts = {
+        Path(sample.labels["model_path"]).relative_to(server.folder): sample.value
+        for sample in families[":tensorflow:cc:saved_model:load_attempt_count"].samples
+        if sample.labels["status"] == "success"
+    }
+    loaded = {Path("kitchen/1"): 1, Path("kitchen/2"): 1, Path("half_plus/5"): 2}
+    assert attempts == loaded  # half_plus under two names
+    (calls,) = families[":tensorflow:serving:request_count"].samples
+    assert calls.labels == {"model_name": "kitchen", "status": "OK"} and calls.value > 2
+    latency = families[":tensorflow:serving:request_latency"].samples
+    (count,) = [sample.value for sample in latency if sample.name.endswith("_count")]
+    assert count == calls.value
+    batches = families[":tensorflow:serving:batching_session:processed_batch_size"].samples
+    (count,) = [sample.value for sample in batches if sample.name.endswith("_count")]
+    assert 0 < count <= calls.value
+
+
+def test_it_ends_at_once_tells_watchers_and_leaves_no_socket(server: Server, channel: grpc.Channel):
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+    assert next(watch).status == SERVING
+    server.process.signal(signal.SIGTERM)
+    assert [response.status for response in watch] == [NOT_SERVING]
+    server.process.wait(0)
+    assert not (server.folder / "grpc.sock").exists()

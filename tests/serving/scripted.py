@@ -1,0 +1,102 @@
+"""A real gRPC server in this process whose answers each test scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from serving.protos import serving_pb2
+
+Answer = Callable[[bytes, grpc.ServicerContext], bytes]
+METHODS = {
+    "Predict": "PredictionService",
+    "Classify": "PredictionService",
+    "Regress": "PredictionService",
+    "GetModelMetadata": "PredictionService",
+    "GetModelStatus": "ModelService",
+    "HandleReloadConfigRequest": "ModelService",
+}
+
+
+class Server:
+    """Answers what ``answers`` says, and remembers the names of the methods called.
+
+    Args:
+        credentials: for TLS.
+        port: by default one that is free.
+    """
+
+    def __init__(self, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.calls: list[str] = []
+        self.metadata: dict[str, str | bytes] = {}  # of the last call
+        limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        self._server = grpc.server(ThreadPoolExecutor(4), options=limits)
+        for method, service in METHODS.items():
+            handler = grpc.unary_unary_rpc_method_handler(self._answering(method))
+            generic = grpc.method_handlers_generic_handler(
+                f"tensorflow.serving.{service}", {method: handler}
+            )
+            self._server.add_generic_rpc_handlers((generic,))
+        if credentials is None:
+            self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        else:
+            self.port = self._server.add_secure_port(f"127.0.0.1:{port}", credentials)
+        self.target = f"127.0.0.1:{self.port}"
+        self._server.start()
+
+    def _answering(self, method: str) -> Answer:
+        def handler(data: bytes, context: grpc.ServicerContext) -> bytes:
+            self.calls.append(method)
+            self.metadata = dict(context.invocation_metadata())
+            return self.answers[method](data, context)
+
+        return handler
+
+    def wait(self) -> None:
+        self._server.wait_for_termination()
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+
+
+def echo(data: bytes, context: grpc.ServicerContext) -> bytes:
+    request = serving_pb2.PredictRequest.FromString(data)
+    return serving_pb2.PredictResponse(
+        outputs=request.inputs, model_spec=request.model_spec
+    ).SerializeToString()
+
+
+def signatures(**inputs: int) -> Answer:
+    """Metadata of a model with one signature that takes ``inputs`` (name=number of the dtype)."""
+    definition = serving_pb2.SignatureDef(method_name="tensorflow/serving/predict")
+    for name, dtype in inputs.items():
+        definition.inputs[name].dtype = dtype
+        for size in (-1, 3):
+            definition.inputs[name].tensor_shape.dim.add(size=size)
+    definition.outputs["y"].dtype = serving_pb2.DT_STRING
+    definition.outputs["y"].tensor_shape.unknown_rank = True
+    definitions = serving_pb2.SignatureDefMap()
+    definitions.signature_def["serving_default"].CopyFrom(definition)
+    definitions.signature_def["__saved_model_init_op"].outputs["op"].name = "NoOp"
+    response = serving_pb2.GetModelMetadataResponse()
+    response.model_spec.name = "m"
+    response.model_spec.version.value = 3
+    response.metadata["signature_def"].value = definitions.SerializeToString()
+    return lambda data, context: response.SerializeToString()
+
+
+def states(*entries: tuple[int, str, str]) -> Answer:
+    response = serving_pb2.GetModelStatusResponse()
+    for version, state, error in entries:
+        entry = response.model_version_status.add(version=version)
+        entry.state = serving_pb2.ModelVersionStatus.State.Value(state)
+        entry.status.error_code = 13 if error else 0
+        entry.status.error_message = error
+    return lambda data, context: response.SerializeToString()
+
+
+def refusal(code: grpc.StatusCode, details: str) -> Answer:
+    return lambda data, context: context.abort(code, details)  # type: ignore[return-value]

@@ -1,0 +1,175 @@
+"""AsyncClient: that it waits as asyncio does; what its calls do is tested with Client."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from serving.client import (
+    AsyncClient,
+    Cancelled,
+    Client,
+    DeadlineExceeded,
+    InvalidInput,
+    InvalidRequest,
+    NotReady,
+)
+from serving.protos import serving_pb2
+from tests.running import free_port
+from tests.serving.scripted import Server, echo, refusal, signatures, states
+
+X = np.zeros((1, 3), np.float32)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    server.answers = {
+        "Predict": echo,
+        "GetModelMetadata": signatures(x=1),
+        "GetModelStatus": states((1, "AVAILABLE", "")),
+        "HandleReloadConfigRequest": lambda data, context: b"",
+    }
+    yield server
+    server.stop()
+
+
+def test_has_the_methods_of_client():
+    def public(client: type[Any]) -> dict[str, Any]:
+        return {name: value for name, value in vars(client).items() if name[0] != "_"}
+
+    ours, theirs = public(AsyncClient), public(Client)
+    assert ours.keys() == theirs.keys()
+    for name in ours.keys() - {"close"}:
+        assert inspect.signature(ours[name]) == inspect.signature(theirs[name])
+        assert ours[name].__doc__ and inspect.iscoroutinefunction(ours[name])
+    made = [inspect.signature(client).parameters.keys() for client in (AsyncClient, Client)]
+    assert made[0] == made[1]
+
+
+def test_every_method_works(server: Server):
+    regression = serving_pb2.RegressionResponse()
+    regression.result.regressions.add(value=2.5)
+    classification = serving_pb2.ClassificationResponse()
+    classification.result.classifications.add().classes.add(label="a", score=0.5)
+    server.answers["Regress"] = lambda data, context: regression.SerializeToString()
+    server.answers["Classify"] = lambda data, context: classification.SerializeToString()
+
+    async def main() -> None:
+        async with AsyncClient([server.target]) as client:
+            assert (await client.wait_until_ready("m")).version == 1
+            assert list(await client.predict("m", X)) == ["x"]
+            assert (await client.metadata("m")).version == 3
+            assert (await client.status("m"))[0].state == "AVAILABLE"
+            await client.reload("")
+        async with AsyncClient(server.target, check=False) as client:
+            assert (await client.regress("m", {"a": [1]}, signature="r")).tolist() == [2.5]
+            found = await client.classify("m", [{"a": 1}], signature="c")
+            assert (found.labels.tolist(), found.scores.tolist()) == ([["a"]], [[0.5]])
+
+    asyncio.run(main())
+
+
+def test_many_calls_wait_at_the_same_time(server: Server):
+    together = threading.Barrier(4)  # the server has four threads
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        together.wait(10)
+        return echo(data, context)
+
+    server.answers["Predict"] = answer
+
+    async def main() -> list[dict[str, Any]]:
+        async with AsyncClient(server.target) as client:
+            calls = [client.predict("m", np.full((1, 3), n, np.float32)) for n in range(4)]
+            return await asyncio.gather(*calls)
+
+    answers = asyncio.run(main())
+    assert [answer["x"][0, 0] for answer in answers] == [0, 1, 2, 3]
+
+
+def test_failures_are_clients_errors(server: Server):
+    async def main() -> None:
+        async with AsyncClient(server.target) as client:
+            server.answers["Predict"] = refusal(grpc.StatusCode.INVALID_ARGUMENT, "bad op")
+            with pytest.raises(InvalidRequest, match=f"{server.target}.*bad op"):
+                await client.predict("m", X)
+
+            def flaky(data: bytes, context: grpc.ServicerContext) -> bytes:
+                if server.calls.count("Predict") < 4:
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+                return echo(data, context)
+
+            server.answers["Predict"] = flaky
+            await client.predict("m", X)
+            assert server.calls.count("Predict") == 4
+        with pytest.raises(InvalidInput, match="closed"):
+            await client.predict("m", X)
+        async with AsyncClient(f"127.0.0.1:{free_port()}") as client:
+            with pytest.raises(NotReady, match="refused"):
+                await client.wait_until_ready("m", timeout_s=0.2)
+
+    asyncio.run(main())
+
+
+def test_deadlines_cancelling_and_closing_end_a_call(server: Server):
+    release, begun = threading.Event(), threading.Event()
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        begun.set()
+        release.wait(20)
+        return echo(data, context)
+
+    server.answers["Predict"] = answer
+
+    async def under_way(client: AsyncClient) -> asyncio.Task[Any]:
+        begun.clear()
+        task = asyncio.ensure_future(client.predict("m", X))
+        assert await asyncio.to_thread(begun.wait, 10)
+        return task
+
+    async def main() -> None:
+        client = AsyncClient(server.target)
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await client.predict("m", X, timeout_s=0.2)
+        assert time.monotonic() - start < 5
+        cancelled = await under_way(client)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        closed = await under_way(client)
+        await client.close()
+        with pytest.raises(Cancelled, match="client was closed"):
+            await closed
+
+    asyncio.run(main())
+    release.set()
+
+
+def test_interceptors_see_every_call(server: Server):
+    seen: list[bytes] = []
+
+    class Interceptor(grpc.aio.UnaryUnaryClientInterceptor):
+        async def intercept_unary_unary(self, go_on: Any, details: Any, request: Any) -> Any:
+            seen.append(details.method)
+            return await go_on(details, request)
+
+    async def main() -> None:
+        interceptor = Interceptor()
+        async with AsyncClient(server.target, interceptors=[interceptor]) as client:
+            await client.predict("m", X)
+            server.answers["Predict"] = refusal(grpc.StatusCode.INVALID_ARGUMENT, "bad op")
+            with pytest.raises(InvalidRequest, match="bad op"):
+                await client.predict("m", X)
+
+    asyncio.run(main())
+    assert len(seen) == 4

@@ -1,0 +1,140 @@
+"""Metrics as Prometheus's own parser reads them."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.server.metrics import Metrics
+from serving.server.monitoring import Pages
+
+OK, NOT_FOUND = grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND
+
+
+def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    found = {}
+    for line in text.splitlines():
+        assert line.isascii() and line
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            # The parser gives counters the suffix that Prometheus would like them to have.
+            name = sample.name.removesuffix("_total")
+            found[name, frozenset(sample.labels.items())] = sample.value
+    return found
+
+
+def labels(**pairs: str) -> frozenset[tuple[str, str]]:
+    return frozenset(pairs.items())
+
+
+def test_calls_are_counted_under_tf_servings_names():
+    metrics = Metrics()
+    observe = metrics.observer({"m", 'odd "\\\n'})
+    for seconds in (5e-6, 12e-6, 0.5, 4000.0):
+        observe("Predict", "m", OK, seconds)
+    observe("Predict", "m", NOT_FOUND, 0.1)
+    observe("Classify", 'odd "\\\n', OK, 0.1)
+    observe("GetModelStatus", "m", OK, 0.1)
+    for number in range(1000):
+        observe("Predict", f"invented {number}", NOT_FOUND, 0.1)
+    found = samples(metrics.page())
+    count, latency = ":tensorflow:serving:request_count", ":tensorflow:serving:request_latency"
+    counts = {key[1]: value for key, value in found.items() if key[0] == count}
+    assert counts == {
+        labels(model_name="m", status="OK"): 4,
+        labels(model_name="m", status="NOT_FOUND"): 1,
+        labels(model_name='odd "\\\n', status="OK"): 1,
+        labels(model_name="", status="NOT_FOUND"): 1000,
+    }
+    predict = {"model_name": "m", "API": "Predict", "entrypoint": "GRPC"}
+    buckets = {
+        dict(key[1])["le"]: value
+        for key, value in found.items()
+        if key[0] == f"{latency}_bucket" and labels(**predict) < key[1]
+    }
+    assert len(buckets) == 34
+    # 708235 is a bound that people's queries for TF Serving have.
+    expected = {"10": 1, "18": 2, "393464": 2, "708235": 3, "+Inf": 4}
+    assert {bound: buckets[bound] for bound in expected} == expected
+    assert found[f"{latency}_count", labels(**predict)] == 4
+    assert found[f"{latency}_sum", labels(**predict)] == pytest.approx(4000.5e6, abs=20)
+
+
+def test_loads_are_counted_and_still_fail():
+    metrics = Metrics()
+
+    def load(folder: Path) -> str:
+        if folder.name == "2":
+            raise ValueError("broken")
+        return "a model"
+
+    counting = metrics.counting(load)
+    assert counting(Path("/m/1")) == "a model"
+    for _ in range(2):
+        with pytest.raises(ValueError, match="broken"):
+            counting(Path("/m/2"))
+    found = samples(metrics.page())
+    attempts = ":tensorflow:cc:saved_model:load_attempt_count"
+    assert found[attempts, labels(model_path="/m/1", status="success")] == 1
+    assert found[attempts, labels(model_path="/m/2", status="fail")] == 2
+    assert (":tensorflow:cc:saved_model:load_latency", labels(model_path="/m/1")) in found
+
+
+def test_batches_are_counted_by_their_rows():
+    metrics = Metrics()
+    for rows in (1, 3, 64):
+        metrics.observe_batch(rows)
+    found = samples(metrics.page())
+    name = ":tensorflow:serving:batching_session:processed_batch_size"
+    pool = {"thread_pool_name": "model_server_batch_threads"}
+    buckets = [found[f"{name}_bucket", labels(**pool, le=le)] for le in ("1", "2", "4", "+Inf")]
+    assert buckets == [1, 1, 2, 3]
+    assert found[f"{name}_sum", labels(**pool)] == 68
+
+
+@pytest.fixture
+def pages() -> Iterator[Pages]:
+    pages = Pages("127.0.0.1", 0, "/metrics")
+    pages.start(lambda: "all is well\n")
+    yield pages
+    pages.shutdown()
+    pages.server_close()
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_one_page_and_nothing_else(pages: Pages):
+    assert get(pages.url) == (200, "all is well\n")
+    assert get(f"{pages.url}?some=thing") == (200, "all is well\n")
+    code, text = get(f"{pages.url.removesuffix('/metrics')}/v1/models/m:predict")
+    assert (code, text) == (404, "only /metrics is served here\n")
+
+
+def test_a_taken_port_is_said(pages: Pages):
+    port = pages.server_address[1]
+    with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{port} for metrics"):
+        Pages("127.0.0.1", port, "/")
+
+
+def test_who_dawdles_is_cut_off(pages: Pages, monkeypatch: pytest.MonkeyPatch):
+    import socket
+
+    from serving.server import monitoring
+
+    monkeypatch.setattr(monitoring, "_TIMEOUT_S", 0.2)
+    with socket.create_connection(pages.server_address) as slow:
+        slow.sendall(b"GET /metrics HT")
+        assert get(pages.url)[0] == 200
+        assert slow.recv(100) == b""

@@ -1,0 +1,532 @@
+"""Rollouts against servers that keep TF Serving's rules and note every moment that breaks one.
+
+The rules are those of its ``ServerCore``: a reload replaces everything; a label moves only to a
+version that is available, or the whole call fails after versions were already set going; a version
+that no policy names is unloaded, whatever label points to it. Configurations are read with TF
+Serving's own messages.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf import text_format
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
+from tensorflow_serving.apis import model_management_pb2 as management_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+from serving.client import Client
+from serving.rollout import config as config_module
+from serving.rollout import replicas
+from serving.rollout.cli import main
+from tests.running import Process, free_port, wait_until
+
+OTHER = """
+  config {
+    name: "other" base_path: "/models/other" model_platform: "tensorflow"
+    model_version_policy { latest { num_versions: 2 } } version_labels { key: "beta" value: 4 }
+  }"""
+
+
+class Serving:
+    """One replica: loads what it is told, when it is asked for the ``slow``-th time."""
+
+    def __init__(self, disk: set[int], broken: set[int], slow: int = 2, port: int = 0) -> None:
+        self.disk, self.broken, self.slow = disk, broken, slow
+        self.states: dict[int, str] = {}
+        self.labels: dict[str, int] = {}
+        self.reloads: list[model_server_config_pb2.ModelServerConfig] = []
+        self.faults: list[str] = []
+        self.before_reload: Callable[[], None] = lambda: None
+        self._looks: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._server = grpc.server(ThreadPoolExecutor(2))
+        for service, methods in {
+            "ModelService": {
+                "GetModelStatus": (self.status, get_model_status_pb2.GetModelStatusRequest),
+                "HandleReloadConfigRequest": (self.reload, management_pb2.ReloadConfigRequest),
+            },
+            "PredictionService": {
+                "GetModelMetadata": (
+                    self.metadata,
+                    get_model_metadata_pb2.GetModelMetadataRequest,
+                ),
+            },
+        }.items():
+            handlers = {
+                name: grpc.unary_unary_rpc_method_handler(
+                    handle, request_deserializer=kind.FromString
+                )
+                for name, (handle, kind) in methods.items()
+            }
+            name = f"tensorflow.serving.{service}"
+            generic = grpc.method_handlers_generic_handler(name, handlers)
+            self._server.add_generic_rpc_handlers((generic,))
+        self.target = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
+        self._server.start()
+
+    def begin(self, text: str) -> None:
+        """Starts with this file, as with --allow_version_labels_for_unavailable_models."""
+        config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+        self._take(config)
+        for version in list(self.states):
+            self.states[version] = "AVAILABLE"
+        self.labels = dict(self._part(config).version_labels)
+
+    def reload(self, request, context):
+        self.before_reload()
+        with self._lock:
+            self.reloads.append(request.config)
+            self._take(request.config)
+            for version in self._part(request.config).version_labels.values():
+                if self.states.get(version) != "AVAILABLE":
+                    text = f"Request to assign label to version {version} of model m, which is not "
+                    text += "currently available for inference"
+                    context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
+            self.labels = dict(self._part(request.config).version_labels)
+            self._look()
+        return b""
+
+    def status(self, request, context):
+        with self._lock:
+            response = get_model_status_pb2.GetModelStatusResponse()
+            for version, state in self.states.items():
+                self._looks[version] = self._looks.get(version, 0) + 1
+                if state == "LOADING" and self._looks[version] > self.slow:
+                    self.states[version] = "END" if version in self.broken else "AVAILABLE"
+                entry = response.model_version_status.add(version=version)
+                entry.state = entry.State.Value(self.states[version])
+                if version in self.broken and self.states[version] == "END":
+                    entry.status.error_code, entry.status.error_message = 13, "bad weights"
+            self._look()
+            if not self.states:
+                context.abort(grpc.StatusCode.NOT_FOUND, "Could not find any versions of model m")
+        return response.SerializeToString()
+
+    def metadata(self, request, context):
+        with self._lock:
+            label = request.model_spec.version_label
+            if label not in self.labels:
+                text = f"Unrecognized servable version label: {label}"
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+            response = get_model_metadata_pb2.GetModelMetadataResponse()
+            response.model_spec.version.value = self.labels[label]
+            response.metadata["signature_def"].Pack(get_model_metadata_pb2.SignatureDefMap())
+        return response.SerializeToString()
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+
+    @property
+    def up(self) -> set[int]:
+        return {version for version, state in self.states.items() if state == "AVAILABLE"}
+
+    def _take(self, config) -> None:
+        policy = self._part(config).model_version_policy
+        wanted = set(policy.specific.versions) or set(sorted(self.disk)[-1:])
+        for version in (wanted & self.disk) - {v for v, s in self.states.items() if s != "END"}:
+            self.states[version], self._looks[version] = "LOADING", 0
+        for version in set(self.states) - wanted:
+            del self.states[version]
+
+    def _part(self, config):
+        parts = [part for part in config.model_config_list.config if part.name == "m"]
+        return parts[0] if parts else model_server_config_pb2.ModelConfig()
+
+    def _look(self) -> None:
+        for label, version in self.labels.items():
+            if self.states.get(version) != "AVAILABLE":
+                self.faults.append(f"{label} leads to {version}, which is not up: {self.states}")
+
+
+class Stack:
+    """Two replicas and the file that they read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "models.config"
+        self.disk = {1, 2, 3, 4}
+        self.broken: set[int] = set()
+        self.text = self.say({"stable": 2, "canary": 2, "previous": 1}, {1, 2})
+        for version in self.disk:
+            (folder / "m" / str(version)).mkdir(parents=True)
+        self.servers = [Serving(self.disk, self.broken) for _ in range(2)]
+        self.start(self.text)
+
+    @staticmethod
+    def say(labels: dict[str, int], versions: set[int]) -> str:
+        policy = " ".join(f"versions: {version}" for version in sorted(versions))
+        policy = f"specific {{ {policy} }}" if versions else ""
+        lines = [f'version_labels {{ key: "{k}" value: {v} }}' for k, v in labels.items()]
+        part = f'name: "m" base_path: "/models/m" model_platform: "tensorflow" {" ".join(lines)}'
+        part += f" model_version_policy {{ {policy} }}"
+        return f"model_config_list {{ config {{ {part} }}{OTHER} }}"
+
+    def start(self, text: str) -> None:
+        self.file.write_text(text)
+        for server in self.servers:
+            server.begin(text)
+            server.faults.clear()
+
+    def arguments(self, *command: str) -> list[str]:
+        targets = ",".join(server.target for server in self.servers)
+        return [*command, "--model=m", f"--models_config={self.file}", f"--targets={targets}"]
+
+    def run(self, *command: str) -> int:
+        return main(self.arguments(*command, "--timeout_s=5"))
+
+    def read(self) -> tuple[dict[str, int], set[int]]:
+        """Labels and versions that the file says, by TF Serving's own parser."""
+        config = text_format.Parse(
+            self.file.read_text(), model_server_config_pb2.ModelServerConfig()
+        )
+        parts = {part.name: part for part in config.model_config_list.config}
+        expected = f"model_config_list {{ {OTHER} }}"
+        other = text_format.Parse(expected, model_server_config_pb2.ModelServerConfig())
+        assert parts["other"] == other.model_config_list.config[0]
+        versions = set(parts["m"].model_version_policy.specific.versions)
+        return dict(parts["m"].version_labels), versions
+
+    def settled(self, labels: dict[str, int]) -> None:
+        """The file and every replica have exactly these labels, and nothing more loaded."""
+        assert self.read() == (labels, set(labels.values()))
+        for server in self.servers:
+            assert (server.labels, server.up) == (labels, set(labels.values()))
+            assert not server.faults
+
+
+@pytest.fixture
+def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    monkeypatch.setattr(replicas, "_PAUSE_S", 0.005)
+    monkeypatch.setattr(replicas, "_STALE_S", 0.05)
+    stack = Stack(tmp_path)
+    yield stack
+    for server in stack.servers:
+        server.stop()
+
+
+def test_a_version_goes_on_trial_is_promoted_and_taken_back(stack: Stack):
+    assert stack.run("canary", "3") == 0
+    stack.settled({"stable": 2, "canary": 3, "previous": 1})
+    assert stack.run("promote", "3") == 0
+    stack.settled({"stable": 3, "canary": 3, "previous": 2})
+    assert stack.run("promote", "3") == 0  # once more changes nothing
+    stack.settled({"stable": 3, "canary": 3, "previous": 2})
+    assert stack.run("rollback") == 0
+    stack.settled({"stable": 2, "canary": 2})
+    assert stack.run("status") == 0
+
+
+def test_going_back_needs_no_loading(stack: Stack):
+    assert stack.run("promote", "3") == 0
+    for server in stack.servers:
+        server.disk.discard(2)  # it could not be loaded again
+    assert stack.run("rollback") == 0
+    stack.settled({"stable": 2, "canary": 2})
+
+
+def test_a_trial_goes_on_while_another_version_is_promoted(stack: Stack):
+    assert stack.run("canary", "4") == 0
+    assert stack.run("promote", "3") == 0
+    stack.settled({"stable": 3, "canary": 4, "previous": 2})
+    assert stack.run("canary", "3") == 0  # ends the trial; who asks for the canary is answered
+    stack.settled({"stable": 3, "canary": 3, "previous": 2})
+
+
+def test_labels_of_others_are_kept_with_their_versions(stack: Stack):
+    stack.start(stack.say({"stable": 2, "batch": 1}, {1, 2}))
+    assert stack.run("promote", "3") == 0
+    stack.settled({"stable": 3, "canary": 3, "previous": 2, "batch": 1})
+
+
+def test_a_file_that_follows_the_newest_gets_labels(stack: Stack):
+    stack.start(stack.say({}, set()))
+    assert [server.up for server in stack.servers] == [{4}, {4}]
+    assert stack.run("canary", "3") == 2  # of what?
+    assert stack.run("promote", "3") == 0
+    stack.settled({"stable": 3, "canary": 3})
+
+
+def test_a_model_and_a_first_file_are_made(stack: Stack, tmp_path: Path):
+    new = tmp_path / "models.config.2"
+    command = ["promote", "2", "--model=m", f"--models_config={new}", "--targets="]
+    assert main(command) == 2  # where is it?
+    assert not new.exists()
+    assert main([*command, "--base_path=models/m"]) == 2
+    assert main([*command, "--base_path=/models/m"]) == 0
+    said = text_format.Parse(new.read_text(), model_server_config_pb2.ModelServerConfig())
+    assert said.model_config_list.config[0].base_path == "/models/m"
+    assert new.stat().st_mode & 0o777 == 0o644  # replicas run as somebody else
+    assert dict(said.model_config_list.config[0].version_labels) == {"stable": 2, "canary": 2}
+    assert main([*command, "--base_path=/elsewhere/m"]) == 2
+
+    (said.model_config_list.config[0].name) = "first"
+    stack.file.write_text(text_format.MessageToString(said))
+    for server in stack.servers:
+        server.states.clear()
+        server.labels.clear()
+    assert stack.run("promote", "3", "--base_path=/models/m") == 0  # beside the other
+    for server in stack.servers:
+        assert (server.up, server.labels) == ({3}, {"stable": 3, "canary": 3})
+        names = [part.name for part in server.reloads[-1].model_config_list.config]
+        assert names == ["first", "m"]
+
+
+def test_a_version_that_fails_on_one_replica_is_taken_back_everywhere(
+    stack: Stack, capsys: pytest.CaptureFixture[str]
+):
+    stack.servers[1].broken = {3}
+    assert stack.run("promote", "3") == 1
+    said = capsys.readouterr().err
+    assert f"{stack.servers[1].target}: version 3 failed to load: bad weights" in said
+    assert "put back" in said
+    assert stack.file.read_text() == stack.text  # to the byte
+    stack.settled({"stable": 2, "canary": 2, "previous": 1})
+
+
+def test_an_older_failure_is_not_taken_for_a_new_one(stack: Stack, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replicas, "_STALE_S", 5.0)
+    for server in stack.servers:
+        server.broken = {3}
+
+    def mended(server: Serving) -> None:
+        server.broken = set()
+        server.states[3] = "LOADING"
+
+    for server in stack.servers:
+        threading.Timer(0.2, mended, [server]).start()
+    assert stack.run("promote", "3") == 0
+
+
+def test_a_label_that_can_not_move_is_put_back_everywhere(
+    stack: Stack, capsys: pytest.CaptureFixture[str]
+):
+    second = stack.servers[1]
+
+    def lose_it_once() -> None:  # between its loading and the label's move
+        if 3 in second.up and second.labels["stable"] == 2:
+            second.states[3] = "LOADING"
+
+    second.before_reload = lose_it_once
+    assert stack.run("promote", "3") == 1
+    assert "not currently available" in capsys.readouterr().err
+    assert stack.file.read_text() == stack.text
+    stack.settled({"stable": 2, "canary": 2, "previous": 1})
+
+
+def test_a_replica_that_never_gets_there_is_named(stack: Stack, capsys: pytest.CaptureFixture[str]):
+    stack.servers[0].disk = {1, 2}
+    assert main(stack.arguments("promote", "3", "--timeout_s=0.5")) == 1
+    assert f"{stack.servers[0].target}, after 0.5 s: it has not found version 3" in (
+        capsys.readouterr().err
+    )
+    stack.settled({"stable": 2, "canary": 2, "previous": 1})
+
+
+def test_nothing_changes_if_a_replica_is_down(stack: Stack, capsys: pytest.CaptureFixture[str]):
+    stack.servers[1].stop()
+    assert stack.run("promote", "3") == 1
+    assert f"at {stack.servers[1].target} failed: UNAVAILABLE" in capsys.readouterr().err
+    assert stack.file.read_text() == stack.text
+    assert not stack.servers[0].reloads
+    assert stack.run("status") == 1
+
+
+def test_one_that_starts_anew_meanwhile_is_waited_for(stack: Stack):
+    first, second = stack.servers
+    port = int(second.target.rpartition(":")[2])
+
+    def restart() -> None:  # as the file says then, which is what it would be told
+        second.before_reload = lambda: None
+        second.stop()
+        stack.servers[1] = Serving(second.disk, second.broken, port=port)
+        stack.servers[1].begin(stack.file.read_text())
+
+    first.before_reload = lambda: (restart(), setattr(first, "before_reload", lambda: None))[0]
+    assert stack.run("promote", "3") == 0
+    stack.settled({"stable": 3, "canary": 3, "previous": 2})
+
+
+def test_a_dead_replica_is_named_and_the_others_put_back(
+    stack: Stack, capsys: pytest.CaptureFixture[str]
+):
+    first, second = stack.servers
+    first.before_reload = second.stop
+    assert main(stack.arguments("promote", "3", "--timeout_s=0.5")) == 1
+    said = capsys.readouterr().err
+    assert f"{second.target}, after 0.5 s" in said
+    assert f"{second.target} could not be told so" in said
+    assert stack.file.read_text() == stack.text
+    assert (first.labels, first.up) == ({"stable": 2, "canary": 2, "previous": 1}, {1, 2})
+    assert not first.faults
+
+
+class Killed(BaseException):
+    """What a SIGKILL is to a program: nothing of it runs any more."""
+
+
+def instants(monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> list[str]:
+    """Notes every write and call; dies right before the ``kill_at``-th, and right after it."""
+    seen: list[str] = []
+
+    def counted(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def instant() -> None:
+            seen.append(name)
+            if len(seen) == kill_at:
+                raise Killed
+
+        def call(*arguments, **options):
+            instant()
+            result = real(*arguments, **options)
+            instant()
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    counted(os, "fsync")
+    counted(Path, "rename")
+    counted(Client, "reload")
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        (["promote", "3"], {"stable": 3, "canary": 3, "previous": 2}),
+        (["rollback"], {"stable": 1, "canary": 1}),
+    ],
+    ids=["promote", "rollback"],
+)
+def test_killed_at_any_instant_the_same_command_goes_on(
+    stack: Stack,
+    command: list[str],
+    wanted: dict[str, int],
+    capsys: pytest.CaptureFixture[str],
+):
+    for server in stack.servers:
+        server.slow = 0
+    with pytest.MonkeyPatch.context() as patch:
+        seen = instants(patch, None)
+        assert stack.run(*command) == 0
+        count = len(seen)
+    assert count > 20
+    for kill_at in range(1, count + 1):
+        stack.start(stack.text)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            instants(patch, kill_at)
+            stack.run(*command)
+        labels, versions = stack.read()  # whole, and what a replica may start with
+        assert set(labels.values()) <= versions
+        code = stack.run(*command)
+        if command == ["rollback"] and code == 2:  # all was done: only the process was left to end
+            assert kill_at >= count - 1
+        else:
+            assert code == 0, (kill_at, capsys.readouterr().err)
+        stack.settled(wanted)
+        assert sorted(path.name for path in stack.file.parent.iterdir()) == ["m", "models.config"]
+
+
+def test_a_rollout_by_hand_killed_for_real(stack: Stack):
+    held = threading.Event()
+    stack.servers[1].before_reload = lambda: held.wait(20) and None
+    command = ["python", "-m", "serving.rollout", *stack.arguments("promote", "3")]
+    with Process(command) as process:
+        wait_until(lambda: stack.servers[0].reloads, 20, "the first replica was told")
+        assert stack.run("promote", "4") == 1  # not while another one is at it
+        process.signal(signal.SIGKILL)
+        process.wait(-signal.SIGKILL)
+    held.set()
+    assert stack.read() == ({"stable": 2, "canary": 2, "previous": 1}, {1, 2, 3})
+    assert stack.run("promote", "3") == 0
+    stack.settled({"stable": 3, "canary": 3, "previous": 2})
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["promote", "9"], "version 9 is not in"),
+        (["promote", "seven"], "has to be a version's number"),
+        (["promote", "3", "--timeout_s=0"], "above 0"),
+        (["promote"], "required: version"),
+        (["demote", "3"], "invalid choice"),
+    ],
+)
+def test_what_can_not_be_asked_for(
+    stack: Stack, command: list[str], says: str, capsys: pytest.CaptureFixture[str]
+):
+    try:
+        code: object = stack.run(*command)
+    except SystemExit as exit_:  # argparse's way
+        code = exit_.code
+    assert code == 2
+    assert says in capsys.readouterr().err
+    assert stack.file.read_text() == stack.text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model_config_list { config { name: 'x' } }", "has 'x', not 'm'"),
+        ("model_config_list { confg { } }", "is not a models.config that can be kept"),
+        ("\xff", "is not a models.config"),
+    ],
+)
+def test_files_that_can_not_be_worked_with(
+    stack: Stack, text: str, says: str, capsys: pytest.CaptureFixture[str]
+):
+    stack.file.write_bytes(text.encode("latin-1"))
+    assert stack.run("promote", "3") == 2
+    assert says in capsys.readouterr().err
+    assert stack.file.read_bytes() == text.encode("latin-1")
+
+
+def test_nothing_to_go_back_to(stack: Stack, capsys: pytest.CaptureFixture[str]):
+    assert stack.run("rollback") == 0
+    assert stack.run("rollback") == 2
+    assert "nothing to go back to" in capsys.readouterr().err
+    stack.settled({"stable": 1, "canary": 1})
+
+
+def test_status_says_how_a_replica_differs(stack: Stack, capsys: pytest.CaptureFixture[str]):
+    assert stack.run("status") == 0
+    said = capsys.readouterr().out
+    assert "canary 2, previous 1, stable 2; versions 1, 2" in said
+    assert said.count("as the file says") == 2
+    stack.servers[0].labels["stable"] = 1
+    stack.servers[1].states[4] = "AVAILABLE"
+    assert stack.run("status") == 1
+    said = capsys.readouterr().out
+    assert "label 'stable' leads to 1, not to version 2" in said
+    assert "it serves 4 too" in said
+    stack.servers[1].labels.clear()
+    del stack.servers[1].states[4]
+    stack.run("status")
+    assert "leads to nothing" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full_leaves_the_file_alone(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(config_module.os, "fsync", full)
+    assert stack.run("promote", "3") == 1
+    assert "No space left" in capsys.readouterr().err
+    assert stack.file.read_text() == stack.text
+    assert not stack.servers[0].reloads
+
+
+def test_nobody_at_the_address(stack: Stack, capsys: pytest.CaptureFixture[str]):
+    arguments = stack.arguments("status")
+    arguments[-1] = f"--targets=127.0.0.1:{free_port()}"
+    assert main(arguments) == 1
+    assert "UNAVAILABLE" in capsys.readouterr().out

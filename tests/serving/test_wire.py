@@ -1,0 +1,113 @@
+"""The client's short ways past protobuf, held against protobuf."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import predict_pb2
+
+from serving import tensors
+from serving.client import InvalidAnswer, wire
+from serving.protos import serving_pb2
+from tests.serving.test_tensors import NUMBERS, assert_same, numbers
+
+LARGE = (3, 0x3000)
+
+
+def plainly(answer: bytes) -> dict[str, np.ndarray] | None:
+    """What an answer holds; ``None`` if it makes no sense."""
+    try:
+        outputs = predict_pb2.PredictResponse.FromString(answer).outputs
+        return {name: tensors.read(tensor) for name, tensor in outputs.items()}
+    except Exception:
+        return None
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_large_tensors_of_every_kind_both_ways(name: str):
+    array = numbers(name, LARGE)
+    request = predict_pb2.PredictRequest.FromString(
+        wire.with_inputs(b"", {"x": array, "t": array.T, "one": array[0, 0], "none": array[:0]})
+    )
+    assert_same(tensors.read(request.inputs["x"]), array)
+    assert_same(tensors.read(request.inputs["t"]), np.ascontiguousarray(array.T))
+    assert_same(tensors.read(request.inputs["one"]), array[0, 0])
+    assert_same(tensors.read(request.inputs["none"]), array[:0])
+
+    response = predict_pb2.PredictResponse()
+    response.model_spec.version.value = 3
+    tensors.write(array, response.outputs["field"], as_content=False)
+    tensors.write(array, response.outputs["content"])
+    tensors.write(np.array([b"a", b"b"], object), response.outputs["words"])
+    found = wire.predicted(response.SerializeToString())
+    assert found.model_spec.version.value == 3
+    assert list(found.outputs) == ["content", "field", "words"]
+    for key in ("field", "content"):
+        assert_same(found.outputs[key], array)
+        found.outputs[key][0] = 0  # it can be written to
+    assert found.outputs["words"].tolist() == [b"a", b"b"]
+
+
+def test_large_tensors_are_not_parsed(monkeypatch: pytest.MonkeyPatch):
+    response = serving_pb2.PredictResponse()
+    tensors.write(numbers("float32", LARGE), response.outputs["y"], as_content=False)
+    monkeypatch.setattr(tensors, "read", None)
+    assert wire.predicted(response.SerializeToString()).outputs["y"].shape == LARGE
+
+
+def test_what_is_written_in_another_way_is_read_all_the_same():
+    half = np.arange(20_000, dtype=np.float32)
+    twice = tensor_pb2.TensorProto(dtype=1)
+    twice.tensor_shape.dim.add(size=40_000)
+    chunk = tensor_pb2.TensorProto(float_val=half).SerializeToString()
+    for tensor in (
+        twice.SerializeToString() + chunk + chunk,
+        chunk + twice.SerializeToString(),  # the last value goes on
+        twice.SerializeToString()
+        + chunk
+        + tensor_pb2.TensorProto(float_val=[7]).SerializeToString(),
+        twice.SerializeToString()
+        + tensor_pb2.TensorProto(int_val=[7] * 40_000).SerializeToString(),
+    ):
+        response = predict_pb2.PredictResponse()
+        response.outputs["y"].ParseFromString(tensor)
+        answer = response.SerializeToString()
+        assert_same(wire.predicted(answer).outputs["y"], plainly(answer)["y"])  # type: ignore[index]
+        # As it was, not as protobuf would write it.
+        raw = b"\x0a\x01y\x12" + tensors.varint(len(tensor)) + tensor
+        raw = b"\x0a" + tensors.varint(len(raw)) + raw
+        assert_same(wire.predicted(raw).outputs["y"], plainly(raw)["y"])  # type: ignore[index]
+
+
+def test_broken_answers_are_read_as_protobuf_reads_them_or_refused():
+    response = predict_pb2.PredictResponse()
+    response.model_spec.name = "m"
+    for name, size in (("a", 20_000), ("b", 3)):
+        tensors.write(np.ones(size, np.float32), response.outputs[name], as_content=False)
+    whole = response.SerializeToString()
+    luck = random.Random(0)
+    interesting = [n for n in range(len(whole)) if n < 60 or n > len(whole) - 60]
+    refused = 0
+    for _ in range(600):
+        data = bytearray(whole)
+        for _ in range(luck.randint(1, 3)):
+            data[luck.choice(interesting)] = luck.choice(
+                (0, 1, 0x7F, 0x80, 0xFF, luck.randrange(256))
+            )
+        broken = bytes(data[: luck.choice((None, None, luck.choice(interesting)))])
+        expected = plainly(broken)
+        try:
+            found = wire.predicted(broken).outputs
+        except InvalidAnswer:
+            refused += 1
+            assert expected is None
+        else:
+            assert expected is not None and found.keys() == expected.keys()
+            for name, array in found.items():
+                assert_same(array, expected[name])
+    assert refused > 50
+    with pytest.raises(InvalidAnswer):
+        wire.predicted(b"\xff" * 1_000_000)

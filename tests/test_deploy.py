@@ -1,0 +1,186 @@
+"""What docker-compose.yml and deploy/ say, held against rules and against the programs themselves.
+
+That it works is tested in tests/processes: test_gateway.py, and test_compose.py in containers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import text_format
+
+from serving.protos import server_config_pb2
+from serving.server import batching
+from tests.running import ROOT, run
+
+DEPLOY = ROOT / "deploy"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+
+
+def program(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
+
+
+def test_each_profile_has_its_services():
+    profiles: dict[str, set[str]] = {}
+    for name, service in SERVICES.items():
+        for profile in service["profiles"]:
+            profiles.setdefault(profile, set()).add(name)
+    assert profiles == {
+        "train": {"node-1", "node-2"},
+        "serve": {"serving-1", "serving-2", "gateway"},
+        "observe": {"prometheus", "grafana"},
+    }
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_bounded_pinned_and_not_root(name: str):
+    service = SERVICES[name]
+    assert re.search(r":v?\d+\.\d+", service["image"])
+    user = re.sub(r"\$\{\w+:-(.+)\}", r"\1", service["user"])
+    assert int(user.partition(":")[0]) > 0
+    assert service["mem_limit"]
+    for port in service.get("ports", []):
+        assert port.startswith("127.0.0.1:")
+    if "train" not in service["profiles"]:  # a training node takes the CPUs that there are
+        assert service["cpus"] >= 1
+        assert service["read_only"] and service["cap_drop"] == ["ALL"]
+        mounts = [volume.split(":") for volume in service["volumes"] if volume[0] == "."]
+        assert all(mount[-1] == "ro" for mount in mounts)
+
+
+def test_replicas_differ_in_their_port_only():
+    first, second = SERVICES["serving-1"].copy(), SERVICES["serving-2"].copy()
+    assert first.pop("ports") != second.pop("ports")
+    assert first == second
+    assert first["image"] == "tensorflow/serving:2.20.0"
+    threads = next(f for f in first["command"] if f.startswith("--grpc_max_threads="))
+    assert int(threads.partition("=")[2]) > 4 * first["cpus"]
+
+
+def test_nodes_are_one_cluster():
+    configs = [
+        json.loads(SERVICES[name]["environment"]["TF_CONFIG"]) for name in ("node-1", "node-2")
+    ]
+    assert configs[0]["cluster"] == configs[1]["cluster"]
+    for index, config in enumerate(configs):
+        assert config["task"] == {"type": "worker", "index": index}
+        host = config["cluster"]["worker"][index].partition(":")[0]
+        assert host == f"node-{index + 1}"
+    assert not set(SERVICES["node-1"]["networks"]) & set(SERVICES["gateway"]["networks"])
+
+
+def test_files_that_are_named_are_there():
+    for service in SERVICES.values():
+        for name in re.findall(r"/deploy/([\w./-]+)", json.dumps(service)):
+            assert (DEPLOY / name).exists(), name
+    for override in ("tls.yml", "gpu.yml"):
+        assert set(yaml.safe_load((DEPLOY / override).read_text())["services"]) <= set(SERVICES)
+
+
+def test_what_is_scraped_is_a_service_on_the_same_network():
+    jobs = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    targets = [
+        target for job in jobs for each in job["static_configs"] for target in each["targets"]
+    ]
+    assert sorted(targets) == ["gateway:8404", "serving-1:8501", "serving-2:8501"]
+    for name in [target.partition(":")[0] for target in targets]:
+        assert set(SERVICES[name]["networks"]) & set(SERVICES["prometheus"]["networks"])
+
+
+def test_the_metrics_path_is_the_one_that_is_scraped():
+    text = (DEPLOY / "monitoring.config").read_text()
+    said = text_format.Parse(text, server_config_pb2.MonitoringConfig())
+    assert said.prometheus_config.enable
+    jobs = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    assert jobs[0]["metrics_path"] == said.prometheus_config.path
+
+
+def test_batches_fit_the_cpus_of_a_container():
+    said = batching.read(DEPLOY / "batching.config")
+    assert said.num_batch_threads == SERVICES["serving-1"]["cpus"]
+    flags = SERVICES["serving-1"]["command"]
+    assert f"--tensorflow_intra_op_parallelism={SERVICES['serving-1']['cpus']}" in flags
+    assert "--enable_batching" in flags  # TF Serving ignores the file without it
+
+
+def test_the_board_asks_the_data_source_that_there_is():
+    board = json.loads((DEPLOY / "grafana/boards/serving.json").read_text())
+    (source,) = yaml.safe_load((DEPLOY / "grafana/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
+    panels = board["panels"]
+    assert {panel["datasource"]["uid"] for panel in panels} == {source["uid"]}
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    (provider,) = yaml.safe_load((DEPLOY / "grafana/dashboards/boards.yml").read_text())[
+        "providers"
+    ]
+    assert provider["options"]["path"] == "/deploy/grafana/boards"
+
+
+def test_the_gateway_and_the_containers_ask_for_health_in_the_same_words():
+    asked = re.search(r"send-binary ([0-9a-f]+)", (DEPLOY / "haproxy.cfg").read_text())
+    assert asked is not None
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        with subprocess.Popen(["bash", DEPLOY / "healthy.bash", port]) as check:
+            connection, _ = listener.accept()
+            with connection:
+                said = b""
+                while len(said) < len(asked[1]) // 2:
+                    said += connection.recv(4096)
+            assert check.wait(10) != 0  # nobody has said that he is well
+    assert said.hex() == asked[1]
+
+
+def test_the_image_gets_every_package():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]
+    folders = {name.partition(".")[0] for name in packages}
+    copied = re.findall(r"^COPY (\w+) \1$", (ROOT / "Dockerfile").read_text(), re.M)
+    let_in = re.findall(r"^!(\w+)$", (ROOT / ".dockerignore").read_text(), re.M)
+    assert folders == set(copied)
+    assert folders <= set(let_in)
+
+
+@program("docker-compose")
+@pytest.mark.parametrize("override", [None, "tls.yml", "gpu.yml"])
+def test_compose_itself_reads_it(override: str | None):
+    files = ["-f", "docker-compose.yml", *(["-f", f"deploy/{override}"] if override else [])]
+    profiles = [f"--profile={name}" for name in ("train", "serve", "observe")]
+    said = yaml.safe_load(run(["docker-compose", *files, *profiles, "config"]))
+    assert set(said["services"]) == set(SERVICES)
+
+
+@program("haproxy")
+@pytest.mark.parametrize("tls", [False, True])
+def test_haproxy_itself_reads_it(tls: bool, tmp_path: Path):
+    bind = SERVICES["gateway"]["environment"]["GATEWAY_BIND"]
+    if tls:
+        override = yaml.safe_load((DEPLOY / "tls.yml").read_text())
+        bind = override["services"]["gateway"]["environment"]["GATEWAY_BIND"]
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-batch"]
+        command += ["-keyout", f"{tmp_path}/gateway.pem", "-out", f"{tmp_path}/chain.pem"]
+        subprocess.run(command, check=True, capture_output=True)
+        with (tmp_path / "gateway.pem").open("ab") as both:
+            both.write((tmp_path / "chain.pem").read_bytes())
+        bind = bind.replace("/tls/", f"{tmp_path}/")
+    said = run(["haproxy", "-c", "-f", "deploy/haproxy.cfg"], env={"GATEWAY_BIND": bind})
+    assert "WARNING" not in said
+
+
+@program("promtool")
+def test_prometheus_itself_reads_it():
+    said = run(["promtool", "check", "config", "deploy/prometheus.yml"])
+    assert "3 rules found" in said

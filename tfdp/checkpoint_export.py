@@ -1,0 +1,119 @@
+"""``python -m tfdp.export``: a checkpoint of a run, published without training."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_args
+
+from tfdp import evaluation, releasing, restoring, state
+from tfdp.errors import BadInput, TrainingError
+from tfdp.log import say, say_on_chief
+from tfdp.publish_flags import PublishSettings
+from tfdp.recipe import Recipe
+from tfdp.sources import Source
+from tfdp.starting import compare, data_of
+from tfdp.steps import read_metrics
+from tfdp.team import connect, team_of
+from tfdp.words import AutoShard, Communication
+
+
+@dataclasses.dataclass(frozen=True)
+class Request(PublishSettings):
+    """The flags of ``python -m tfdp.export``, valid.
+
+    Raises:
+        BadInput: if one is missing, or a value is out of range.
+    """
+
+    recipe: str
+    workdir: Path | None
+    step: int | None
+    export_dir: Path | None
+    hparam: tuple[str, ...]
+    global_batch_size: int
+    communication: Communication
+    auto_shard: AutoShard
+    startup_timeout_s: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.recipe:
+            raise BadInput("--recipe is missing: name a Python file or a dotted module")
+        if self.workdir is None:
+            raise BadInput("--workdir is missing: name the folder of the run that is published")
+        if ":/" in str(self.export_dir):
+            raise BadInput(
+                f"--export_dir is {self.export_dir}: remote paths have no atomic rename; use a "
+                "mounted file system"
+            )
+        if self.global_batch_size < 1:
+            raise BadInput(
+                f"--global_batch_size is {self.global_batch_size}: it has to be 1 or more"
+            )
+        if not self.startup_timeout_s > 0:
+            raise BadInput(
+                f"--startup_timeout_s is {self.startup_timeout_s}: it has to be positive"
+            )
+        for name, choices in (
+            ("communication", get_args(Communication)),
+            ("auto_shard", get_args(AutoShard)),
+        ):
+            if getattr(self, name) not in choices:
+                raise BadInput(
+                    f"--{name} is {getattr(self, name)}: it has to be one of {', '.join(choices)}"
+                )
+
+
+def publish(request: Request, recipe: Recipe) -> None:
+    """Evaluates a checkpoint on all workers, and publishes it from the chief.
+
+    Raises:
+        BadInput: on every worker, if there is no such checkpoint or it does not fit the recipe.
+        Refused: if the metrics are not what was demanded; nothing is published then.
+    """
+    assert request.workdir is not None
+    folder = request.export_dir or request.workdir / "model"
+    team = team_of(connect(request.communication, request.startup_timeout_s))
+    here_only = ("workdir", "export_dir", "models_config", "startup_timeout_s")
+    shared = {f"--{name}": value for name, value in vars(request).items() if name not in here_only}
+    compare(team, shared, recipe)
+    checkpoint = restoring.read(team, request.workdir, request.step)
+    if checkpoint.about["settings"]["recipe_sha256"] != recipe.digest:
+        say_on_chief("the recipe, or a hyperparameter, is not what the checkpoint was trained with")
+    model = restoring.build(team, recipe, checkpoint)
+    train_data = data_of(recipe, "train_data")
+    eval_data = data_of(recipe, "eval_data") if recipe.eval_data is not None else None
+    restoring.restore(model, checkpoint, train_data, recipe.preprocess, team)
+    metrics = read_metrics(model)()
+    evaluated = metrics if eval_data is not None else {}
+    names = [name for name, value in evaluated.items() if isinstance(value, (int, float))]
+    team.by_chief(lambda: releasing.check(folder, request, recipe, model, train_data, names))
+
+    scores: dict[str, Any] = {}
+    if eval_data is not None:
+        size = request.global_batch_size
+        scores = evaluation.evaluate(
+            model,
+            eval_data if isinstance(eval_data, Source) else eval_data.batch(size),
+            batch_size=size if isinstance(eval_data, Source) else None,
+            preprocess=recipe.preprocess,
+            auto_shard=request.auto_shard,
+        )
+
+    def finish() -> None:
+        about = {
+            "run": checkpoint.about["run"],
+            "step": checkpoint.step,
+            "weights_sha256": state.weights_sha256(model),
+            "metrics": metrics,
+            "eval_metrics": scores,
+        }
+        path = releasing.publish(folder, request, recipe, model, train_data, eval_data, about)
+        say(f"step {checkpoint.step} is published as {path}")
+
+    try:
+        team.by_chief(finish)
+    except BadInput as error:  # too late to be called so
+        raise TrainingError(str(error)) from error
+    team.settle()
