@@ -158,9 +158,7 @@ def write(array: Array, message: Any, *, as_content: bool = True) -> None:
         if field == "half_val":  # the bits, as an integer
             array = array.view(np.uint16)
         values = array.reshape(-1)
-        if stored_as in ("float32", "float64") and (
-            values.size > _FEW or values.dtype.kind == "c"
-        ):
+        if stored_as in ("float32", "float64") and (values.size > _FEW or values.dtype.kind == "c"):
             _merge_packed(_little_endian(values).tobytes(), message, field)
         else:
             getattr(message, field).extend(values.tolist())
