@@ -43,13 +43,9 @@ def add(graph: tf.Graph, signature: Any, parameters: BatchingParameters) -> Batc
     Returns:
         None if there is no batch dimension that all inputs and outputs have.
     """
-    if not signature.inputs:  # such as __saved_model_init_op, whose output is no tensor either
-        return None
     infos = [*signature.inputs.values(), *signature.outputs.values()]
-    if any(info.WhichOneof("encoding") != "name" for info in infos):  # sparse or ragged
-        return None
-    if not signature.inputs:  # the initializer is one; its output is no tensor
-        return None
+    if not signature.inputs or any(info.WhichOneof("encoding") != "name" for info in infos):
+        return None  # the initializer, or what is sparse or ragged
     inputs = [graph.get_tensor_by_name(info.name) for info in signature.inputs.values()]
     outputs = [graph.get_tensor_by_name(info.name) for info in signature.outputs.values()]
     between = _between(inputs, outputs)

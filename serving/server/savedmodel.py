@@ -6,10 +6,8 @@ that TF Serving leaves to the ops, words its errors differently, and takes ten t
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from tensorflow.python.client import pywrap_tf_session
 
 from serving.server import batched_graph, small_graph, warmup
 from serving.server.batching import BatchingParameters
+from serving.server.models import TimeLeft
 from serving.tensors import Array
 
 _MAX_TIMEOUT_MS = 2**31 - 1
@@ -111,28 +110,34 @@ class SavedModel:
         self._handles: dict[str, Any] = {}
 
     def run(
-        self, feeds: Mapping[str, Array], fetches: Sequence[str], timeout_s: float | None = None
+        self,
+        feeds: Mapping[str, Array],
+        fetches: Sequence[str],
+        time_left_s: TimeLeft = lambda: None,
     ) -> list[Array]:
         """Computes ``fetches`` from ``feeds``, both by names of tensors such as ``x:0``.
 
         What is fed and fetched together as a signature says runs in batches, if the model was
         loaded so; anything else by itself. TF Serving makes the same difference.
 
+        Args:
+            feeds: arrays to feed.
+            fetches: what to compute.
+            time_left_s: says how many seconds the caller still waits; None is without limit.
+
         Raises:
-            tf.errors.OpError: in TensorFlow's words; DeadlineExceededError after ``timeout_s``.
+            tf.errors.OpError: in TensorFlow's words; DeadlineExceededError when time is up.
         """
         batched = self._batched and self._batched.get((frozenset(feeds), frozenset(fetches)))
         if not batched or not _fit(feeds, batched.ranks):
-            return self._call(feeds, fetches, timeout_s)
+            return self._call(feeds, fetches, time_left_s)
         _check_rows(feeds.values())
         tensors = [*(batched.outputs[name] for name in fetches), batched.place]
-        began_s = time.monotonic()
         try:
-            *results, place = self._call(feeds, tensors, timeout_s)
+            *results, place = self._call(feeds, tensors, time_left_s)
         except tf.errors.CancelledError:
             # A batch is given up when one of its calls runs out of time; the others go alone then.
-            left_s = timeout_s and timeout_s - (time.monotonic() - began_s)
-            return self._call(feeds, fetches, left_s)
+            return self._call(feeds, fetches, time_left_s)
         except tf.errors.InvalidArgumentError as error:
             raise _reworded(error, feeds) from None
         if place[0, 0] == 0:  # one call in each batch has its first row
@@ -172,7 +177,7 @@ class SavedModel:
         return made
 
     def _call(
-        self, feeds: Mapping[str, Array], fetches: Collection[Any], timeout_s: float | None
+        self, feeds: Mapping[str, Array], fetches: Collection[Any], time_left_s: TimeLeft
     ) -> list[Array]:
         """Runs the session; fetches are tensors or names of tensors.
 
@@ -182,12 +187,14 @@ class SavedModel:
         small = self._small.get((*feeds, None, *fetches))
         results: list[Array]
         if small is not None:
-            with contextlib.suppress(tf.errors.InvalidArgumentError):  # said in other words here
+            try:
                 results = small(*feeds.values())
                 return results
+            except tf.errors.InvalidArgumentError:
+                pass  # worded otherwise than TF Serving has it
         results = pywrap_tf_session.TF_SessionRun_wrapper(
             self._session._session,
-            _options(timeout_s),
+            _options(time_left_s()),
             {self._handle(name): array for name, array in feeds.items()},
             [self._handle(fetch) for fetch in fetches],
             [],

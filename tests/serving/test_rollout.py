@@ -32,6 +32,8 @@ OTHER = """
   config {
     name: "other" base_path: "/models/other" model_platform: "tensorflow"
     model_version_policy { latest { num_versions: 2 } } version_labels { key: "beta" value: 4 }
+    logging_config { log_collector_config { type: "x" filename_prefix: "/logs/other" }
+                     sampling_config { sampling_rate: 0.5 } }
   }"""
 
 
@@ -85,6 +87,7 @@ class Serving:
         with self._lock:
             self.reloads.append(request.config)
             self._take(request.config)
+            self._look()  # it moves labels after that
             for version in self._part(request.config).version_labels.values():
                 if self.states.get(version) != "AVAILABLE":
                     text = f"Request to assign label to version {version} of model m, which is not "
@@ -221,6 +224,12 @@ def test_a_version_goes_on_trial_is_promoted_and_taken_back(stack: Stack):
     assert stack.run("rollback") == 0
     stack.settled({"stable": 2, "canary": 2})
     assert stack.run("status") == 0
+
+
+def test_who_has_opened_the_file_reads_it_whole(stack: Stack):
+    with stack.file.open() as reader:
+        assert stack.run("promote", "3") == 0
+        assert reader.read() == stack.text
 
 
 def test_going_back_needs_no_loading(stack: Stack):
@@ -418,6 +427,9 @@ def test_killed_at_any_instant_the_same_command_goes_on(
         assert stack.run(*command) == 0
         count = len(seen)
     assert count > 20
+    calls = seen[::2]  # each is noted before and after
+    for place, name in enumerate(calls):
+        assert name != "rename" or calls[place - 1] == calls[place + 1] == "fsync"
     for kill_at in range(1, count + 1):
         stack.start(stack.text)
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
