@@ -120,10 +120,11 @@ def recovery(figures: dict[str, Any]) -> Any:
         places = [place + 0.38 * i for place in range(len(events))]
         bars = panel.barh(places, medians, height=0.36, color=colour, label=system)
         panel.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    panel.set_xlim(right=1.3 * panel.get_xlim()[1])  # the legend's place
     panel.set_yticks([place + 0.19 for place in range(len(events))], events)
     panel.invert_yaxis()
     panel.set_xlabel("seconds until every worker has done an update")
-    panel.legend()
+    panel.legend(loc="center right")
     return picture
 
 
@@ -151,9 +152,9 @@ def network(figures: dict[str, Any]) -> Any:
                 )
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
-        panel.set_ylim(bottom=0)
         panel.set_xlabel("workers")
         panel.set_title(name)
+    panels[0][0].set_ylim(bottom=0)  # of all panels, now that all points are there
     panels[0][0].set_ylabel("milliseconds a step")
     panels[0][0].legend(fontsize=7)
     return picture
