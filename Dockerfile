@@ -5,11 +5,12 @@ ARG EXTRA=train,demo
 
 # What is installed changes seldom, our code often: packages first, on empty folders of ours.
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN python -c "import pathlib, tomllib; settings = tomllib.load(open('pyproject.toml', 'rb')); \
+COPY pyproject.toml constraints.txt ./
+RUN touch README.md LICENSE && python -c "import pathlib, tomllib; settings = tomllib.load(open('pyproject.toml', 'rb')); \
     [pathlib.Path(*name.split('.')).mkdir(parents=True, exist_ok=True) \
      for name in settings['tool']['setuptools']['packages']]" \
     && pip install --no-cache-dir -c constraints.txt ".[${EXTRA}]"
+COPY README.md LICENSE ./
 COPY cluster cluster
 COPY serving serving
 COPY tfdp tfdp

@@ -1,4 +1,4 @@
-"""Calls per second of the embedded server beside a bare grpcio echo server's, in alternating rounds.
+"""Calls per second of the embedded server beside a bare grpcio echo server's, taking turns.
 
     python benchmarks/serving_speed.py [rounds] [flags for serving.server]
 

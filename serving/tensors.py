@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 # A few bytes on the wire may claim a huge tensor by repeating one value: larger claims are refused.
-_MAX_REPEATED_BYTES = 1 << 28
+_MAX_REPEATED_BYTES = 1 << 24
 _FEW = 100  # numbers that are handed over as fast one by one
 _DT_STRING = 7
 _DT_BFLOAT16 = 14
@@ -158,9 +158,7 @@ def write(array: Array, message: Any, *, as_content: bool = True) -> None:
         if field == "half_val":  # the bits, as an integer
             array = array.view(np.uint16)
         values = array.reshape(-1)
-        if stored_as in ("float32", "float64") and (
-            values.size > _FEW or values.dtype.kind == "c"
-        ):
+        if stored_as in ("float32", "float64") and (values.size > _FEW or values.dtype.kind == "c"):
             _merge_packed(_little_endian(values).tobytes(), message, field)
         else:
             getattr(message, field).extend(values.tolist())
@@ -289,7 +287,8 @@ def _spread(values: Array, size: int) -> Array:
     """``values`` cut or, with its last value (zeros, if there is none), prolonged to ``size``."""
     if len(values) >= size:
         return values[:size]
-    if size * values.itemsize > _MAX_REPEATED_BYTES:
+    longest = len(values[-1]) if values.dtype == object and len(values) else 0
+    if size * (values.itemsize + longest) > _MAX_REPEATED_BYTES:
         raise ValueError(f"{len(values)} values claim to be {size}")
     whole = np.empty(size, values.dtype)
     whole[: len(values)] = values

@@ -134,10 +134,11 @@ def test_flags_of_training_do_not_vanish() -> None:
 def test_flags_are_what_settings_take() -> None:
     script = """
 import dataclasses
-from tfdp import publish_flags, train
+from tfdp import train
+from tfdp.publishing import options
 from tfdp.settings import Settings
 flags = {name: train._FLAGS[name].default for name in Settings.__dataclass_fields__}
-flags |= publish_flags.given(train._FLAGS)
+flags |= options.given(train._FLAGS)
 for field in dataclasses.fields(Settings):
     if field.default is not dataclasses.MISSING and field.name != "hparam":
         assert flags[field.name] == field.default, field.name

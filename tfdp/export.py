@@ -18,13 +18,14 @@ from absl import flags
 
 from cluster import exits
 from cluster.spec import ClusterError, from_environment
-from tfdp import command, log, publish_flags
+from tfdp import command, log
 from tfdp.errors import BadInput
 from tfdp.peers import end_process
+from tfdp.publishing import options
 from tfdp.signals import Signals
 
 if TYPE_CHECKING:
-    from tfdp.checkpoint_export import Request
+    from tfdp.publishing.from_checkpoint import Request
 
 _FLAGS = flags.FlagValues()
 
@@ -50,7 +51,7 @@ def _define() -> None:
     flags.DEFINE_float(
         "startup_timeout_s", 600.0, "Seconds to wait for the other workers.", flag_values=_FLAGS
     )
-    publish_flags.define(_FLAGS)
+    options.define(_FLAGS)
 
 
 _define()
@@ -71,10 +72,11 @@ def main(argv: list[str]) -> int:
     log_path = log.open_log(logs, 0 if cluster is None else cluster.index)
 
     def work() -> None:
-        from tfdp import checkpoint_export, recipe  # from here on TensorFlow is imported
+        from tfdp import recipe
+        from tfdp.publishing import from_checkpoint  # from here on TensorFlow is imported
 
-        request = _request(checkpoint_export.Request)
-        checkpoint_export.publish(request, recipe.load(request.recipe, request.hparam))
+        request = _request(from_checkpoint.Request)
+        from_checkpoint.publish(request, recipe.load(request.recipe, request.hparam))
 
     code = command.end(work, signals, log_path)
     if code in (exits.FINISHED, exits.BAD_INPUT):  # else the log has more to say
@@ -86,7 +88,7 @@ def _request(kind: type[Request]) -> Request:
     values: dict[str, Any] = {name: _FLAGS[name].value for name in kind.__dataclass_fields__}
     for name in ("workdir", "export_dir"):
         values[name] = None if values[name] is None else Path(values[name])
-    values |= publish_flags.given(_FLAGS)
+    values |= options.given(_FLAGS)
     return kind(**values | {"hparam": tuple(values["hparam"])})
 
 

@@ -13,17 +13,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp import publishing, reloading, state, warmup
-from tfdp.demands import Demands
+from tfdp import state
 from tfdp.errors import BadInput
 from tfdp.feed import Preprocess
 from tfdp.files import write_durably
 from tfdp.log import say
-from tfdp.models_config import needs_of
-from tfdp.publish_flags import WARMUP_BATCH_SIZES, check_options
-from tfdp.publishing import Draft, make_folder
-from tfdp.reloading import Answers
-from tfdp.signatures import METHODS, PREDICT, Features, features_of, serving_functions
+from tfdp.publishing import reloading, servable, warmup
+from tfdp.publishing.demands import Demands
+from tfdp.publishing.models_config import needs_of
+from tfdp.publishing.options import WARMUP_BATCH_SIZES, check_options
+from tfdp.publishing.reloading import Answers
+from tfdp.publishing.servable import Draft, make_folder
+from tfdp.publishing.signatures import METHODS, PREDICT, Features, features_of, serving_functions
 from tfdp.starting import data_sha256, versions
 
 _PROBES = 8  # examples in what a new version is asked besides the warm-up requests
@@ -116,13 +117,13 @@ def export(
 
     with Draft(folder) as draft:
         _save(model, functions, draft.path)
-        servable = folder.resolve().name
-        requests, questions, answers = _questions(functions, told, warmup_batch_sizes, servable)
+        name = folder.resolve().name
+        requests, questions, answers = _questions(functions, told, warmup_batch_sizes, name)
         if requests:
             warmup.write(draft.path / warmup.PATH, requests)
         reloading.check(draft.path, questions, answers, reloading.rtol_of(model))
         text = json.dumps(provenance, indent=2) + "\n"
-        write_durably(draft.path / publishing.ABOUT, text.encode())
+        write_durably(draft.path / servable.ABOUT, text.encode())
         version = draft.publish(confirm or (lambda: None))
     if keep is not None:
         _remove_old(folder, keep, config)
@@ -155,10 +156,10 @@ def _check_metrics(
 ) -> None:
     if not demands:
         return
-    found = publishing.versions(folder)
+    found = servable.versions(folder)
     number = needs_of(config, folder).current(list(found))
     current = None if number is None else found[number]
-    said = {} if current is None else publishing.about(current) or {}
+    said = {} if current is None else servable.about(current) or {}
     ours, theirs = (each.get("eval_data_sha256") for each in (provenance, said))
     if demands.not_worse_by is not None and ours and theirs and ours != theirs:
         say(f"{current}, which is served now, was evaluated on other data than this version")
@@ -180,7 +181,7 @@ def _save(model: keras.Model, functions: Mapping[str, Any], path: Path) -> None:
 
 
 def _questions(
-    functions: Mapping[str, Any], features: Features, sizes: Sequence[int], servable: str
+    functions: Mapping[str, Any], features: Features, sizes: Sequence[int], name: str
 ) -> tuple[list[bytes], list[bytes], list[Answers]]:
     """What a new version is asked, and how the live model answers.
 
@@ -192,14 +193,14 @@ def _questions(
         for size in sizes:
             inputs = warmup.inputs_of(features, size)
             answers.append(_answers(functions[PREDICT], inputs))
-            requests.append(warmup.request(servable, inputs))
+            requests.append(warmup.request(name, inputs))
         inputs = warmup.inputs_of(features, _PROBES)
-        for name, function in functions.items():
+        for signature, function in functions.items():
             asked: Any = inputs
-            if name != PREDICT:
+            if signature != PREDICT:
                 asked = {"inputs": np.array(warmup.as_examples(inputs, features), object)}
-            answers.append(_answers(function, asked if name == PREDICT else asked["inputs"]))
-            questions.append(warmup.request(servable, asked, name))
+            answers.append(_answers(function, asked if signature == PREDICT else asked["inputs"]))
+            questions.append(warmup.request(name, asked, signature))
     except tf.errors.OpError as error:
         if features.read is not None:
             raise
@@ -219,9 +220,9 @@ def _answers(function: Any, inputs: Any) -> Answers:
 
 def _remove_old(folder: Path, keep: int, config: Path | None) -> None:
     def needed() -> set[int]:
-        return needs_of(config, folder).of(list(publishing.versions(folder)))
+        return needs_of(config, folder).of(list(servable.versions(folder)))
 
     try:
-        publishing.remove_old(folder, keep, needed)
+        servable.remove_old(folder, keep, needed)
     except BadInput as error:  # somebody has changed it meanwhile
         say(f"old versions stay: {error}")

@@ -10,10 +10,11 @@ from typing import Any, get_args
 import keras
 import tensorflow as tf
 
-from tfdp import evaluation, restoring, signatures
+from tfdp import evaluation, restoring
 from tfdp.errors import BadInput
 from tfdp.files import write_whole
 from tfdp.log import say_on_chief
+from tfdp.publishing import signatures
 from tfdp.recipe import Recipe
 from tfdp.sources import Source
 from tfdp.starting import compare, data_of

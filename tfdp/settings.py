@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tfdp.errors import BadInput
-from tfdp.publish_flags import PublishSettings
+from tfdp.publishing.options import PublishSettings
 from tfdp.words import AutoShard, Communication, GradientDtype, MixedPrecision
 
 MOST = (1 << 31) - 1  # of whatever is counted, seconds included

@@ -14,9 +14,10 @@ from absl import flags
 
 from cluster import exits
 from cluster.spec import ClusterError, from_environment
-from tfdp import command, files, log, publish_flags
+from tfdp import command, files, log
 from tfdp.errors import BadInput
 from tfdp.peers import end_process
+from tfdp.publishing import options
 from tfdp.settings import Settings
 from tfdp.signals import Signals
 
@@ -63,7 +64,7 @@ def _define() -> None:
         "profile", False, "Profile some steps, and say what bounds the run.", flag_values=_FLAGS
     )
     flags.DEFINE_boolean("tensorboard", True, "Write WORKDIR/tensorboard.", flag_values=_FLAGS)
-    publish_flags.define(_FLAGS)
+    options.define(_FLAGS)
 
 
 _define()
@@ -108,7 +109,7 @@ def _settings(argv: list[str]) -> Settings:
     export_dir = values["export_dir"]
     return Settings(
         **values
-        | publish_flags.given(_FLAGS)
+        | options.given(_FLAGS)
         | {
             "workdir": Path(values["workdir"]),
             "export_dir": None if export_dir is None else Path(export_dir),

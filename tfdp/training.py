@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp import callbacks, evaluation, feed, keras_private, releasing, standing, state
+from tfdp import callbacks, evaluation, feed, keras_private, standing, state
 from tfdp.callbacks import AtSteps
 from tfdp.checkpoints import Checkpoints
 from tfdp.errors import BadInput, Refused, Stopped, TrainingError
@@ -21,6 +21,7 @@ from tfdp.files import Claim, write_whole
 from tfdp.fitting import check_model, run
 from tfdp.log import say
 from tfdp.profiling import Profile
+from tfdp.publishing import releasing
 from tfdp.recipe import Recipe
 from tfdp.reports import Report
 from tfdp.saving import Saver

@@ -7,7 +7,7 @@ which order is written once.
 
 from __future__ import annotations
 
-import random
+import os
 import time
 from collections.abc import Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
@@ -91,8 +91,9 @@ class Attempts:
             if len(tried) == len(self.targets):
                 tried.clear()
                 pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt)
-                # Callers that failed together should not come back together.
-                yield Pause(min(left(ends), pause_s * random.uniform(0.5, 1.5)))
+                # Callers that failed together should not come back together, be they forks of one
+                # process (whose ``random`` would draw alike).
+                yield Pause(min(left(ends), pause_s * (0.5 + os.urandom(1)[0] / 256)))
         raise AssertionError("the last attempt answers or raises")
 
     def make_once(self, method: Method, model: str, request: bytes, ends: float) -> Plan[Any]:

@@ -6,7 +6,7 @@ Exit codes: 0 if the call succeeded, 1 if it failed, 2 if the arguments are wron
 from __future__ import annotations
 
 import argparse
-import base64
+import binascii
 import json
 import re
 import sys
@@ -285,7 +285,7 @@ def _parsed(text: str) -> Any:
 def _bytes_of(value: dict[str, Any]) -> Any:
     """What ``_plain`` makes of bytes that are no text, back again."""
     if value.keys() == {"b64"}:
-        return base64.b64decode(value["b64"], validate=True)
+        return binascii.a2b_base64(value["b64"], strict_mode=True)
     return value
 
 
@@ -309,5 +309,5 @@ def _plain(value: Any) -> Any:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            return {"b64": base64.b64encode(value).decode()}
+            return {"b64": binascii.b2a_base64(value, newline=False).decode()}
     return value

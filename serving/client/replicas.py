@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import random
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
@@ -27,7 +27,7 @@ class Replicas:
         self.targets = tuple(targets)
         self._clock = clock
         # Many clients that start at once should not all begin with the first.
-        self._turns = itertools.count(random.randrange(len(self.targets)))
+        self._turns = itertools.count(os.urandom(1)[0])
         self._failures = [0] * len(self.targets)
         self._out_until = [0.0] * len(self.targets)
 

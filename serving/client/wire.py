@@ -93,12 +93,12 @@ def predicted(answer: bytes) -> Predicted:
     """Reads a PredictResponse; raises InvalidAnswer if that or an output can't be read."""
     rest, arrays = _without_large_tensors(answer)
     response = parsed(serving_pb2.PredictResponse, rest)
-    for name, tensor in response.outputs.items():
+    for name in response.outputs:
         try:
-            arrays[name] = tensors.read(tensor)
+            arrays[name] = tensors.read(response.outputs[name])
         except ValueError as error:
             raise InvalidAnswer(f"output {name!r}: {error}") from None
-    return Predicted(response.model_spec, {name: arrays[name] for name in sorted(arrays)})
+    return Predicted(response.model_spec, dict(sorted(arrays.items())))
 
 
 def _without_large_tensors(answer: bytes) -> tuple[bytes, dict[str, Array]]:

@@ -71,7 +71,10 @@ def main(arguments: Sequence[str]) -> int:
         options.models, start, options.allow_version_labels_for_unavailable_models
     )
     handlers = service.handlers(models, say, metrics.observer(models))
-    server.add_generic_rpc_handlers((listening.in_turns(handlers, options.grpc_max_threads),))
+    inference = "tensorflow.serving.PredictionService"
+    server.add_generic_rpc_handlers(
+        (listening.in_turns(handlers, inference, options.grpc_max_threads),)
+    )
     health = Health()
     if options.enable_grpc_healthcheck_service:
         server.add_generic_rpc_handlers((health.handler(),))

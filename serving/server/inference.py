@@ -21,7 +21,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.server.models import Models, Refused, invalid
+from serving.server.models import Models, Refused, TimeLeft, invalid
 from serving.server.prediction import DEFAULT_SIGNATURE, say_model
 from serving.tensors import Array
 
@@ -33,31 +33,31 @@ _REGRESS = "tensorflow/serving/regress"
 
 
 def classify(
-    models: Models, request: Any, timeout_s: float | None
+    models: Models, request: Any, time_left_s: TimeLeft
 ) -> classification_pb2.ClassificationResponse:
     """PredictionService/Classify."""
     with models.use(request.model_spec) as (version, model):
-        response = run_classify(model, request, timeout_s)
+        response = run_classify(model, request, time_left_s)
     say_model(response.model_spec, request.model_spec, version)
     return response
 
 
 def regress(
-    models: Models, request: Any, timeout_s: float | None
+    models: Models, request: Any, time_left_s: TimeLeft
 ) -> regression_pb2.RegressionResponse:
     """PredictionService/Regress."""
     with models.use(request.model_spec) as (version, model):
-        response = run_regress(model, request, timeout_s)
+        response = run_regress(model, request, time_left_s)
     say_model(response.model_spec, request.model_spec, version)
     return response
 
 
 def multi_inference(
-    models: Models, request: Any, timeout_s: float | None
+    models: Models, request: Any, time_left_s: TimeLeft
 ) -> inference_pb2.MultiInferenceResponse:
     """PredictionService/MultiInference."""
     with models.use(first_spec(request)) as (version, model):
-        response = run_multi_inference(model, request, timeout_s)
+        response = run_multi_inference(model, request, time_left_s)
     for task, result in zip(request.tasks, response.results, strict=True):
         say_model(result.model_spec, task.model_spec, version)
     return response
@@ -69,31 +69,31 @@ def first_spec(request: inference_pb2.MultiInferenceRequest) -> model_pb2.ModelS
 
 
 def run_classify(
-    model: SavedModel, request: Any, timeout_s: float | None
+    model: SavedModel, request: Any, time_left_s: TimeLeft
 ) -> classification_pb2.ClassificationResponse:
     """Answers a ClassificationRequest by ``model``, whatever model it names."""
     signature = _signature(model, request.model_spec, "No signature was found with the name: ")
     fed, fetched = _to_classify(signature)
-    count, found = _compute(model, request.input, [fed], fetched, timeout_s)
+    count, found = _compute(model, request.input, [fed], fetched, time_left_s)
     response = classification_pb2.ClassificationResponse()
     _write_classes(signature, count, found, response.result)
     return response
 
 
 def run_regress(
-    model: SavedModel, request: Any, timeout_s: float | None
+    model: SavedModel, request: Any, time_left_s: TimeLeft
 ) -> regression_pb2.RegressionResponse:
     """Answers a RegressionRequest by ``model``, whatever model it names."""
     signature = _signature(model, request.model_spec, "No signature was found with the name: ")
     fed, fetched = _to_regress(signature)
-    count, found = _compute(model, request.input, [fed], fetched, timeout_s)
+    count, found = _compute(model, request.input, [fed], fetched, time_left_s)
     response = regression_pb2.RegressionResponse()
     _write_values(signature, count, found, response.result)
     return response
 
 
 def run_multi_inference(
-    model: SavedModel, request: Any, timeout_s: float | None
+    model: SavedModel, request: Any, time_left_s: TimeLeft
 ) -> inference_pb2.MultiInferenceResponse:
     """Answers a MultiInferenceRequest by ``model``, whatever model it names; no model_spec yet."""
     name = ""
@@ -124,7 +124,7 @@ def run_multi_inference(
         fed.add(tensor)
         fetched.update(outputs)
 
-    count, found = _compute(model, request.input, fed, sorted(fetched), timeout_s)
+    count, found = _compute(model, request.input, fed, sorted(fetched), time_left_s)
     response = inference_pb2.MultiInferenceResponse()
     for task, signature in zip(request.tasks, signatures.values(), strict=True):
         result = response.results.add()
@@ -182,7 +182,7 @@ def _compute(
     message: input_pb2.Input,
     fed: Iterable[str],
     fetched: list[str],
-    timeout_s: float | None,
+    time_left_s: TimeLeft,
 ) -> tuple[int, Mapping[str, Array]]:
     """Runs the model on an Input; returns how many examples there were, and outputs by tensor."""
     examples = _serialized(message)
@@ -190,7 +190,7 @@ def _compute(
         raise invalid("Input is empty.")
     array = np.empty(len(examples), dtype=object)
     array[:] = examples
-    arrays = model.run(dict.fromkeys(fed, array), fetched, timeout_s)
+    arrays = model.run(dict.fromkeys(fed, array), fetched, time_left_s)
     return len(examples), dict(zip(fetched, arrays, strict=True))
 
 
@@ -275,4 +275,5 @@ def _shape(array: Array) -> str:
 
 def _dtype(array: Array) -> str:
     number = tf.as_dtype(array.dtype).as_datatype_enum
-    return types_pb2.DataType.Name(number)
+    name: str = types_pb2.DataType.Name(number)
+    return name

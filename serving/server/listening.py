@@ -81,17 +81,23 @@ def listen(
 
 
 def in_turns(
-    handlers: Sequence[grpc.GenericRpcHandler], max_threads: int
+    handlers: Sequence[grpc.GenericRpcHandler], service: str, max_threads: int
 ) -> grpc.GenericRpcHandler:
-    """Lets unary calls of ``handlers`` wait until fewer than ``max_threads`` are worked on.
+    """Lets calls of a service wait until fewer than ``max_threads`` are worked on.
 
     TF Serving refuses such calls. One whose deadline passes while it waits is not worked on.
+
+    Args:
+        handlers: of this service, whose methods are unary, and of others; those don't wait.
+        service: the service's full name.
+        max_threads: its calls that are worked on at once.
     """
     turns = threading.Semaphore(max_threads)
 
     def in_turn(answer: Callable[..., Any]) -> Callable[..., Any]:
         def wait_and_answer(request: Any, context: grpc.ServicerContext) -> Any:
-            if not turns.acquire(timeout=context.time_remaining()):
+            free = turns.acquire(blocking=False)
+            if not free and not turns.acquire(timeout=context.time_remaining()):
                 text = "Deadline exceeded while the call waited for its turn"
                 context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, text)
             try:
@@ -105,6 +111,8 @@ def in_turns(
         def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
             for handler in handlers:
                 method = handler.service(details)
+                if method is not None and not details.method.startswith(f"/{service}/"):
+                    return method
                 if method is not None:
                     return grpc.unary_unary_rpc_method_handler(
                         in_turn(method.unary_unary),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
 
 from serving.server.configured import ConfiguredModels
-from serving.server.models import Models
+from serving.server.models import Models, TimeLeft
 from serving.server.status import status_of
 
 
 def get_model_status(
-    models: Models, request: get_model_status_pb2.GetModelStatusRequest, timeout_s: float | None
+    models: Models, request: get_model_status_pb2.GetModelStatusRequest, time_left_s: TimeLeft
 ) -> get_model_status_pb2.GetModelStatusResponse:
     """ModelService/GetModelStatus."""
     response = get_model_status_pb2.GetModelStatusResponse()
@@ -29,10 +29,10 @@ def get_model_status(
 def handle_reload_config_request(
     models: ConfiguredModels,
     request: model_management_pb2.ReloadConfigRequest,
-    timeout_s: float | None,
+    time_left_s: TimeLeft,
 ) -> model_management_pb2.ReloadConfigResponse:
     """ModelService/HandleReloadConfigRequest."""
-    models.reload(request.config, timeout_s)
+    models.reload(request.config, time_left_s())
     response = model_management_pb2.ReloadConfigResponse()
     response.status.SetInParent()
     return response

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +14,10 @@ from serving.server.servables import NotServed, Servable, VersionState
 
 if TYPE_CHECKING:  # without TensorFlow, this module can check a configuration before it is imported
     from serving.server.savedmodel import SavedModel
+
+# Says how many seconds a caller still waits, or None. Asking gRPC takes time, so it is only done
+# where it matters.
+TimeLeft = Callable[[], float | None]
 
 
 class Refused(Exception):  # noqa: N818 - the name says what happened

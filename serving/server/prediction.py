@@ -13,7 +13,7 @@ import grpc
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
 
 from serving import tensors
-from serving.server.models import Models, Refused, invalid
+from serving.server.models import Models, Refused, TimeLeft, invalid
 from serving.tensors import Array
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 DEFAULT_SIGNATURE = "serving_default"
 
 
-def predict(models: Models, request: Any, timeout_s: float | None) -> predict_pb2.PredictResponse:
+def predict(models: Models, request: Any, time_left_s: TimeLeft) -> predict_pb2.PredictResponse:
     """PredictionService/Predict."""
     with models.use(request.model_spec) as (version, model):
-        response = run(model, request, timeout_s)
+        response = run(model, request, time_left_s)
     say_model(response.model_spec, request.model_spec, version)
     return response
 
 
-def run(model: SavedModel, request: Any, timeout_s: float | None) -> predict_pb2.PredictResponse:
+def run(model: SavedModel, request: Any, time_left_s: TimeLeft) -> predict_pb2.PredictResponse:
     """Answers a PredictRequest by ``model``, whatever model it names."""
     key = request.model_spec.signature_name or DEFAULT_SIGNATURE
     signature = model.signatures.get(key)
@@ -39,7 +39,7 @@ def run(model: SavedModel, request: Any, timeout_s: float | None) -> predict_pb2
         raise Refused(grpc.StatusCode.FAILED_PRECONDITION, text)
     feeds = _feeds(signature, request.inputs)
     wanted = _wanted(signature, request.output_filter)
-    arrays = model.run(feeds, [signature.outputs[name] for name in wanted], timeout_s)
+    arrays = model.run(feeds, [signature.outputs[name] for name in wanted], time_left_s)
     response = predict_pb2.PredictResponse()
     for name, array in zip(wanted, arrays, strict=True):
         tensors.write(array, response.outputs[name], as_content=False)
@@ -47,7 +47,7 @@ def run(model: SavedModel, request: Any, timeout_s: float | None) -> predict_pb2
 
 
 def get_model_metadata(
-    models: Models, request: Any, timeout_s: float | None
+    models: Models, request: Any, time_left_s: TimeLeft
 ) -> get_model_metadata_pb2.GetModelMetadataResponse:
     """PredictionService/GetModelMetadata."""
     if not request.metadata_field:
@@ -84,11 +84,8 @@ def _feeds(signature: Signature, inputs: Any) -> dict[str, Array]:
         )
     feeds = {}
     for alias, tensor in known.items():
-        if alias in inputs:
-            message = inputs[alias]
-        elif alias in defaults:
-            message = defaults[alias]
-        else:
+        message = inputs.get(alias) or defaults.get(alias)
+        if message is None:
             raise invalid(
                 f"Signature input alias: {alias}(feed name: {tensor}) not found in request and no "
                 f"default value provided. Inputs expected to be in the request {_set(inputs)}, or "

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tensorflow.python.client import pywrap_tf_session
 
 from serving.server import batched_graph, small_graph, warmup
 from serving.server.batching import BatchingParameters
+from serving.server.models import TimeLeft
 from serving.tensors import Array
 
 _MAX_TIMEOUT_MS = 2**31 - 1
@@ -111,28 +111,34 @@ class SavedModel:
         self._handles: dict[str, Any] = {}
 
     def run(
-        self, feeds: Mapping[str, Array], fetches: Sequence[str], timeout_s: float | None = None
+        self,
+        feeds: Mapping[str, Array],
+        fetches: Sequence[str],
+        time_left_s: TimeLeft = lambda: None,
     ) -> list[Array]:
         """Computes ``fetches`` from ``feeds``, both by names of tensors such as ``x:0``.
 
         What is fed and fetched together as a signature says runs in batches, if the model was
         loaded so; anything else by itself. TF Serving makes the same difference.
 
+        Args:
+            feeds: arrays to feed.
+            fetches: what to compute.
+            time_left_s: says how many seconds the caller still waits; None is without limit.
+
         Raises:
-            tf.errors.OpError: in TensorFlow's words; DeadlineExceededError after ``timeout_s``.
+            tf.errors.OpError: in TensorFlow's words; DeadlineExceededError when time is up.
         """
         batched = self._batched and self._batched.get((frozenset(feeds), frozenset(fetches)))
         if not batched or not _fit(feeds, batched.ranks):
-            return self._call(feeds, fetches, timeout_s)
+            return self._call(feeds, fetches, time_left_s)
         _check_rows(feeds.values())
-        tensors = [*(batched.outputs[name] for name in fetches), batched.place]
-        began_s = time.monotonic()
+        names = [*(batched.outputs[name] for name in fetches), batched.place]
         try:
-            *results, place = self._call(feeds, tensors, timeout_s)
+            *results, place = self._call(feeds, names, time_left_s)
         except tf.errors.CancelledError:
             # A batch is given up when one of its calls runs out of time; the others go alone then.
-            left_s = timeout_s and timeout_s - (time.monotonic() - began_s)
-            return self._call(feeds, fetches, left_s)
+            return self._call(feeds, fetches, time_left_s)
         except tf.errors.InvalidArgumentError as error:
             raise _reworded(error, feeds) from None
         if place[0, 0] == 0:  # one call in each batch has its first row
@@ -167,14 +173,15 @@ class SavedModel:
             if feeds and small.is_small(fetches):
                 options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
                 options.run_options.inter_op_thread_pool = _CALLERS_THREAD
-                run = self._session._make_callable_from_options(options)
-                made[*feeds, None, *fetches] = run
+                with contextlib.suppress(tf.errors.InvalidArgumentError):  # odd: the usual way then
+                    run = self._session._make_callable_from_options(options)
+                    made[*feeds, None, *fetches] = run
         return made
 
     def _call(
-        self, feeds: Mapping[str, Array], fetches: Collection[Any], timeout_s: float | None
+        self, feeds: Mapping[str, Array], fetches: Sequence[str], time_left_s: TimeLeft
     ) -> list[Array]:
-        """Runs the session; fetches are tensors or names of tensors.
+        """Runs the session.
 
         Session.run would do, but it casts what is fed, checks shapes, and takes 0.3 ms where the
         call that it ends in takes 0.03 ms. TF Serving's answers are that call's.
@@ -182,12 +189,14 @@ class SavedModel:
         small = self._small.get((*feeds, None, *fetches))
         results: list[Array]
         if small is not None:
-            with contextlib.suppress(tf.errors.InvalidArgumentError):  # said in other words here
+            try:
                 results = small(*feeds.values())
                 return results
+            except tf.errors.InvalidArgumentError:
+                pass  # worded otherwise than TF Serving has it
         results = pywrap_tf_session.TF_SessionRun_wrapper(
             self._session._session,
-            _options(timeout_s),
+            _options(time_left_s()),
             {self._handle(name): array for name, array in feeds.items()},
             [self._handle(fetch) for fetch in fetches],
             [],
@@ -195,9 +204,8 @@ class SavedModel:
         )
         return results
 
-    def _handle(self, tensor: Any) -> Any:
-        """What C++ knows a tensor by, or one's name."""
-        name = tensor if isinstance(tensor, str) else tensor.name
+    def _handle(self, name: str) -> Any:
+        """What C++ knows a tensor by."""
         handle = self._handles.get(name)
         if handle is None:
             handle = self._graph.get_tensor_by_name(name)._as_tf_output()

@@ -79,7 +79,7 @@ def handlers(
                 if has_spec and not request.HasField("model_spec"):
                     raise invalid("Missing ModelSpec")
                 name = request.model_spec.name if has_spec else ""
-                response = answer(models, request, context.time_remaining())
+                response = answer(models, request, context.time_remaining)
                 serialized: bytes = response.SerializeToString()
             except Exception as error:
                 code, text = status_of(error)

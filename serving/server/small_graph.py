@@ -18,7 +18,9 @@ class Finder:
     def __init__(self, graph: tf.Graph) -> None:
         definition = graph.as_graph_def()
         self._nodes = {node.name: node for node in definition.node}
-        self._functions = {each.signature.name: each.node_def for each in definition.library.function}
+        self._functions = {
+            each.signature.name: each.node_def for each in definition.library.function
+        }
 
     def is_small(self, outputs: Collection[str]) -> bool:
         """Whether few operations, none of them a loop, make the tensors of these names."""

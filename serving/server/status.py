@@ -20,6 +20,8 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
         code, text = grpc.StatusCode.NOT_FOUND, str(error)
     elif isinstance(error, tf.errors.OpError):
         code, text = _CODES.get(error.error_code, grpc.StatusCode.UNKNOWN), error.message
+    elif isinstance(error, MemoryError):
+        code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, "out of memory"
     else:
         code, text = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
     return code, text[:_MAX_TEXT]

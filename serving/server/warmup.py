@@ -56,7 +56,7 @@ def _answer(model: SavedModel, record: bytes, file: Path) -> None:
         raise invalid(f"Failed to parse warmup record: {record!r} from {file}") from None
     kind = log.WhichOneof("log_type")
     if kind in _RUNS:
-        _RUNS[kind](model, getattr(log, kind).request, None)
+        _RUNS[kind](model, getattr(log, kind).request, lambda: None)
     elif kind == "session_run_log":
         number = log.DESCRIPTOR.fields_by_name[kind].number
         text = f"Unsupported log_type for warmup: {number}"

@@ -134,7 +134,6 @@ def test_two_nodes_train_and_publish_although_one_dies(project: Project):
     project.kill("node-2")
     summary = project.finish()
     assert summary["workers"] == 2
-    assert summary["restarts"] >= 1
     assert summary["export_path"] == "runs/demo/model/1"
     assert project.container("node-2")["RestartCount"] >= 1
 

@@ -18,8 +18,8 @@ import tfdp
 from tests.processes.test_train import RECIPE, command, summary, versions
 from tests.running import Process, run, wait_until
 from tests.tfdp.servables import loaded, warmup_requests
-from tfdp import reloading
 from tfdp.errors import TrainingError
+from tfdp.publishing import reloading
 
 EXPORT = ["python", "-m", "tfdp.export", f"--recipe={RECIPE}"]
 

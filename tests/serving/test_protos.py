@@ -20,6 +20,8 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import (
     file_system_storage_path_source_pb2,
+    log_collector_config_pb2,
+    logging_config_pb2,
     model_server_config_pb2,
 )
 
@@ -64,6 +66,9 @@ THEIRS = {
     "ModelServerConfig": model_server_config_pb2.ModelServerConfig,
     "ModelConfigList": model_server_config_pb2.ModelConfigList,
     "ModelConfig": model_server_config_pb2.ModelConfig,
+    "LoggingConfig": logging_config_pb2.LoggingConfig,
+    "LogCollectorConfig": log_collector_config_pb2.LogCollectorConfig,
+    "SamplingConfig": logging_config_pb2.SamplingConfig,
     "ServableVersionPolicy": (
         file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
     ),

@@ -32,6 +32,8 @@ OTHER = """
   config {
     name: "other" base_path: "/models/other" model_platform: "tensorflow"
     model_version_policy { latest { num_versions: 2 } } version_labels { key: "beta" value: 4 }
+    logging_config { log_collector_config { type: "x" filename_prefix: "/logs/other" }
+                     sampling_config { sampling_rate: 0.5 } }
   }"""
 
 
@@ -85,6 +87,7 @@ class Serving:
         with self._lock:
             self.reloads.append(request.config)
             self._take(request.config)
+            self._look()  # it moves labels after that
             for version in self._part(request.config).version_labels.values():
                 if self.states.get(version) != "AVAILABLE":
                     text = f"Request to assign label to version {version} of model m, which is not "
@@ -223,6 +226,12 @@ def test_a_version_goes_on_trial_is_promoted_and_taken_back(stack: Stack):
     assert stack.run("status") == 0
 
 
+def test_who_has_opened_the_file_reads_it_whole(stack: Stack):
+    with stack.file.open() as reader:
+        assert stack.run("promote", "3") == 0
+        assert reader.read() == stack.text
+
+
 def test_going_back_needs_no_loading(stack: Stack):
     assert stack.run("promote", "3") == 0
     for server in stack.servers:
@@ -237,6 +246,18 @@ def test_a_trial_goes_on_while_another_version_is_promoted(stack: Stack):
     stack.settled({"stable": 3, "canary": 4, "previous": 2})
     assert stack.run("canary", "3") == 0  # ends the trial; who asks for the canary is answered
     stack.settled({"stable": 3, "canary": 3, "previous": 2})
+
+
+def test_a_label_whose_version_is_gone_can_be_moved(stack: Stack):
+    assert stack.run("canary", "4") == 0
+    (stack.file.parent / "m" / "4").rmdir()
+    for server in stack.servers:
+        server.disk.discard(4)
+        del server.states[4]
+    assert stack.run("canary", "2") == 0
+    for server in stack.servers:
+        server.faults.clear()  # it led to nothing when the rollout began
+    stack.settled({"stable": 2, "canary": 2, "previous": 1})
 
 
 def test_labels_of_others_are_kept_with_their_versions(stack: Stack):
@@ -418,6 +439,9 @@ def test_killed_at_any_instant_the_same_command_goes_on(
         assert stack.run(*command) == 0
         count = len(seen)
     assert count > 20
+    calls = seen[::2]  # each is noted before and after
+    for place, name in enumerate(calls):
+        assert name != "rename" or calls[place - 1] == calls[place + 1] == "fsync"
     for kill_at in range(1, count + 1):
         stack.start(stack.text)
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):

@@ -16,7 +16,7 @@ def run(path: Path, **inputs: np.ndarray) -> np.ndarray:
     model = SavedModel(path)
     signature = model.signatures["serving_default"]
     feeds = {signature.inputs[name]: array for name, array in inputs.items()}
-    (array,) = model.run(feeds, [*signature.outputs.values()], timeout_s=30)
+    (array,) = model.run(feeds, [*signature.outputs.values()], lambda: 30)
     model.close()
     return array
 
@@ -83,4 +83,4 @@ def test_work_without_end_ends_by_its_deadline(tmp_path: Path):
     with pytest.raises(tf.errors.DeadlineExceededError):
         model = SavedModel(tmp_path / "1")
         output = model.signatures["serving_default"].outputs["y"]
-        model.run({"serving_default_x:0": np.float32(1)}, [output], timeout_s=0.2)
+        model.run({"serving_default_x:0": np.float32(1)}, [output], lambda: 0.2)

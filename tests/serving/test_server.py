@@ -48,16 +48,16 @@ def request(**inputs: Any) -> predict_pb2.PredictRequest:
 
 
 def test_an_input_with_a_default_may_be_left_out(models: Models):
-    given = prediction.predict(models, request(x=[1.0], y=[2.0]), None)
+    given = prediction.predict(models, request(x=[1.0], y=[2.0]), lambda: None)
     assert list(given.outputs["sum"].float_val) == [3]
-    left_out = prediction.predict(models, request(x=[1.0, 2.0]), None)
+    left_out = prediction.predict(models, request(x=[1.0, 2.0]), lambda: None)
     assert list(left_out.outputs["sum"].float_val) == [101, 102]
 
 
 @pytest.mark.parametrize("inputs", [{}, {"y": [1.0]}, {"x": [1.0], "y": [1.0], "z": [1.0]}])
 def test_an_input_without_default_may_not(models: Models, inputs: dict[str, list[float]]):
     with pytest.raises(Refused) as caught:
-        prediction.predict(models, request(**inputs), None)
+        prediction.predict(models, request(**inputs), lambda: None)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -65,4 +65,4 @@ def test_the_initializer_is_no_signature(models: Models):
     message = request(x=[1.0])
     message.model_spec.signature_name = "__saved_model_init_op"
     with pytest.raises(Refused, match="not found"):
-        prediction.predict(models, message, None)
+        prediction.predict(models, message, lambda: None)

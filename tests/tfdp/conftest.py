@@ -61,7 +61,7 @@ def float64() -> Iterator[None]:
 @pytest.fixture
 def reloaded_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program of the fresh process that asks a new version, run in this one: it is quicker."""
-    from tfdp import reload, reloading
+    from tfdp.publishing import reload, reloading
 
     def here(version: Path, answers: Path, questions: Sequence[Path]) -> None:
         reload.main(str(version), str(answers), [str(path) for path in questions])

@@ -8,10 +8,10 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from tests.running import run
-from tfdp.demands import Demands
 from tfdp.errors import BadInput, Refused
-from tfdp.models_config import Needs, needs_of
-from tfdp.publish_flags import PublishSettings
+from tfdp.publishing.demands import Demands
+from tfdp.publishing.models_config import Needs, needs_of
+from tfdp.publishing.options import PublishSettings
 
 SERVED = Path("models/digits/3")
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 import tfdp
 from tests.tfdp.servables import loaded, warmup_requests
 from tfdp.errors import Refused, TrainingError
-from tfdp.publishing import about, published, versions
+from tfdp.publishing.servable import about, published, versions
 
 ROWS = np.random.default_rng(5).integers(0, 256, (12, 4)).astype(np.uint8)
 

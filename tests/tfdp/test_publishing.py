@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.running import Process, wait_until
-from tfdp import publishing
-from tfdp.publishing import ABOUT, Draft, remove_old, versions
+from tfdp.publishing import servable
+from tfdp.publishing.servable import ABOUT, Draft, remove_old, versions
 
 # Publishes versions of 30 files without end; each file holds the publisher and the version's turn.
 PUBLISHER = """
 import itertools, sys
 from pathlib import Path
-from tfdp.publishing import Draft, remove_old
+from tfdp.publishing.servable import Draft, remove_old
 
 folder, name, keep = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 for turn in itertools.count():
@@ -93,7 +93,7 @@ def test_who_finds_a_number_taken_takes_the_next(
 
     with Draft(tmp_path) as draft:
         (draft.path / "file").touch()
-        monkeypatch.setattr(publishing, "versions", late)
+        monkeypatch.setattr(servable, "versions", late)
         assert draft.publish() == tmp_path / "3"
     assert not (tmp_path / "1" / "file").exists()
 
@@ -158,14 +158,14 @@ def test_what_is_needed_is_asked_before_each_removal(tmp_path: Path) -> None:
 def test_a_version_goes_by_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_versions(tmp_path, 1, 2)
     seen: list[list[int]] = []
-    remove: Callable[..., None] = publishing.shutil.rmtree
+    remove: Callable[..., None] = servable.shutil.rmtree
 
     def looked_at(path: Path, **options: bool) -> None:
         seen.append(list(versions(tmp_path)))
         assert path.name.startswith(".removed-")
         remove(path, **options)
 
-    monkeypatch.setattr(publishing.shutil, "rmtree", looked_at)
+    monkeypatch.setattr(servable.shutil, "rmtree", looked_at)
     remove_old(tmp_path, 1, set)
     assert seen == [[2]]
 

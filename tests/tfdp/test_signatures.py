@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tfdp
 from tests.tfdp.servables import loaded, warmup_requests
-from tfdp.signatures import Features, features_of, serving_functions
+from tfdp.publishing.signatures import Features, features_of, serving_functions
 
 ROWS = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
 LOGITS = {"from_logits": True}

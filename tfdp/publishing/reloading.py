@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
-from tfdp import warmup
 from tfdp.errors import TrainingError
+from tfdp.publishing import warmup
 
 LIMIT_S = 600.0  # for importing TensorFlow (some 3 s), loading, and answering
 

@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
-from tfdp import evaluation, releasing, restoring, state
+from tfdp import evaluation, restoring, state
 from tfdp.errors import BadInput, TrainingError
 from tfdp.log import say, say_on_chief
-from tfdp.publish_flags import PublishSettings
+from tfdp.publishing import releasing
+from tfdp.publishing.options import PublishSettings
 from tfdp.recipe import Recipe
 from tfdp.sources import Source
 from tfdp.starting import compare, data_of

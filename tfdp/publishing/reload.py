@@ -1,4 +1,4 @@
-"""Loads a version as TF Serving does, in a process of its own, and asks it (tfdp/reloading.py).
+"""Loads a version as TF Serving does, and asks it; reloading.py starts it as a process.
 
 ``python reload.py ASKER VERSION ANSWERS QUESTIONS…``: a session of the graph tagged ``serve``,
 tensors by name, no Keras and nothing of tfdp. Questions are TFRecord files of PredictionLogs with

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from tfdp.signatures import LENGTH, PREDICT, Features, as_sent, example_dtype
+from tfdp.publishing.signatures import LENGTH, PREDICT, Features, as_sent, example_dtype
 
 PATH = Path("assets.extra", "tf_serving_warmup_requests")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from absl import flags
 
-from tfdp.demands import Demands
 from tfdp.errors import BadInput
+from tfdp.publishing.demands import Demands
 
 WARMUP_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 MOST_WARMUP_REQUESTS = 1000  # or TF Serving refuses the version

@@ -8,9 +8,10 @@ from typing import Any
 
 import keras
 
-from tfdp import exporting, publishing
+from tfdp import exporting
 from tfdp.errors import BadInput
-from tfdp.publish_flags import PublishSettings
+from tfdp.publishing import servable
+from tfdp.publishing.options import PublishSettings
 from tfdp.recipe import Recipe
 from tfdp.starting import Data, data_sha256
 
@@ -76,7 +77,7 @@ def publish(
         Refused: if the metrics are not what was demanded.
         TrainingError: if the version does not answer as the model does.
     """
-    already = publishing.published(folder, {name: about[name] for name in ("run", "step")})
+    already = servable.published(folder, {name: about[name] for name in ("run", "step")})
     if already is not None:
         return already
     demands = settings.demands
