@@ -128,12 +128,6 @@ def bytes_per_pack_64() -> Case:
 
 
 @case
-def bfloat16_gradients() -> Case:
-    model = classifier(optimizers.SGD(0.2, momentum=0.9))
-    return Case(model, arrays(), tfdp={"gradient_dtype": "bfloat16", "bytes_per_pack": 64})
-
-
-@case
 def sample_weight() -> Case:
     return Case(classifier(weighted_metrics=["accuracy"]), arrays(sample_weight=WEIGHTS))
 

@@ -37,7 +37,6 @@ ON_THREE_WORKERS = [
     "batch_smaller_than_replicas",
     "fewer_examples_than_replicas",
     "bytes_per_pack_64",
-    "bfloat16_gradients",
 ]
 ON_TWO_WORKERS = [
     "overridden_train_step",
