@@ -3,7 +3,7 @@
 ``python -m serving.server --port=8500 --model_name=digits --model_base_path=/models/digits``
 ``python -m serving.server --port=8500 --model_config_file=/models/models.config``
 
-It prints one line on stdout, once it listens and every model has a version. SIGTERM lets calls
+It listens once every model has a version, and then prints one line on stdout. SIGTERM lets calls
 under way end and exits with 0, SIGINT with 130; a second signal ends it at once.
 """
 
@@ -38,14 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, _EXIT_CODES)
 
     try:
-        server, address = listening.listen(
-            options.host,
-            options.port,
-            socket_path=options.grpc_socket_path,
-            max_threads=options.grpc_max_threads,
-            tls=options.tls,
-            channel_arguments=options.grpc_channel_arguments,
-        )
+        reserved = listening.reserve(options.host, options.port, options.grpc_socket_path)
         pages = None
         if options.metrics_path is not None:
             pages = monitoring.Pages(options.host, options.rest_api_port, options.metrics_path)
@@ -70,15 +63,6 @@ def main(arguments: Sequence[str]) -> int:
     models = configured.ConfiguredModels(
         options.models, start, options.allow_version_labels_for_unavailable_models
     )
-    handlers = service.handlers(models, say, metrics.observer(models))
-    inference = "tensorflow.serving.PredictionService"
-    server.add_generic_rpc_handlers(
-        (listening.in_turns(handlers, inference, options.grpc_max_threads),)
-    )
-    health = Health()
-    if options.enable_grpc_healthcheck_service:
-        server.add_generic_rpc_handlers((health.handler(),))
-    server.start()
     if pages is not None:
         pages.start(metrics.page)
     if options.model_config_file is not None and options.model_config_file_poll_wait_seconds:
@@ -88,7 +72,31 @@ def main(arguments: Sequence[str]) -> int:
     told = None
     while told is None and not models.wait(timeout_s=0):
         told = signal.sigtimedwait(_EXIT_CODES, 0.1)
+    health = Health()
+    server = None
     if told is None:
+        # Only now: callers of several replicas would get this one's NOT_FOUND for an answer.
+        try:
+            with reserved:
+                server, address = listening.listen(
+                    options.host,
+                    reserved.getsockname()[1],
+                    socket_path=options.grpc_socket_path,
+                    max_threads=options.grpc_max_threads,
+                    tls=options.tls,
+                    channel_arguments=options.grpc_channel_arguments,
+                )
+        except OSError as error:
+            say(f"{error}")
+            return 1
+        handlers = service.handlers(models, say, metrics.observer(models))
+        inference = "tensorflow.serving.PredictionService"
+        server.add_generic_rpc_handlers(
+            (listening.in_turns(handlers, inference, options.grpc_max_threads),)
+        )
+        if options.enable_grpc_healthcheck_service:
+            server.add_generic_rpc_handlers((health.handler(),))
+        server.start()
         health.set_serving()
         places = [f"ready on {address}", models.describe()]
         if options.grpc_socket_path is not None:
@@ -102,7 +110,8 @@ def main(arguments: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _EXIT_CODES)
     health.stop()
     models.stop()
-    server.stop(_GRACE_S).wait(2 * _GRACE_S)
+    if server is not None:
+        server.stop(_GRACE_S).wait(2 * _GRACE_S)
     return _EXIT_CODES[signal.Signals(number)]
 
 

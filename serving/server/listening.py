@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +18,34 @@ from serving.protos.server_config_pb2 import SSLConfig
 # Calls that may wait for their turn, each with its request and a thread (some 50 KB). A server that
 # takes any number of them runs out of memory.
 _MAX_WAITING = 1000
+
+
+def reserve(host: str, port: int, socket_path: str | None = None) -> socket.socket:
+    """Takes a port for ``listen``; until then, who connects is refused at once.
+
+    Args:
+        host: address to listen on.
+        port: 0 picks a free one.
+        socket_path: of a UNIX socket that is to be had, too.
+
+    Raises:
+        OSError: it can't be had.
+    """
+    if socket_path is not None and not os.access(Path(socket_path).parent, os.W_OK):
+        raise _no_socket(socket_path)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        reserved = socket.socket(family, kind)
+    except OSError:
+        raise _no_port(host, port) from None
+    # With this, gRPC may listen on the port while it is bound here, as nobody listens yet.
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        reserved.bind(address)
+    except OSError:
+        reserved.close()
+        raise _no_port(host, port) from None
+    return reserved
 
 
 def listen(
@@ -59,25 +89,34 @@ def listen(
         ),
         maximum_concurrent_rpcs=max_threads + _MAX_WAITING,
     )
-    shown = f"[{host}]" if ":" in host else host
+    address = _shown(host, port)
     try:
-        address = f"{shown}:{port}"
         if tls is None:
             port = server.add_insecure_port(address)
         else:
             port = server.add_secure_port(address, _credentials(tls))
     except RuntimeError:
-        message = f"can't listen on {address}: the port is taken, or the host isn't this machine's"
-        raise OSError(message) from None
+        raise _no_port(host, port) from None
     if socket_path is not None:
         try:
             server.add_insecure_port(f"unix:{socket_path}")
         except RuntimeError:
-            message = (
-                f"can't listen on {socket_path}: its folder must be there, writable, its path short"
-            )
-            raise OSError(message) from None
-    return server, f"{shown}:{port}"
+            raise _no_socket(socket_path) from None
+    return server, _shown(host, port)
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _no_port(host: str, port: int) -> OSError:
+    return OSError(
+        f"can't listen on {_shown(host, port)}: the port is taken, or the host isn't this machine's"
+    )
+
+
+def _no_socket(path: str) -> OSError:
+    return OSError(f"can't listen on {path}: its folder must be there, writable, its path short")
 
 
 def in_turns(

@@ -171,10 +171,10 @@ def test_waits_for_a_first_version_and_says_so_once(exported: Path, tmp_path: Pa
     base = tmp_path / "m"
     with serve(base, ready=False) as (process, target), Client(target) as client:
         process.wait_for(f"no version of model m to serve in {base} yet; waiting")
-        with pytest.raises(errors.NotFound, match="any versions of model m"):
-            client.status("m")
-        with pytest.raises(errors.NotFound, match=r"Latest\(m\)"):
-            client.predict("m", {"x": np.zeros(1, np.float32)})
+        # Callers of several replicas go to the others at once.
+        with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/tensorflow.serving.ModelService/GetModelStatus")(b"", timeout=20)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "ready" not in process.output
         publish(exported, base, 3)
         assert client.wait_until_ready("m").version == 3
