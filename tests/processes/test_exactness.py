@@ -47,6 +47,7 @@ ON_TWO_WORKERS = [
     "accumulation_and_loss_scale",
     "accumulate_steps_2",
     "accumulate_steps_3_of_an_embedding",
+    "bfloat16_gradients_beside_an_embedding",
     "mask_and_sample_weight",
     "reduction_sum",
     "reduction_mean_with_sample_weight",
