@@ -30,7 +30,7 @@ peers: .bench/.made                ## what benchmarks compare with, in an enviro
 	touch $@
 
 BENCHMARKS ?= training_peers recovery checkpoint_cost input_wait network serving_load serving_publications
-bench: setup peers                 ## the figures, about two hours on a quiet machine; then pictures
+bench: setup peers                 ## the figures, an hour and a half on a quiet machine; then pictures
 	@for each in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$each || exit 1; done
 	@$(MAKE) --no-print-directory pictures
 

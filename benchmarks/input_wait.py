@@ -24,11 +24,13 @@ from typing import Any
 from benchmarks import measuring
 from benchmarks.measuring import Spread
 from benchmarks.peers.models import BATCH, TASKS, arrays, build
+from tests.running import run
 
 FILES = 4
 HEIGHT, WIDTH = 375, 500
 SECONDS = 6.0  # of each measurement, about
 WORKERS = (1, 2, 4)
+_MODULE = (sys.executable, "-m", "benchmarks.input_wait")
 
 
 def write(folder: Path, images: int) -> None:
@@ -41,7 +43,7 @@ def write(folder: Path, images: int) -> None:
         with tf.io.TFRecordWriter(str(folder / f"{file}.tfrecord")) as writer:
             for _ in range(images // FILES):
                 patches = tf.image.resize(rng.uniform(0, 255, (12, 16, 3)), (HEIGHT, WIDTH))
-                grain = rng.normal(0, 14, (HEIGHT, WIDTH, 1))
+                grain = rng.normal(0, 17, (HEIGHT, WIDTH, 1))
                 pixels = tf.cast(tf.clip_by_value(patches + grain, 0, 255), tf.uint8)
                 writer.write(tf.io.encode_jpeg(pixels, quality=90).numpy())
 
@@ -123,8 +125,7 @@ def _fit_step_s(model: Any, data: Any, batch: int) -> float:
 
 
 def measure(folder: str, task: str, workers: int, only_input: bool) -> dict[str, Any]:
-    flags = ["worker", folder, task, str(int(only_input))]
-    command = [sys.executable, "-m", "benchmarks.input_wait", *flags]
+    command = [*_MODULE, "worker", folder, task, str(int(only_input))]
     outputs = measuring.run_pinned([command] * workers, measuring.tf_configs(workers))
     return measuring.reports_in(outputs[0])[-1]
 
@@ -163,10 +164,15 @@ def main() -> None:
     settings = measuring.arguments(__doc__, task="cnn", images=1024, rounds=3)
     if TASKS[settings.task].shape != (32, 32, 3):
         raise SystemExit(f"--task={settings.task}: only tasks on images can be fed with JPEGs")
+    if settings.images % (BATCH * max(WORKERS)):
+        raise SystemExit(
+            f"--images={settings.images}: it has to be a multiple of {BATCH * max(WORKERS)}, so "
+            "that no batch is smaller than the others"
+        )
     began = measuring.machine()
     figures: dict[str, Any] = {"two_workers": [], "input_alone": {w: [] for w in WORKERS}}
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), settings.images)
+        run([*_MODULE, "write", folder, str(settings.images)])
         size = sum(path.stat().st_size for path in Path(folder).glob("*.tfrecord"))
         figures["bytes_per_image"] = size // settings.images
         for _ in range(settings.rounds):
@@ -185,7 +191,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["worker"]:
+    if sys.argv[1:2] == ["write"]:
+        write(Path(sys.argv[2]), int(sys.argv[3]))
+    elif sys.argv[1:2] == ["worker"]:
         worker(sys.argv[2], sys.argv[3], only_input=sys.argv[4] == "1")
     else:
         main()

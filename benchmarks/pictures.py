@@ -39,7 +39,7 @@ TASKS = {
     "cnn": "CNN, 95k parameters",
     "mlp": "MLP, 16.8M parameters",
     "transformer": "transformer, 11M parameters",
-    "resnet18": "ResNet-18 at 32×32",
+    "resnet18": "ResNet-18 on 32 by 32 pixels",
 }
 plt.rcParams |= {
     "font.size": 9,
@@ -83,6 +83,8 @@ def serving_load(figures: dict[str, Any]) -> Any:
             label = f"{name}, {key.removesuffix('_ms')}"
             panel.plot(offered, latencies, style, marker=".", color=colour, label=label)
     panel.set_yscale("log")
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter("")
     panel.set_xlabel("calls offered per second")
     panel.set_ylabel("milliseconds from when a call was due")
     panel.set_title("One server on one core: latency against offered load")
@@ -118,35 +120,43 @@ def recovery(figures: dict[str, Any]) -> Any:
         places = [place + 0.38 * i for place in range(len(events))]
         bars = panel.barh(places, medians, height=0.36, color=colour, label=system)
         panel.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    panel.set_xlim(right=1.3 * panel.get_xlim()[1])  # the legend's place
     panel.set_yticks([place + 0.19 for place in range(len(events))], events)
     panel.invert_yaxis()
     panel.set_xlabel("seconds until every worker has done an update")
-    panel.legend()
+    panel.legend(loc="center right")
     return picture
 
 
 def network(figures: dict[str, Any]) -> Any:
-    """Step time against workers: measured, fitted, foretold."""
-    picture, panel = plt.subplots(figsize=(6, 3.2))
-    colours = [OURS, THEIRS, "#4c9a6a", "#8a5fa8"]
-    for (name, link), colour in zip(figures["links"].items(), colours, strict=False):
-        workers, model_s = zip(*link["model"], strict=True)
-        panel.plot(workers, [1000 * s for s in model_s], "-", color=colour, label=f"{name}, model")
-        for kind, marker in (("fitted", "o"), ("foretold", "x")):
-            points = [point for point in link["points"] if point["use"] == kind]
-            panel.plot(
-                [point["workers"] for point in points],
-                [1000 * statistics.median(point["step_s"]) for point in points],
-                marker,
-                color=colour,
-                label=f"{name}, measured, {kind}",
-            )
-    panel.set_xscale("log", base=2)
-    panel.set_ylim(bottom=0)
-    panel.set_xlabel("workers")
-    panel.set_ylabel("milliseconds a step")
-    panel.set_title("Step against workers: a ring's model beside what was measured")
-    panel.legend(fontsize=7)
+    """Step time against workers: measured, fitted, foretold; a panel for each link."""
+    links = figures["links"]
+    picture, panels = plt.subplots(
+        1, len(links), figsize=(3.2 * len(links), 3), sharey=True, squeeze=False
+    )
+    for (name, link), panel in zip(links.items(), panels[0], strict=True):
+        sizes = sorted({point["bytes"] for point in link["points"]})
+        for size, colour in zip(sizes, (THEIRS, OURS), strict=False):
+            points = [point for point in link["points"] if point["bytes"] == size]
+            workers = [point["workers"] for point in points]
+            model_ms = [1000 * point["model_s"] for point in points]
+            panel.plot(workers, model_ms, "-", color=colour, label=f"{size >> 20} MiB, model")
+            for use, marker in (("fitted", "o"), ("foretold", "x")):
+                of_use = [point for point in points if point["use"] == use]
+                panel.plot(
+                    [point["workers"] for point in of_use],
+                    [1000 * statistics.median(point["step_s"]) for point in of_use],
+                    marker,
+                    color=colour,
+                    label=f"measured, {use}",
+                )
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.set_xlabel("workers")
+        panel.set_title(name)
+    panels[0][0].set_ylim(bottom=0)  # of all panels, now that all points are there
+    panels[0][0].set_ylabel("milliseconds a step")
+    panels[0][0].legend(fontsize=7)
     return picture
 
 

@@ -53,10 +53,10 @@ SYSTEMS = {"tfdp": tfdp, "torchrun": torchrun}
 def measure(system: str, task: str) -> dict[str, float]:
     """Seconds for each of the events."""
     took_s: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         began_s = time.monotonic()
-        command = SYSTEMS[system](task, Path(folder))
-        launcher = stack.enter_context(Process(command, limit_s=4 * LIMIT_S))
+        launcher = stack.enter_context(Process(SYSTEMS[system](task, folder), limit_s=4 * LIMIT_S))
 
         def reports(beginning: int) -> dict[int, dict[str, Any]] | None:
             """By rank, those of the workers started since, once they are complete."""
@@ -69,10 +69,10 @@ def measure(system: str, task: str) -> dict[str, float]:
             return found if len(found) == WORKERS else None
 
         def training(beginning: int) -> dict[int, Any]:
-            found = wait_until(lambda: reports(beginning), LIMIT_S, "every worker trains")
-            for report in found.values():
-                stack.callback(_kill, report["pid"])
-            return found  # type: ignore[no-any-return]
+            found: dict[int, Any] = wait_until(
+                lambda: reports(beginning), LIMIT_S, "every worker trains"
+            )
+            return found
 
         running = training(0)
         took_s["start-up"] = max(report["at_s"] for report in running.values()) - began_s
@@ -85,13 +85,7 @@ def measure(system: str, task: str) -> dict[str, float]:
                 raise RuntimeError(f"{system} began anew:\n{launcher.tail()}")
             ends_s = max(report["at_s"] for report in running.values())
             took_s[f"worker {rank} killed"] = ends_s - killed_s
-        launcher.signal(signal.SIGKILL)
     return took_s
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def tell(figures: dict[str, dict[str, list[float]]]) -> str:

@@ -12,48 +12,44 @@ import asyncio
 import dataclasses
 import os
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from benchmarks import load, measuring, served
-from tests.running import Process
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # it would speak up at every child
 
-_ECHO = """
-from concurrent.futures import ThreadPoolExecutor
 import grpc
 
-server = grpc.server(ThreadPoolExecutor(16))
-echo = grpc.unary_unary_rpc_method_handler(lambda data, context: data)
-service = "tensorflow.serving.PredictionService"
-handler = grpc.method_handlers_generic_handler(service, {"Predict": echo})
-server.add_generic_rpc_handlers((handler,))
-port = server.add_insecure_port("127.0.0.1:0")
-server.start()
-print("ready on 127.0.0.1:%d" % port, flush=True)
-server.wait_for_termination()
-"""
+from benchmarks import load, measuring, serving_speed
+from tests.running import Process
+
+TIMEOUT_S = 10.0
 
 
-async def curve(settings: Any, folder: Path) -> dict[str, Any]:
+async def curve(settings: Any) -> dict[str, Any]:
     """Latency against offered load, until a server can't keep up."""
-    (folder / "models").mkdir()
-    (folder / "model").rename(folder / "models" / "1")
+    cores = os.cpu_count() or 1
     os.sched_setaffinity(0, {0})
+    served = ["--port=0", "--model_name=half_plus", f"--model_base_path={serving_speed.MODEL}"]
     commands = {
-        "gRPC echo": ["python", "-c", _ECHO],
-        "serving.server": served.server(folder / "models"),
+        "gRPC echo": ["python", serving_speed.__file__, "echo"],
+        "serving.server": ["python", "-m", "serving.server", *served],
     }
+    request = serving_speed.predict_request()
     found: dict[str, list[dict[str, Any]]] = {}
     for name, command in commands.items():
         points = found[name] = []
-        core = str((os.cpu_count() or 1) - 1)
-        with Process(["taskset", "-c", core, *command], limit_s=3600) as process:
-            port = int(process.wait_for(r"ready on 127\.0\.0\.1:(\d+)")[1])
-            async with served.caller([port]) as ask:
-                await load.offer(ask, 100, lambda s: s >= 2)
+        with Process(["taskset", "-c", str(cores - 1), *command], limit_s=3600) as process:
+            address = process.wait_for(r"ready on (127\.0\.0\.1:\d+)")[1]
+            async with grpc.aio.insecure_channel(address) as channel:
+                method = channel.unary_unary(serving_speed.METHOD)
+
+                async def call(method: Any = method) -> None:
+                    await method(request, timeout=TIMEOUT_S)
+
+                await load.offer(call, 100, lambda seconds: seconds >= 2)
                 for rate in settings.rates:
-                    outcomes = await load.offer(ask, rate, lambda s: s >= settings.seconds)
+                    outcomes = await load.offer(
+                        call, rate, lambda seconds: seconds >= settings.seconds
+                    )
                     points.append(dataclasses.asdict(load.summarise(outcomes, rate)))
                     if points[-1]["answered_per_s"] < 0.9 * rate:
                         break
@@ -83,9 +79,7 @@ def main() -> None:
         __doc__, rates=(250, 500, 1000, 1500, 2000, 2500, 3000, 3500, 4000, 5000), seconds=8.0
     )
     began = measuring.machine()
-    with tempfile.TemporaryDirectory() as folder:
-        served.write_model(Path(folder) / "model")
-        figures = asyncio.run(curve(settings, Path(folder)))
+    figures = asyncio.run(curve(settings))
     measuring.save(
         settings.results,
         "serving_load",

@@ -1,10 +1,14 @@
 """What callers notice of publications: nothing, it should be.
 
-    python -m benchmarks.serving_publications [--rate=200] [--publications=20]
+    python -m benchmarks.serving_publications [--rate=200] [--publications=20] [--rollout]
 
-Replicas of the embedded server on one folder of versions, calls at a steady rate balanced between
-them by the client. First nothing happens, then publications, a rollback (the newest version is
-taken away), and a replica is killed and started again. No call may fail, and latencies should stay.
+Replicas of the embedded server on one folder of versions, each on a core of its own, and calls at
+a steady rate by ``AsyncClient``. First nothing happens; then versions are published, the last is
+taken back, and a replica is killed (SIGKILL) and started again. No call may fail.
+
+Replicas follow the folder, and the newest version is taken back by renaming it away. With
+``--rollout`` they follow a models.config, callers ask for the label "stable", and every version is
+promoted by ``serving.rollout``, and the last rolled back.
 """
 
 from __future__ import annotations
@@ -12,59 +16,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import shutil
-import signal
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import load, measuring, served
-from tests.running import Process, free_port
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # it would speak up at every child
 
+import numpy as np
 
-class Replica:
-    """A server of the folder on a port that it keeps, however often it is killed and started."""
-
-    def __init__(self, base_path: Path, name: str) -> None:
-        self.port = free_port()
-        self._base_path = base_path
-        self._name = name
-        self._process: Process | None = None
-
-    def start(self) -> None:
-        self._process = Process(served.server(self._base_path, self.port), limit_s=3600)
-
-    def is_ready(self) -> bool:
-        assert self._process is not None
-        if self._process.popen.poll() is not None:
-            raise RuntimeError(f"{self._name} ended:\n{self._process.tail()}")
-        return "ready on" in self._process.output
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.signal(signal.SIGKILL)
-            self._process.kill()
-
-
-async def until(condition: Callable[[], bool], limit_s: float = 120) -> None:
-    ends_s = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > ends_s:
-            raise TimeoutError("what was waited for did not come about")
-        await asyncio.sleep(0.05)
+from benchmarks import load, measuring
+from benchmarks.replicas import WIDTH, Models, Replica, until
+from serving.client import AsyncClient
 
 
 async def publications(settings: Any, folder: Path) -> dict[str, Any]:
     """Runs the scenario; returns a summary for each of its phases."""
-    models = folder / "models"
     last = settings.publications + 1
-    for number in range(1, last + 1):  # all is written before, so that a publication is a rename
-        shutil.copytree(folder / "model", models / f".{number}")
-    (models / ".1").rename(models / "1")
-    replicas = [Replica(models, f"replica {i}") for i in range(settings.replicas)]
+    models = Models(folder, last, settings.rollout)
+    replicas = [Replica(models, index) for index in range(settings.replicas)]
+    ports = [replica.port for replica in replicas]
     seen: set[int] = set()
     phases: list[tuple[str, float]] = []  # name and beginning
     ended = False
@@ -82,12 +56,12 @@ async def publications(settings: Any, folder: Path) -> dict[str, Any]:
             await asyncio.sleep(settings.usual_s)
             phase("publications")
             for number in range(2, last + 1):
-                (models / f".{number}").rename(models / str(number))
+                await models.publish(number, ports)
                 await until(lambda number=number: number in seen)
                 await asyncio.sleep(settings.pause_s)
             phase("rollback")
             seen.clear()
-            (models / str(last)).rename(models / f".{last}")
+            await models.take_back(last, ports)
             await until(lambda: last - 1 in seen)
             await asyncio.sleep(settings.pause_s)
             phase("replica killed")
@@ -108,24 +82,35 @@ async def publications(settings: Any, folder: Path) -> dict[str, Any]:
             replica.start()
         for replica in replicas:
             await until(replica.is_ready)
-        async with served.caller([replica.port for replica in replicas]) as ask:
+        async with AsyncClient([f"127.0.0.1:{port}" for port in ports]) as client:
+            inputs = {"x": np.ones((1, WIDTH), np.float32)}
+            label = "stable" if settings.rollout else None
 
             async def call() -> None:
-                seen.add(await ask())
+                outputs = await client.predict("m", inputs, label=label)
+                seen.add(int(outputs["number"][0]))
 
             story = asyncio.create_task(happen())
             outcomes = await load.offer(call, settings.rate, lambda _: ended)
             await story
-    begins = [*phases, ("", float("inf"))]
-    by_phase = {
-        name: [outcome for outcome in outcomes if began_s <= outcome.due_s < begins[i + 1][1]]
-        for i, (name, began_s) in enumerate(phases)
+    return summarised(outcomes, phases, settings.rate)
+
+
+def summarised(
+    outcomes: Sequence[load.Outcome], phases: Sequence[tuple[str, float]], rate: float
+) -> dict[str, Any]:
+    """What became of the calls in each phase, and in all in which something happened."""
+    ends_s = [began_s for _, began_s in phases[1:]] + [float("inf")]
+    groups = {
+        name: [outcome for outcome in outcomes if began_s <= outcome.due_s < end_s]
+        for (name, began_s), end_s in zip(phases, ends_s, strict=True)
     }
-    usual = by_phase["usual"] + by_phase["usual again"]
-    changes = [each for name in list(by_phase)[2:-1] for each in by_phase[name]]
-    groups = {"usual": usual} | {name: by_phase[name] for name in list(by_phase)[2:-1]}
-    groups["all changes"] = changes
-    found = {name: load.summarise(group, settings.rate) for name, group in groups.items()}
+    del groups["warm-up"]
+    groups["usual"] += groups.pop("usual again")
+    groups["all changes"] = [
+        outcome for name, group in groups.items() if name != "usual" for outcome in group
+    ]
+    found = {name: load.summarise(group, rate) for name, group in groups.items()}
     start_s = outcomes[0].due_s
     return {
         "calls": len(outcomes),
@@ -177,14 +162,14 @@ def main() -> None:
         publications=20,
         pause_s=1.5,
         usual_s=20.0,
+        rollout=False,
     )
     began = measuring.machine()
     with tempfile.TemporaryDirectory() as folder:
-        served.write_model(Path(folder) / "model")
         figures = asyncio.run(publications(settings, Path(folder)))
     measuring.save(
         settings.results,
-        "serving_publications",
+        "serving_rollout" if settings.rollout else "serving_publications",
         began=began,
         versions=measuring.versions(sys.executable, "tensorflow", "grpcio", "numpy"),
         settings=vars(settings),

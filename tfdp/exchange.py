@@ -67,12 +67,15 @@ class Exchange:
         """
         if self.bytes_per_pack is not None or replicas == 1:
             return self
-        sent = sum(
+        chosen = math.isqrt(self.bytes_of(model) * (replicas - 1) * BYTES_PER_HOP)
+        return dataclasses.replace(self, bytes_per_pack=max(1, chosen))
+
+    def bytes_of(self, model: keras.Model) -> int:
+        """What a built model's gradients have on the wire, if they are dense."""
+        return sum(
             math.prod(weight.shape) * self._wire_dtype(tf.as_dtype(weight.dtype)).size
             for weight in model.trainable_weights
         )
-        chosen = math.isqrt(sent * (replicas - 1) * BYTES_PER_HOP)
-        return dataclasses.replace(self, bytes_per_pack=max(1, chosen))
 
     def summed(self, gradients: Sequence[Any], others: Sequence[tf.Tensor]) -> list[Any]:
         """The sums over all replicas, in the order of the arguments.

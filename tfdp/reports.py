@@ -17,6 +17,7 @@ from tfdp import timing
 from tfdp.errors import Diverged
 from tfdp.feed import Batches
 from tfdp.log import say
+from tfdp.profiling import Profile
 from tfdp.settings import Settings
 from tfdp.team import Team
 from tfdp.timing import StepTime
@@ -34,10 +35,17 @@ class Report(keras.callbacks.Callback):
         batches: the training batches, for counting examples.
         first_step: updates done before.
         last_step: updates to have done at the end.
+        profile: is told what steps take, and closed at the end.
     """
 
     def __init__(
-        self, team: Team, settings: Settings, batches: Batches, first_step: int, last_step: int
+        self,
+        team: Team,
+        settings: Settings,
+        batches: Batches,
+        first_step: int,
+        last_step: int,
+        profile: Profile | None = None,
     ) -> None:
         super().__init__()
         self._is_chief = team.is_chief
@@ -51,6 +59,7 @@ class Report(keras.callbacks.Callback):
         self._last_line_s = -math.inf
         self._scores: dict[str, Any] = {}
         self._times: Sequence[StepTime] = ()
+        self._profile = profile
         self._curves = (
             tf.summary.create_file_writer(str(settings.workdir / "tensorboard"))
             if team.is_chief and settings.tensorboard
@@ -88,6 +97,8 @@ class Report(keras.callbacks.Callback):
     def observe(self, times: Sequence[StepTime]) -> None:
         """Notes what a step took on each worker; empty while nothing is known."""
         self._times = times
+        if self._profile is not None:
+            self._profile.observe(times)
 
     def evaluated(self, step: int, scores: dict[str, Any]) -> None:
         """Shows what an evaluation gave."""
@@ -101,6 +112,8 @@ class Report(keras.callbacks.Callback):
             print(file=sys.stderr)
         if self._curves is not None:
             self._curves.close()
+        if self._profile is not None:
+            self._profile.close()
 
     def _draw(self, values: dict[str, Any]) -> None:
         if self._curves is None:

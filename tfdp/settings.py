@@ -42,6 +42,7 @@ class Settings(PublishSettings):
     bytes_per_pack: int | None = None
     startup_timeout_s: float = 600.0
     tensorboard: bool = True
+    profile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -54,6 +54,26 @@ def split(
     ]
 
 
+def shares(calls: Sequence[Sequence[StepTime]], host_share: float) -> dict[str, float]:
+    """What the time of the slowest worker goes to, as shares of all.
+
+    Args:
+        calls: what a step took on each worker, by call; one or more.
+        host_share: of the time that is spent between calls.
+
+    Returns:
+        Shares of ``input``, ``compute``, ``all-reduce`` (waiting for peers included) and ``host``.
+    """
+    slowest = max(zip(*calls, strict=True), key=lambda times: sum(time.own_s for time in times))
+    spent_s = {
+        "input": sum(time.input_s for time in slowest),
+        "compute": sum(time.compute_s for time in slowest),
+        "all-reduce": sum(time.peers_s + time.reduce_s for time in slowest),
+    }
+    scale = (1 - host_share) / sum(spent_s.values())
+    return {name: scale * seconds for name, seconds in spent_s.items()} | {"host": host_share}
+
+
 def straggler(times: Sequence[StepTime]) -> int | None:
     """The worker that holds the others back by more than ``HOLDS_BACK`` of a step, if one does."""
     if len(times) < 2:

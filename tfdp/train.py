@@ -60,6 +60,9 @@ def _define() -> None:
     flags.DEFINE_float(
         "startup_timeout_s", 600.0, "Seconds to wait for the other workers.", flag_values=_FLAGS
     )
+    flags.DEFINE_boolean(
+        "profile", False, "Profile some steps, and say what bounds the run.", flag_values=_FLAGS
+    )
     flags.DEFINE_boolean("tensorboard", True, "Write WORKDIR/tensorboard.", flag_values=_FLAGS)
     options.define(_FLAGS)
 

@@ -16,10 +16,11 @@ from tfdp import callbacks, evaluation, feed, keras_private, standing, state
 from tfdp.callbacks import AtSteps
 from tfdp.checkpoints import Checkpoints
 from tfdp.errors import BadInput, Refused, Stopped, TrainingError
-from tfdp.exchange import Exchange
+from tfdp.exchange import BYTES_PER_HOP, Exchange
 from tfdp.files import Claim, write_whole
 from tfdp.fitting import check_model, run
 from tfdp.log import say
+from tfdp.profiling import Profile
 from tfdp.publishing import releasing
 from tfdp.recipe import Recipe
 from tfdp.reports import Report
@@ -217,11 +218,20 @@ class Run:
         if self.first_step and self._team.is_chief:
             say(f"going on from step {self.first_step} of {self.last_step}")
         self._told_to_stop = told_to_stop
-        report = Report(self._team, self._settings, self._batches, self.first_step, self.last_step)
+        profile = None
+        if self._settings.profile:
+            is_large = self._exchange.bytes_of(self._model) > BYTES_PER_HOP
+            reads_dataset = not isinstance(self._train_data, Source)
+            profile = Profile(self._team, self._settings, reads_dataset, is_large)
+        report = Report(
+            self._team, self._settings, self._batches, self.first_step, self.last_step, profile
+        )
         acts: list[keras.callbacks.Callback] = [report, *self._callbacks]
         if self._settings.eval_every_steps and self._eval_data is not None:
             acts.append(_Act(self._settings.eval_every_steps, self._evaluate_between, report))
         acts.append(_Act(self._settings.checkpoint_every_steps, self._save, report))
+        if profile is not None:
+            acts.append(profile)
 
         def told() -> bool:
             self._saver.check()  # a full disk is found out now, not at the next save

@@ -6,7 +6,9 @@ whole by one rename; all ranks begin with the last one.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,8 +20,12 @@ from benchmarks.measuring import report
 from benchmarks.peers import torch_models
 from benchmarks.peers.models import BATCH, LEARNING_RATE, arrays
 
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
 
 def main(task: str, every: int, path: Path) -> None:
+    # torchrun's workers would outlive it when it is killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     distributed.init_process_group("gloo")

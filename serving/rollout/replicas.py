@@ -11,6 +11,7 @@ from serving.client.errors import (
     DeadlineExceeded,
     InvalidRequest,
     NotFound,
+    ResourceExhausted,
     ServingError,
     Unavailable,
 )
@@ -92,12 +93,16 @@ class Replica:
         self._client.close()
 
 
-def check(replicas: Sequence[Replica], has_model: bool) -> None:
+def check(replicas: Sequence[Replica], has_model: bool) -> set[int]:
     """Asks every replica whether it is there, before anything is changed.
+
+    Returns:
+        The versions that are available on any of them.
 
     Raises:
         Failed: one isn't, or it has not the model although ``has_model``.
     """
+    up: set[int] = set()
     for replica in replicas:
         try:
             known = replica.versions()
@@ -111,6 +116,8 @@ def check(replicas: Sequence[Replica], has_model: bool) -> None:
                 f"{replica.target} has no model {replica.model!r}: does it read this file? "
                 "Nothing was changed."
             )
+        up |= {version for version, state in known.items() if state == AVAILABLE}
+    return up
 
 
 def follow(
@@ -155,7 +162,7 @@ def _until(
             what = missing(replica)
         except Failed as error:
             raise Failed(f"{replica.target}: {error}") from None
-        except (Unavailable, NotFound, DeadlineExceeded) as error:
+        except (Unavailable, NotFound, DeadlineExceeded, ResourceExhausted) as error:
             what = str(error)
         except ServingError as error:
             raise Failed(f"{replica.target}: {error}") from None

@@ -36,10 +36,14 @@ def move(
         Failed: a replica did not come along. All are as they were then, unless the message says
             otherwise.
     """
-    for version in sorted(set(wanted.values())):
+    labels = config.placement.labels
+    for version in sorted({v for label, v in wanted.items() if labels.get(label) != v}):
         config.check_on_disk(version)
-    replicas.check(servers, has_model=not config.is_new)
-    path = plans.steps(config.placement, wanted)
+    up = replicas.check(servers, has_model=not config.is_new)
+    # A label whose version is gone (its folder was deleted, say) makes servers refuse everything,
+    # so one that is to move is taken away first.
+    live = {label: v for label, v in labels.items() if v in up or wanted.get(label) == v}
+    path = plans.steps(Placement(live, config.placement.versions), wanted)
     for step in path if servers else path[-1:]:
         message = config.with_placement(step)
         moved = step.labels == wanted

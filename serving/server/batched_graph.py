@@ -21,14 +21,14 @@ class Batched:
     """A batched computation, fed as the signature is.
 
     Attributes:
-        outputs: for the name of each output's tensor the one that stands for it.
-        place: an int32 tensor of shape [rows, 2]: where in its batch each row of a call was, and
-            the size of the batch, padding included.
+        outputs: for the name of each output's tensor that of the one that stands for it.
+        place: name of an int32 tensor of shape [rows, 2]: where in its batch each row of a call
+            was, and the size of the batch, padding included.
         ranks: which ranks inputs must have, by the names of their tensors, where it matters.
     """
 
-    outputs: Mapping[str, Any]
-    place: Any
+    outputs: Mapping[str, str]
+    place: str
     ranks: Mapping[str, int]
 
 
@@ -89,8 +89,8 @@ def add(graph: tf.Graph, signature: Any, parameters: BatchingParameters) -> Batc
             Tout=[*(output.dtype for output in outputs), tf.int32],
         )
     return Batched(
-        outputs=dict(zip(names, batched, strict=False)),
-        place=batched[-1],
+        outputs={name: each.name for name, each in zip(names, batched, strict=False)},
+        place=batched[-1].name,
         ranks={t.name: t.shape.rank for t, pad in zip(inputs, padded, strict=True) if pad},
     )
 

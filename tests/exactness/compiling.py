@@ -128,21 +128,6 @@ def bytes_per_pack_64() -> Case:
 
 
 @case
-def bfloat16_gradients() -> Case:
-    model = classifier(optimizers.SGD(0.2, momentum=0.9))
-    return Case(model, arrays(), tfdp={"gradient_dtype": "bfloat16", "bytes_per_pack": 64})
-
-
-@case
-def bfloat16_gradients_beside_an_embedding() -> Case:
-    model = keras.Sequential(
-        [layers.Input((6,), dtype="int64"), layers.Embedding(20, 4), layers.Dense(4)]
-    )
-    model.compile(optimizers.SGD(0.2), cross_entropy(), metrics=["accuracy"])
-    return Case(model, arrays(x=WORDS, y=TAGS), tfdp={"gradient_dtype": "bfloat16"})
-
-
-@case
 def sample_weight() -> Case:
     return Case(classifier(weighted_metrics=["accuracy"]), arrays(sample_weight=WEIGHTS))
 

@@ -37,7 +37,6 @@ ON_THREE_WORKERS = [
     "batch_smaller_than_replicas",
     "fewer_examples_than_replicas",
     "bytes_per_pack_64",
-    "bfloat16_gradients",
 ]
 ON_TWO_WORKERS = [
     "overridden_train_step",
@@ -47,7 +46,6 @@ ON_TWO_WORKERS = [
     "accumulation_and_loss_scale",
     "accumulate_steps_2",
     "accumulate_steps_3_of_an_embedding",
-    "bfloat16_gradients_beside_an_embedding",
     "mask_and_sample_weight",
     "reduction_sum",
     "reduction_mean_with_sample_weight",

@@ -248,6 +248,18 @@ def test_a_trial_goes_on_while_another_version_is_promoted(stack: Stack):
     stack.settled({"stable": 3, "canary": 3, "previous": 2})
 
 
+def test_a_label_whose_version_is_gone_can_be_moved(stack: Stack):
+    assert stack.run("canary", "4") == 0
+    (stack.file.parent / "m" / "4").rmdir()
+    for server in stack.servers:
+        server.disk.discard(4)
+        del server.states[4]
+    assert stack.run("canary", "2") == 0
+    for server in stack.servers:
+        server.faults.clear()  # it led to nothing when the rollout began
+    stack.settled({"stable": 2, "canary": 2, "previous": 1})
+
+
 def test_labels_of_others_are_kept_with_their_versions(stack: Stack):
     stack.start(stack.say({"stable": 2, "batch": 1}, {1, 2}))
     assert stack.run("promote", "3") == 0

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from tests.tfdp.conftest import Strategies
-from tfdp import files, recipe, training
+from tfdp import exchange, files, recipe, training
 from tfdp.errors import BadInput, Replaced, Stopped, TrainingError
 from tfdp.settings import Settings
 from tfdp.training import train
@@ -220,6 +220,33 @@ def test_stops_anywhere_and_more_steps_leave_no_trace(runs: Runs) -> None:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == history["epoch"]
     assert [float(row["val_loss"]) for row in rows] == history["val_loss"]
+
+
+def test_a_run_keeps_the_pack_size_that_it_began_with(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(step: int) -> int:
+        manifest = runs.folder / "one" / "run" / "checkpoints" / str(step) / "manifest.json"
+        return json.loads(manifest.read_text())["about"]["settings"]["bytes_per_pack"]
+
+    plain = "callbacks=[]"
+    runs.start("one", plain, steps=1)
+    assert kept(1) == 18 << 9  # the root of 81 weights of 4 bytes, times 1 << 18
+    monkeypatch.setattr(exchange, "BYTES_PER_HOP", 1)  # another version may choose another
+    runs.start("one", plain, steps=2)
+    assert kept(2) == kept(1)
+    with pytest.raises(BadInput, match="bytes_per_pack was 9216 and is 40"):
+        runs.start("one", plain, steps=3, bytes_per_pack=40)
+    with pytest.raises(BadInput, match="gradient_dtype was float32 and is bfloat16"):
+        runs.start("one", plain, steps=3, gradient_dtype="bfloat16")
+
+
+def test_a_profile_is_written_and_summed_up(runs: Runs, capfd: Any) -> None:
+    runs.start("one", "callbacks=[]", steps=12, profile=True)
+    folder = runs.folder / "one" / "run" / "tensorboard"
+    assert list(folder.rglob("*.xplane.pb"))
+    said = capfd.readouterr().err
+    assert " bounds this run (input " in said and said.count("bounds this run") == 1
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ def test_recipe_and_workdir_suffice() -> None:
         {"auto_shard": "off"},
         {"startup_timeout_s": 0.5},
         {"workdir": Path("/somewhere/else")},
+        {"gradient_dtype": "bfloat16", "bytes_per_pack": 1},
     ],
 )
 def test_values_in_range_are_taken(good: dict[str, Any]) -> None:
@@ -65,6 +66,8 @@ def test_values_in_range_are_taken(good: dict[str, Any]) -> None:
         ({"startup_timeout_s": 0.0}, "--startup_timeout_s is 0.0: it has to be positive"),
         ({"startup_timeout_s": float("nan")}, "--startup_timeout_s is nan"),
         ({"communication": "mpi"}, "--communication is mpi: .*auto, ring, nccl"),
+        ({"gradient_dtype": "float16"}, "--gradient_dtype is float16: .*float32, bfloat16"),
+        ({"bytes_per_pack": 0}, "--bytes_per_pack is 0: it has to be 1 or more"),
         ({"auto_shard": "Data"}, "--auto_shard is Data: .*auto, file, data, off"),
     ],
 )

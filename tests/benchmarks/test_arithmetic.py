@@ -1,0 +1,148 @@
+"""The arithmetic of the benchmarks, against definitions and simulations."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+from benchmarks import load, measuring, ring
+from benchmarks.load import Outcome
+from benchmarks.ring import Ring
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 50, 99, 100, 101])
+def test_a_quantile_is_the_least_value_that_enough_do_not_exceed(count: int) -> None:
+    values = RNG.permutation(count).tolist()
+    for percent in range(101):
+        enough = [v for v in values if 100 * sum(w <= v for w in values) >= percent * count]
+        assert measuring.quantile(values, percent / 100) == min(enough), percent
+
+
+def test_a_quantile_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"0\.5 quantile of 0 values"):
+        measuring.quantile([], 0.5)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    # The second round was twice as slow for both.
+    assert measuring.ratios([1.0, 2.0], [2.0, 4.0]) == measuring.Spread(0.5, 0.5, 0.5)
+
+
+def test_reports_are_found_in_the_midst_of_other_output(capfd: pytest.CaptureFixture[str]) -> None:
+    measuring.report(step_s=0.5)
+    measuring.report(rank=1)
+    output = "[worker 0] " + capfd.readouterr().out.replace("\n", "", 1) + "more\n"
+    assert measuring.reports_in(output) == [{"step_s": 0.5}, {"rank": 1}]
+
+
+def test_a_stalled_server_shows_in_every_call_that_was_due_meanwhile() -> None:
+    """With "coordinated omission" only the first call would have waited."""
+    stall_s, rate = 0.3, 100.0
+
+    async def all_calls() -> list[Outcome]:
+        opens_s = time.perf_counter() + stall_s
+
+        async def call() -> None:
+            await asyncio.sleep(max(0.0, opens_s - time.perf_counter()))
+
+        return await load.offer(call, rate, until=lambda seconds: seconds >= 2 * stall_s)
+
+    outcomes = asyncio.run(all_calls())
+    assert len(outcomes) == 60
+    dues_s = [outcome.due_s - outcomes[0].due_s for outcome in outcomes]
+    assert dues_s == pytest.approx(np.arange(60) / rate, abs=1e-9)
+    for due_s, outcome in zip(dues_s, outcomes, strict=True):
+        assert outcome.latency_s >= stall_s - due_s - 0.02
+        assert outcome.late_s >= 0
+
+
+def test_a_generator_that_stands_still_counts_its_own_delay() -> None:
+    async def all_calls() -> list[Outcome]:
+        first = True
+
+        async def call() -> None:
+            nonlocal first
+            if first:
+                first = False
+                time.sleep(0.2)  # the whole loop
+
+        return await load.offer(call, 100.0, until=lambda seconds: seconds >= 0.1)
+
+    outcomes = asyncio.run(all_calls())
+    assert [outcome.late_s > 0.05 for outcome in outcomes[1:]] == [True] * 9
+    assert all(outcome.latency_s >= outcome.late_s for outcome in outcomes)
+
+
+def test_failed_calls_are_counted_and_have_no_latency() -> None:
+    outcomes = [Outcome(i / 10, 0.0, 0.01 * (i + 1), None) for i in range(10)]
+    outcomes[3] = dataclasses.replace(outcomes[3], latency_s=9.0, error="UNAVAILABLE: gone")
+    summary = load.summarise(outcomes, 10)
+    assert (summary.calls, summary.failed) == (10, 1)
+    assert summary.max_ms == summary.p99_ms == 100
+    assert summary.p50_ms == 60  # of 10, 20, 30, 50, 60, 70, 80, 90, 100
+    assert summary.answered_per_s == 9.0
+
+
+def simulated(workers: int, size: float, latency_s: float, s_per_byte: float) -> float:
+    """An all-reduce in which every worker hands on the piece that it got last."""
+    sums = [{piece: {worker} for piece in range(workers)} for worker in range(workers)]
+    now_s = 0.0
+    while not all(len(s) == workers for own in sums for s in own.values()):
+        turn = round(now_s / (latency_s + size / workers * s_per_byte))
+        sent = [(worker - turn) % workers for worker in range(workers)]
+        parts = [set(sums[worker][sent[worker]]) for worker in range(workers)]
+        for worker in range(workers):
+            sums[(worker + 1) % workers][sent[worker]] |= parts[worker]
+        now_s += latency_s + size / workers * s_per_byte
+    return now_s
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4, 8, 16])
+def test_the_model_is_what_a_simulated_ring_takes(workers: int) -> None:
+    expected = simulated(workers, 8e6, 1e-4, 8e-9)
+    assert Ring(1e-4, 8e-9).reduce_s(workers, 8e6) == pytest.approx(expected)
+
+
+def test_one_worker_computes_only_and_overlap_hides_no_more_than_there_is() -> None:
+    network = Ring(1e-4, 8e-9)
+    assert network.step_s(1, 8e6, 0.1) == 0.1
+    reduce_s = network.reduce_s(4, 8e6)
+    assert network.step_s(4, 8e6, 0.1, overlap=0.5) == pytest.approx(0.1 + reduce_s - 0.05)
+    assert network.step_s(4, 8e6, 1.0, overlap=0.5) == 1.0
+
+
+def test_a_fit_on_small_rings_foretells_a_larger_one() -> None:
+    points = [
+        (workers, size, 0.05, 0.05 + simulated(workers, size, 2e-4, 8e-9))
+        for workers in (2, 4)
+        for size in (2e6, 8e6)
+    ]
+    found = ring.fit(points)
+    assert dataclasses.astuple(found) == pytest.approx((2e-4, 8e-9), rel=1e-6)
+    assert found.reduce_s(8, 32e6) == pytest.approx(simulated(8, 32e6, 2e-4, 8e-9))
+
+
+def test_a_fit_never_gives_a_negative_latency() -> None:
+    # Less than proportional to bytes per worker: the best line has a negative latency.
+    points = [(2, 1e6, 0.0, 0.001), (4, 1e6, 0.0, 0.0012), (2, 4e6, 0.0, 0.006)]
+    found = ring.fit(points)
+    assert found.latency_s == 0
+    assert found.s_per_byte > 0
+
+
+def test_points_that_tell_nothing_of_latency_are_refused() -> None:
+    with pytest.raises(ValueError, match="two sizes or two numbers of workers"):
+        ring.fit([(2, 1e6, 0.1, 0.2), (2, 1e6, 0.1, 0.21)])
+
+
+def test_what_is_foretold_for_gpus_by_hand() -> None:
+    # 102.4 MB at 8 Gbit/s usable take 2 * 7/8 * 102.4 ms; 140 us of latency; 66.7 ms are hidden.
+    step_s, efficiency = ring.foretell(ring.Assumptions(), 10, 8)
+    assert step_s == pytest.approx(0.1 + 0.1792 + 0.00014 - 0.0666667)
+    assert efficiency == pytest.approx(0.1 / step_s)
