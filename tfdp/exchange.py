@@ -32,7 +32,8 @@ class Exchange:
     Args:
         gradient_dtype: ``"float32"`` sends gradients as they are. ``"bfloat16"`` halves what is
             sent: each replica's sum over its own examples is rounded, and so is each sum on the way
-            around the ring; what the optimizer gets has the gradient's own dtype again.
+            around the ring; what the optimizer gets has the gradient's own dtype again. Rows of
+            embeddings are sent as they are: TensorFlow gathers no bfloat16.
         bytes_per_pack: the most that an all-reduce sends; None chooses by ``settled_for``.
 
     Raises:
@@ -86,7 +87,12 @@ class Exchange:
         if tf.distribute.get_replica_context().num_replicas_in_sync == 1:
             return [*gradients, *others]
         assert self.bytes_per_pack is not None
-        sent = [_cast(each, self._wire_dtype(each.dtype)) for each in gradients] + [*others]
+        sent = [
+            each
+            if isinstance(each, tf.IndexedSlices)
+            else tf.cast(each, self._wire_dtype(each.dtype))
+            for each in gradients
+        ] + [*others]
         sums: list[Any] = [None] * len(sent)
         dense: list[tuple[int, tf.Tensor]] = []
         sparse: list[int] = []
@@ -104,7 +110,7 @@ class Exchange:
         for place, totals in pieces.items():
             sums[place] = totals[0] if len(totals) == 1 else tf.concat(totals, axis=0)
         return [
-            _cast(total, each.dtype)
+            total if isinstance(total, tf.IndexedSlices) else tf.cast(total, each.dtype)
             for total, each in zip(sums, [*gradients, *others], strict=True)
         ]
 
@@ -156,9 +162,3 @@ def _summed_at_once(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     total = parts.summed(tf.concat([tf.reshape(each, [-1]) for each in tensors], axis=0))
     flat = tf.split(total, [each.shape.num_elements() for each in tensors])
     return [tf.reshape(each, like.shape) for each, like in zip(flat, tensors, strict=True)]
-
-
-def _cast(values: Any, dtype: tf.DType) -> Any:
-    if isinstance(values, tf.IndexedSlices):
-        return tf.IndexedSlices(tf.cast(values.values, dtype), values.indices, values.dense_shape)
-    return tf.cast(values, dtype)

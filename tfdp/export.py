@@ -2,8 +2,8 @@
 
 ``python -m tfdp.export --recipe=… --workdir=…`` evaluates the newest checkpoint of a run, or that
 of ``--step``, on the recipe's ``eval_data``, and publishes it as the next version in
-``WORKDIR/model`` or ``--export_dir``. A version of that run and step that is there already is not
-published again. TF_CONFIG and exit codes are as for ``python -m tfdp.train``.
+``WORKDIR/model`` or ``--export_dir``. A version of that run, step and weights that is there already
+is not published again. TF_CONFIG and exit codes are as for ``python -m tfdp.train``.
 """
 
 from __future__ import annotations

@@ -24,7 +24,14 @@ from tfdp.publishing.models_config import needs_of
 from tfdp.publishing.options import WARMUP_BATCH_SIZES, check_options
 from tfdp.publishing.reloading import Answers
 from tfdp.publishing.servable import Draft, make_folder
-from tfdp.publishing.signatures import METHODS, PREDICT, Features, features_of, serving_functions
+from tfdp.publishing.signatures import (
+    METHODS,
+    PREDICT,
+    Features,
+    check_preprocess,
+    features_of,
+    serving_functions,
+)
 from tfdp.starting import data_sha256, versions
 
 _PROBES = 8  # examples in what a new version is asked besides the warm-up requests
@@ -147,6 +154,7 @@ def check(
     make_folder(folder)
     needs_of(models_config, folder)
     told = features_of(model, features, preprocess)
+    check_preprocess(preprocess, told)
     if class_names is not None:
         serving_functions(model, preprocess, told, class_names)
 

@@ -77,7 +77,7 @@ def fit(
         accumulate_steps: pieces in which each replica computes its part of a batch, to save memory;
             their gradients are added, and all-reduced once.
         gradient_dtype: ``"bfloat16"`` halves what workers send each other: gradients are rounded
-            for the all-reduce, and summed in it.
+            for the all-reduce, and summed in it; those of embeddings are sent as they are.
         bytes_per_pack: the most that one all-reduce of gradients sends; by default chosen from the
             model and the number of replicas.
         seed: makes the order of a source or arrays, with the number of updates that the model has

@@ -14,8 +14,12 @@ import tensorflow as tf
 
 import tfdp
 from tests.tfdp.servables import loaded, warmup_requests
+from tfdp import exporting
 from tfdp.errors import Refused, TrainingError
+from tfdp.publishing import releasing, reloading
+from tfdp.publishing.options import PublishSettings
 from tfdp.publishing.servable import about, published, versions
+from tfdp.recipe import Recipe
 
 ROWS = np.random.default_rng(5).integers(0, 256, (12, 4)).astype(np.uint8)
 
@@ -284,6 +288,51 @@ def test_where_a_version_came_from_is_found_again(tmp_path: Path) -> None:
     assert published(tmp_path, {"run": "a"}) == tmp_path / "2"
     assert published(tmp_path, {"run": "a", "step": 1}) == tmp_path / "1"
     assert published(tmp_path, {"run": "b"}) is None
+
+
+def test_what_is_there_is_held_to_demands_and_published_again_with_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"run": "a", "step": 3, "weights_sha256": "w"}
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "tfdp.json").write_text(json.dumps(said))
+    recipe = Recipe("mine", "digest", None, *[lambda *_: None] * 2, *[None] * 4)
+    monkeypatch.setattr(exporting, "export", lambda *_, **options: tmp_path / "2")
+
+    def publish(weights_sha256: str = "w", **flags: Any) -> Path:
+        about = said | {"weights_sha256": weights_sha256, "eval_metrics": {"mae": 1.0}}
+        settings = PublishSettings(**flags)
+        return releasing.publish(tmp_path, settings, recipe, dense(), None, None, about)
+
+    assert publish(require_max=("mae:1",)) == tmp_path / "1"
+    with pytest.raises(Refused, match=r"mae is 1, above --require_max=mae:0\.5"):
+        publish(require_max=("mae:0.5",))
+    assert publish("others, which a callback has put back") == tmp_path / "2"
+
+
+def test_answers_are_alike_if_they_differ_by_rounding() -> None:
+    expected = np.array([1e5, -3e4, 0.01, np.nan], np.float32)
+    for more, are_alike in (((0.01, 0.02), True), ((0, 3), False), ((30, 0), False)):
+        answer = expected + np.array([more[0], 0, more[1], 0], np.float32)
+        assert reloading._are_alike(answer, expected, 1e-4) is are_alike
+
+
+def test_a_table_that_preprocess_holds_is_said_before_training(tmp_path: Path) -> None:
+    words = tf.constant(["a", "b"])
+    table = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(words, tf.constant([0.0, 1.0])), -1.0
+    )
+
+    def looked_up(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
+        return table.lookup(features)
+
+    def check(preprocess: Any, features: tfdp.Source) -> None:
+        more: dict[str, Any] = {"class_names": None, "models_config": None}
+        exporting.check(dense(), tmp_path, preprocess=preprocess, features=features, **more)
+
+    with pytest.raises(tfdp.BadInput, match="preprocess uses a table or a variable"):
+        check(looked_up, tfdp.from_arrays(np.full((3, 4), "a")))
+    check(scaled, tfdp.from_arrays(ROWS))
 
 
 def test_a_version_says_where_it_came_from(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.running import Process, wait_until
@@ -101,8 +102,12 @@ def test_who_finds_a_number_taken_takes_the_next(
 def test_what_living_publishers_write_is_left_alone(tmp_path: Path) -> None:
     with publisher(tmp_path, "a") as process:
         hidden = lambda: list(tmp_path.glob(".unpublished-*"))  # noqa: E731
-        path = wait_until(hidden, 20, "it writes")[0]
+        # Once there is a file in it, it is locked.
+        written = lambda: list(tmp_path.glob(".unpublished-*/0"))  # noqa: E731
+        path = wait_until(written, 20, "it writes")[0].parent
         process.signal(signal.SIGSTOP)
+        stopped = lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED  # noqa: E731
+        wait_until(stopped, 20, "it has stopped")
         if path.exists():  # or it was published just then
             with Draft(tmp_path):
                 assert path.exists()

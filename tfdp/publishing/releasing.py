@@ -60,6 +60,9 @@ def publish(
 ) -> Path:
     """Publishes, on the chief, unless that run has a version of that step already.
 
+    The step's weights may differ: a callback puts others back when training ends. Then it is
+    another version.
+
     Args:
         folder: the servable's.
         settings: how to publish.
@@ -67,7 +70,8 @@ def publish(
         model: trained.
         train_data: what its features are.
         eval_data: what it was evaluated on, or None.
-        about: its ``run`` and ``step``, ``eval_metrics``, and what else ``tfdp.json`` shall say.
+        about: its ``run``, ``step``, ``weights_sha256``, ``eval_metrics``, and what else
+            ``tfdp.json`` shall say.
         confirm: called just before the version appears; if it raises, nothing does.
 
     Returns:
@@ -77,10 +81,12 @@ def publish(
         Refused: if the metrics are not what was demanded.
         TrainingError: if the version does not answer as the model does.
     """
-    already = servable.published(folder, {name: about[name] for name in ("run", "step")})
-    if already is not None:
-        return already
     demands = settings.demands
+    of_this = {name: about[name] for name in ("run", "step", "weights_sha256")}
+    already = servable.published(folder, of_this)
+    if already is not None:
+        demands.check(about["eval_metrics"], None, None)  # it may have been published without
+        return already
     return exporting.export(
         model,
         folder,

@@ -31,7 +31,8 @@ def check(
         version: its folder.
         questions: serialized PredictionLogs, to be asked after the warm-up requests.
         expected: what the live model answers, to the warm-up requests first.
-        rtol: how much answers may differ, relative to what is expected.
+        rtol: how much answers may differ, relative to what is expected; a tenth of it relative to
+            the largest number of a tensor, since small ones are differences of large ones.
 
     Raises:
         TrainingError: if it can't be loaded, does not answer in time, or answers differently.
@@ -110,6 +111,6 @@ def _are_alike(answer: np.ndarray, expected: np.ndarray, rtol: float) -> bool:
     if expected.dtype.kind in "OSUb":
         return bool(np.array_equal(answer, expected))
     wide = np.complex128 if expected.dtype.kind == "c" else np.float64
-    return np.allclose(
-        answer.astype(wide), expected.astype(wide), rtol=rtol, atol=rtol / 10, equal_nan=True
-    )
+    ours, theirs = answer.astype(wide), expected.astype(wide)
+    largest = np.max(np.abs(theirs), initial=1.0, where=np.isfinite(theirs))
+    return np.allclose(ours, theirs, rtol=rtol, atol=rtol / 10 * largest, equal_nan=True)

@@ -180,6 +180,26 @@ def serving_functions(
     return functions | {head.name: of_examples}
 
 
+def check_preprocess(preprocess: Preprocess | None, features: Features) -> None:
+    """Raises BadInput if preprocess holds a table or variable, which no version would have."""
+    if preprocess is None:
+        return
+    preprocessed = per_batch(preprocess, training=False)
+
+    @tf.function(input_signature=[features.inputs()])
+    def alone(inputs: dict[str, tf.Tensor]) -> Any:
+        examples = tf.shape(next(iter(inputs.values())))[0]
+        return preprocessed(features.of(inputs), tf.zeros([examples, 2], tf.int32))
+
+    held = alone.get_concrete_function().captured_inputs
+    if any(each.dtype == tf.resource for each in held):
+        raise BadInput(
+            "preprocess uses a table or a variable that it did not get as an argument (of a layer "
+            "such as StringLookup, perhaps), which a SavedModel would not have: make such layers "
+            "part of the model, in build_model, or use --export_dir=none"
+        )
+
+
 def _answering(
     model: keras.Model, preprocess: Preprocess | None, features: Features
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]:
