@@ -151,7 +151,7 @@ def check(
     Raises:
         BadInput: if features or classes can't be named so, or files are not as they have to be.
     """
-    make_folder(folder)
+    servable.try_out(folder)
     needs_of(models_config, folder)
     told = features_of(model, features, preprocess)
     check_preprocess(preprocess, told)

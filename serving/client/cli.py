@@ -213,7 +213,10 @@ def _put(outputs: dict[str, Array], output: str | None) -> None:
     elif output.endswith(".npz"):
         # Arrays of objects would be pickled: strings become numpy's own, which a reader can trust.
         plain = {name: _fixed_width(a) if a.dtype == object else a for name, a in outputs.items()}
-        np.savez(output, **plain)  # type: ignore[arg-type]
+        with zipfile.ZipFile(output, "w") as archive:  # np.savez can't take every name
+            for name, array in plain.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
     else:
         Path(output).write_text(_as_json(outputs) + "\n")
 

@@ -387,7 +387,7 @@ class Plans:
             return about, False
         about = yield from self.metadata(model, version=version, label=label, timeout_s=left(ends))
         while len(self._metadata) >= _VERSIONS_KEPT:
-            self._metadata.pop(next(iter(self._metadata)), None)
+            self._metadata.pop(list(self._metadata)[0], None)  # noqa: RUF015 (other threads add)
         self._metadata[model, about.version] = about
         self._newest[asked] = about.version
         return about, True

@@ -149,6 +149,7 @@ def _bytes(path: Path) -> bytes | None:
 
 def _write_whole(path: Path, data: bytes) -> None:
     """Writes durably; a reader sees the old content or the new, also after a crash."""
+    path = path.resolve()  # a link stays one
     hidden = path.with_name(f".{path.name}.new")
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else _READABLE
     with hidden.open("wb") as file:

@@ -96,8 +96,8 @@ def _undo(
             for message in back:
                 server.reload(message, timeout_s)
         except ServingError as error:
-            complaints.append(f"{server.target} could not be told so: {error}")
-    return " ".join(["Everything was put back as it was.", *complaints])
+            complaints.append(f"{server.target} could not be put back: {error}")
+    return " ".join(complaints or ["Everything was put back as it was."])
 
 
 def _describe(step: Placement, moved: bool, wanted: Labels, servers: int) -> str:

@@ -15,6 +15,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from serving.server.models import Refused, invalid
 from serving.server.servables import Policy, every, latest, specific
 
+_MAX_MODELS = 1000
 PLATFORM = "tensorflow"
 
 T = TypeVar("T", bound=Message)
@@ -79,6 +80,8 @@ def model_configs(
             "ServerModelConfig type not supported by HandleReloadConfigRequest. "
             "Only ModelConfigList is currently supported"
         )
+    if len(config.model_config_list.config) > _MAX_MODELS:
+        raise invalid(f"More than {_MAX_MODELS} models are configured, and each has a thread here")
     names: set[str] = set()
     for model in config.model_config_list.config:
         if model.name in names:

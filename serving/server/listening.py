@@ -59,9 +59,9 @@ def listen(
 ) -> tuple[grpc.Server, str]:
     """Makes a gRPC server, not started yet.
 
-    It has a thread for each call, so that callers who never send their requests hold up nobody;
-    ``in_turns`` limits how many do something at once. With a thousand calls waiting, the next one
-    is refused, with RESOURCE_EXHAUSTED.
+    It has a thread for each call, so that a thousand callers who never send their requests hold up
+    nobody; ``in_turns`` limits how many do something at once. With more waiting than that, the next
+    call is refused, with RESOURCE_EXHAUSTED.
 
     Args:
         host: address to listen on.
@@ -172,7 +172,7 @@ def check(tls: SSLConfig) -> None:
     held = os.memfd_create("pem")  # ssl reads files only, and the key must not lie on a disk
     try:
         os.write(held, f"{tls.server_key}\n{tls.server_cert}".encode())
-        context.load_cert_chain(f"/proc/self/fd/{held}")
+        context.load_cert_chain(f"/proc/self/fd/{held}", password="")
     except ssl.SSLError as error:
         raise ValueError(
             f"server_key and server_cert must be a key and its certificate as PEM texts: {error}"

@@ -382,7 +382,7 @@ def test_a_dead_replica_is_named_and_the_others_put_back(
     assert main(stack.arguments("promote", "3", "--timeout_s=0.5")) == 1
     said = capsys.readouterr().err
     assert f"{second.target}, after 0.5 s" in said
-    assert f"{second.target} could not be told so" in said
+    assert f"{second.target} could not be put back" in said
     assert stack.file.read_text() == stack.text
     assert (first.labels, first.up) == ({"stable": 2, "canary": 2, "previous": 1}, {1, 2})
     assert not first.faults

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfdp.errors import BadInput, Refused
+from tfdp.log import say
 
 # Last words of the names that Keras gives its metrics; a number may follow (auc_1).
 _HIGHER = re.compile(
@@ -83,6 +84,8 @@ class Demands:
                 f"{flag} has nothing to compare: {current}, which is served now, says nothing of "
                 f"{', '.join(self._signs(metrics)) or 'metrics whose better side is known'}"
             )
+        if missing := self._signs(metrics).keys() - common.keys():
+            say(f"{flag} leaves out {', '.join(sorted(missing))}: {current} says nothing of that")
         for name, sign in common.items():
             before = (served or {})[name]
             # What a computer makes of 0.9 - 0.01 is not quite 0.89.

@@ -87,12 +87,16 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "keep_versions", None, "How many of the newest versions stay; all.", flag_values=values
+        "keep_versions",
+        None,
+        "How many of the newest versions stay; by default all do.",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "models_config",
         None,
-        "TF Serving's; versions that it names stay. Beside the servable's folder.",
+        "TF Serving's configuration; versions that it names stay. By default the models.config "
+        "beside the servable's folder, if it is there.",
         flag_values=values,
     )
     flags.DEFINE_list(

@@ -108,7 +108,7 @@ def _environment() -> dict[str, str]:
 def _are_alike(answer: np.ndarray, expected: np.ndarray, rtol: float) -> bool:
     if answer.shape != expected.shape or answer.dtype != expected.dtype:
         return False
-    if expected.dtype.kind in "OSUb":
+    if expected.dtype.kind in "OSUbiu":
         return bool(np.array_equal(answer, expected))
     wide = np.complex128 if expected.dtype.kind == "c" else np.float64
     ours, theirs = answer.astype(wide), expected.astype(wide)

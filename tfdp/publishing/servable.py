@@ -84,6 +84,16 @@ def make_folder(folder: Path) -> None:
         raise BadInput(f"versions can't be published in {folder}: {error.strerror}") from None
 
 
+def try_out(folder: Path) -> None:
+    """Raises BadInput if versions can't be written in a servable's folder."""
+    make_folder(folder)
+    try:
+        with Draft(folder):
+            pass
+    except OSError as error:
+        raise BadInput(f"versions can't be published in {folder}: {error.strerror}") from None
+
+
 def versions(folder: Path) -> dict[int, Path]:
     """The versions in a servable's folder by their numbers, ascending."""
     if not folder.is_dir():
