@@ -37,8 +37,8 @@ def _waits(
 class Client:
     """Calls a model server, or several replicas of it.
 
-    Safe to share between threads. A process that was forked has connections of its own. Connects
-    with the first call; disconnects at the end of ``with``.
+    Safe to share between threads. A process that was forked while none was in a call has
+    connections of its own. Connects with the first call; disconnects at the end of ``with``.
 
     Args:
         target: where the server listens, as gRPC writes it: ``host:port``, ``dns:///name:port``,

@@ -229,7 +229,7 @@ def test_stops_after_the_calls_under_way(
     publish(exported, tmp_path / "m", 1)
     with serve(tmp_path / "m") as (process, target), Client(target, timeout_s=60) as client:
         with ThreadPoolExecutor(1) as pool:
-            work = {"turns": np.int32(2000)}
+            work = {"turns": np.int32(800)}
             slow = pool.submit(client.predict, "m", work, signature="work")
             wait_until(lambda: slow.running() and number_of(client), 10, "the call is under way")
             process.signal(number)

@@ -372,7 +372,7 @@ def test_who_loses_the_workdir_at_the_end_publishes_nothing(
         files.Claim(workdir)
 
     if before == "publishing":
-        monkeypatch.setattr(training.exporting, "published", lose)
+        monkeypatch.setattr(training.releasing.servable, "published", lose)
     else:
         monkeypatch.setattr(training.Run, "_publish", lose)
     with pytest.raises(Replaced):
