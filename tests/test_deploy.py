@@ -184,3 +184,31 @@ def test_haproxy_itself_reads_it(tls: bool, tmp_path: Path):
 def test_prometheus_itself_reads_it():
     said = run(["promtool", "check", "config", "deploy/prometheus.yml"])
     assert "3 rules found" in said
+
+
+@program("promtool")
+def test_a_version_that_fails_is_an_alert_at_once_and_for_a_while(tmp_path: Path):
+    labels = {"instance": "a", "model_path": "/m/2", "status": "fail"}
+    pairs = ",".join(f'{name}="{value}"' for name, value in labels.items())
+    series = f":tensorflow:cc:saved_model:load_attempt_count{{{pairs}}}"
+    alert = {
+        "exp_labels": labels,
+        "exp_annotations": {"summary": "/m/2 failed to load on a"},
+    }
+    # Nothing for two minutes, a failure, another one after half an hour.
+    checks = {"1m": [], "3m": [alert], "11m": [alert], "20m": [], "34m": [alert], "50m": []}
+    tests = {
+        "rule_files": [str(DEPLOY / "alerts.yml")],
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": series, "values": "_x2 1x30 2x30"}],
+                "alert_rule_test": [
+                    {"eval_time": at, "alertname": "VersionFailedToLoad", "exp_alerts": expected}
+                    for at, expected in checks.items()
+                ],
+            }
+        ],
+    }
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
+    run(["promtool", "test", "rules", str(tmp_path / "tests.yml")])

@@ -89,15 +89,18 @@ class Exchange:
         sent = [_cast(each, self._wire_dtype(each.dtype)) for each in gradients] + [*others]
         sums: list[Any] = [None] * len(sent)
         dense: list[tuple[int, tf.Tensor]] = []
+        sparse: list[int] = []
         for place in reversed(range(len(sent))):
             if isinstance(sent[place], tf.IndexedSlices):
-                sums[place] = parts.summed(sent[place])
+                sparse.append(place)
             else:
                 dense.append((place, sent[place]))
         pieces: dict[int, list[tf.Tensor]] = {place: [] for place, _ in dense}
         for pack in _packs(dense, self.bytes_per_pack):
             for (place, _), total in zip(pack, _summed_at_once([x for _, x in pack]), strict=True):
                 pieces[place].append(total)
+        for place in sparse:  # embeddings': all packs would wait for them, if they came first
+            sums[place] = parts.summed(sent[place])
         for place, totals in pieces.items():
             sums[place] = totals[0] if len(totals) == 1 else tf.concat(totals, axis=0)
         return [

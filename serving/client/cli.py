@@ -10,6 +10,7 @@ import binascii
 import json
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -268,11 +269,12 @@ def _value(text: str) -> Any:
 
 
 def _read(path: Path) -> Any:
-    if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+    if path.suffix in (".npy", ".npz"):
+        try:
+            found = np.load(path, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else dict(found)
+        except (ValueError, EOFError, zipfile.BadZipFile):  # numpy would advise to trust it
+            raise ValueError(f"{path} has no arrays of numbers or strings, or is damaged") from None
     if path.suffix == ".json":
         return _parsed(path.read_text())
     raise ValueError("a file has to end in .npy, .npz or .json")

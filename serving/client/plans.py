@@ -27,7 +27,7 @@ from serving.client.methods import Method
 from serving.client.models import Classification, ModelMetadata, VersionStatus
 from serving.tensors import Array
 
-_VERSIONS_KEPT: Final = 16
+_VERSIONS_KEPT: Final = 1000  # of all models together; a few KB each
 
 
 _Asked = tuple[str, int | None, str | None]  # model, version, label

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from absl import flags
 
@@ -107,8 +107,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def say(line: str) -> None:
-    """Tells a person something, on stderr."""
-    print(f"serving.server: {line}", file=sys.stderr, flush=True)
+    """Tells a person something, on stderr; if nobody reads that any more, serving goes on."""
+    with suppress(OSError):
+        print(f"serving.server: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,23 +107,31 @@ class ConfiguredModels(Models):
         wanted = configs.model_configs(config, old.servables)
         kept = [model for model in wanted if model.name in old.servables]
         self._check_labels(kept, old.servables)  # before anything is loaded
-        added = {m.name: self._start(m) for m in wanted if m.name not in old.servables}
+        added: Servables = {}
         try:
+            for model in wanted:
+                if model.name not in old.servables:
+                    added[model.name] = self._start(model)
             _wait(added, deadline_s)
             servables = {m.name: added.get(m.name) or old.servables[m.name] for m in wanted}
-            self._check_labels(wanted, servables)
+            dropped = {n: s for n, s in old.servables.items() if n not in servables}
+            table = Table(
+                servables,
+                {model.name: model.labels for model in wanted},
+                {n: s for n, s in {**old.dropped, **dropped}.items() if n not in servables},
+            )
+            # A version that an old policy lets go must not get a label meanwhile.
+            with ExitStack() as held:
+                for servable in servables.values():
+                    held.enter_context(servable.held())
+                self._check_labels(wanted, servables)
+                self._table = table
+                for model in kept:
+                    servables[model.name].follow(model.base_path, model.policy)
         except BaseException:
             for servable in added.values():
                 servable.drop()
             raise
-        dropped = {n: servable for n, servable in old.servables.items() if n not in servables}
-        self._table = Table(
-            servables,
-            {model.name: model.labels for model in wanted},
-            {n: s for n, s in {**old.dropped, **dropped}.items() if n not in servables},
-        )
-        for model in kept:
-            servables[model.name].follow(model.base_path, model.policy)
         for servable in dropped.values():
             servable.drop()
 

@@ -97,7 +97,10 @@ def in_turns(
     def in_turn(answer: Callable[..., Any]) -> Callable[..., Any]:
         def wait_and_answer(request: Any, context: grpc.ServicerContext) -> Any:
             free = turns.acquire(blocking=False)
-            if not free and not turns.acquire(timeout=context.time_remaining()):
+            # Without a deadline that is 300 billion years, which no lock can wait for.
+            if not free and not turns.acquire(
+                timeout=min(context.time_remaining(), threading.TIMEOUT_MAX)
+            ):
                 text = "Deadline exceeded while the call waited for its turn"
                 context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, text)
             try:

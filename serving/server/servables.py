@@ -20,6 +20,8 @@ AVAILABLE = "AVAILABLE"
 UNLOADING = "UNLOADING"
 END = "END"
 
+_LARGEST = 2**63 - 1  # of the numbers that a ModelSpec can hold
+
 
 class Loaded(Protocol):
     """What a loader gives: anything that can be closed."""
@@ -108,7 +110,7 @@ class Servable(Generic[M]):
         self._reported = ""
         self._versions: dict[int, _Version[M]] = {}
         self._newest: _Version[M] | None = None  # of those that are available
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._available = threading.Event()
         self._tried = threading.Event()
         self._wake = threading.Event()
@@ -124,8 +126,15 @@ class Servable(Generic[M]):
 
         Versions that are up already stay the same, whatever folder they came from.
         """
-        self._source = base_path, policy
+        with self._lock:
+            self._source = base_path, policy
         self._wake.set()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Meanwhile no version comes or goes, and other threads' calls wait: be quick."""
+        with self._lock:
+            yield
 
     def watch(self, every_s: float) -> None:
         """Starts to poll the folder in the background, until ``stop`` or ``drop``."""
@@ -150,7 +159,9 @@ class Servable(Generic[M]):
         """Ends watching and gives every version back, each after its last call."""
         with self._lock:
             self.stop()
-        self._retire_all_but(())
+            idle = self._leaving(())
+        for version in idle:
+            self._unload(version)
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until every version to serve was tried once and one is available; tells if so."""
@@ -165,7 +176,7 @@ class Servable(Generic[M]):
 
         Where it wants none, nothing changes: better an old answer than none.
         """
-        base_path, policy = self._source
+        source = base_path, policy = self._source
         folders = _version_folders(base_path)
         wanted = sorted(policy(folders), reverse=True)
         if not wanted:
@@ -179,7 +190,11 @@ class Servable(Generic[M]):
             self._bring_up(number, folders[number])
         if any(self._versions[number].state == AVAILABLE for number in wanted):
             self._available.set()
-            self._retire_all_but(wanted)
+            with self._lock:
+                # Another policy may have come while versions were loaded.
+                idle = self._leaving(wanted) if source is self._source else []
+            for version in idle:
+                self._unload(version)
         self._tried.set()
 
     @contextmanager
@@ -234,6 +249,9 @@ class Servable(Generic[M]):
         try:
             model = self._load_model(folder)
         except Exception as error:  # whatever is wrong with a version must not stop the server
+            # Its traceback would keep what was loaded of it, and that may be large.
+            error = error.with_traceback(None)
+            error.__cause__ = error.__context__ = None
             with self._lock:
                 version.state, version.error = END, error
             self._report(f"model {self.name} version {number} failed to load: {error}")
@@ -248,19 +266,17 @@ class Servable(Generic[M]):
         elif self._available.is_set():
             self._report(f"model {self.name} version {number} is served now")
 
-    def _retire_all_but(self, kept: Collection[int]) -> None:
-        with self._lock:
-            leaving = [
-                version
-                for number, version in self._versions.items()
-                if version.state == AVAILABLE and number not in kept
-            ]
-            for version in leaving:
-                version.state = UNLOADING
-            idle = [version for version in leaving if version.calls == 0]
-            self._find_newest()
-        for version in idle:
-            self._unload(version)
+    def _leaving(self, kept: Collection[int]) -> list[_Version[M]]:
+        """Takes no more calls for other versions than these, and returns the idle ones of them."""
+        leaving = [
+            version
+            for number, version in self._versions.items()
+            if version.state == AVAILABLE and number not in kept
+        ]
+        for version in leaving:
+            version.state = UNLOADING
+        self._find_newest()
+        return [version for version in leaving if version.calls == 0]
 
     def _find_newest(self) -> None:
         available = [n for n, version in self._versions.items() if version.state == AVAILABLE]
@@ -286,6 +302,7 @@ def _version_folders(base_path: Path) -> dict[int, Path]:
         int(folder.name): folder
         for folder in base_path.iterdir()
         if folder.name.isascii() and folder.name.isdigit() and folder.is_dir()
+        if int(folder.name) <= _LARGEST
     }
 
 

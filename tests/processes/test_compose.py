@@ -88,7 +88,7 @@ class Project:
     def finish(self) -> dict[str, Any]:
         """Waits for both nodes' end; gives the run's summary."""
         for node in ("node-1", "node-2"):
-            state = wait_until(lambda n=node: self._ended(n), 300, f"{node} ended")
+            state = wait_until(lambda n=node: self._ended(n), 600, f"{node} ended")
             assert state["ExitCode"] == 0, self.compose("logs", "--tail=50", node)
         summary: dict[str, Any] = json.loads((self.folder / "runs/demo/summary.json").read_text())
         return summary
@@ -127,7 +127,7 @@ def stable_version() -> int:
 
 
 def test_two_nodes_train_and_publish_although_one_dies(project: Project):
-    project.train(epochs=100)
+    project.train(epochs=60)
     wait_until(
         lambda: "tfdp: step" in project.compose("logs", "--no-color", "node-1"), 180, "they train"
     )
@@ -186,7 +186,7 @@ def test_no_call_fails_when_a_replica_dies_and_comes_back(project: Project):
 def test_a_new_version_is_published_goes_on_trial_up_and_back(project: Project):
     with Callers(GATEWAY, retries=4, ask=ask) as callers:
         callers.went_on()
-        project.train(epochs=101)
+        project.train(epochs=61)
         assert project.finish()["export_path"] == "runs/demo/model/2"
         assert stable_version() == 1  # published is not yet promoted
         assert project.rollout("canary", "2") == 0

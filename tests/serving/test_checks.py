@@ -204,3 +204,10 @@ def test_outputs_that_are_not_one_for_each_row_are_not_joined(server: Server, cl
     server.answers["Predict"] = lambda data, context: response.SerializeToString()
     with pytest.raises(InvalidAnswer, match=r"'mean' of 2 batches.*joined to 4 rows"):
         client.predict("m", np.zeros((4, 3), np.float32), max_batch_size=3)
+
+
+def test_each_of_many_models_is_asked_once(server: Server, client: Client):
+    for _ in range(2):
+        for number in range(40):
+            client.predict(f"m{number}", np.zeros((1, 3), np.float32))
+    assert server.calls.count("GetModelMetadata") == 40

@@ -206,6 +206,17 @@ def test_bad_arguments_exit_with_2(
     assert "Predict" not in server.calls
 
 
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\3\4 cut off"])
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_a_damaged_file_is_said(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes
+):
+    (tmp_path / name).write_bytes(content)
+    assert run(server, "predict", f"--inputs={tmp_path}/{name}") == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/{name} has no arrays" in said and said.count("\n") == 1
+
+
 def test_pickles_are_never_opened(server: Server, tmp_path: Path):
     class Trap:
         def __reduce__(self) -> tuple[object, ...]:

@@ -174,6 +174,48 @@ def test_a_label_in_use_moves_to_available_versions_only_whatever_is_allowed(ser
     assert server.ask("a", "canary") == "a1"
 
 
+def test_models_that_cant_be_started_leave_nothing_behind(server: Server):
+    server.begin("a")
+    assert server.models.wait(10)
+    start = server.models._start
+
+    def no_more_threads(config: ModelConfig) -> Servable[Any]:
+        if config.name == "never":
+            raise RuntimeError("can't start new thread")
+        return start(config)
+
+    server.models._start = no_more_threads
+    with pytest.raises(RuntimeError, match="new thread"):
+        server.reload("a", "b", "never")
+    servable = server.started[-1]
+    assert servable.name == "b"
+    wait_until(lambda: servable._stopped, 10, "b is not watched any more")
+
+
+def test_no_version_goes_between_the_check_of_labels_and_their_move(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    server.begin(f"a {specific(1)}")
+    assert server.models.wait(10)
+    (servable,) = server.started
+    looked = threading.Event()
+    follow = servable.follow
+
+    def look() -> None:
+        servable.poll()
+        looked.set()
+
+    def late(*source: Any) -> None:  # labels have moved by now, the policy has not
+        threading.Thread(target=look).start()
+        assert not looked.wait(0.2)
+        follow(*source)
+
+    monkeypatch.setattr(servable, "follow", late)
+    server.reload(f"a {specific(1)} {label('stable', 1)}")
+    assert looked.wait(10)
+    assert server.ask("a", "stable") == "a1"
+
+
 def test_a_new_model_without_versions_is_waited_for_until_the_deadline(server: Server):
     server.begin("a")
     code, text = refused(server, "a", "later", timeout_s=0.2)

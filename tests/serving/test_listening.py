@@ -119,6 +119,17 @@ def test_a_call_that_ran_out_of_time_is_not_worked_on(echo: Echo):
     assert echo.begun == [b"first", b"next"]
 
 
+@pytest.mark.parametrize("timeout_s", [None, 1e9])
+def test_a_call_may_wait_for_its_turn_for_ever(echo: Echo, timeout_s: float | None):
+    first = echo.call_and_wait(b"first")
+    patient = echo.channel.unary_unary("/test/Echo").future(b"patient", timeout=timeout_s)
+    check = health_pb2_grpc.HealthStub(echo.channel).Check
+    check(health_pb2.HealthCheckRequest(), timeout=10)  # came later, on the same connection
+    echo.go_on.set()
+    assert first.result() == b"first"
+    assert patient.result(timeout=10) == b"patient"
+
+
 def test_callers_who_never_send_their_requests_hold_up_nobody(echo: Echo):
     echo.go_on.set()
     never = threading.Event()

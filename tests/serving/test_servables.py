@@ -68,7 +68,7 @@ def test_nothing_is_served_before_a_version_is_there(servable: Servable[Model], 
 
 
 def test_the_newest_version_is_loaded_and_other_names_are_ignored(servable: Servable[Model]):
-    for name in ("9", "10", ".11", "12.tmp", "-13", "latest", "١٤"):
+    for name in ("9", "10", ".11", "12.tmp", "-13", "latest", "١٤", str(2**63)):
         publish(servable.base_path, name, f"from {name}")
     (servable.base_path / "15").write_text("a file")
     servable.poll()
@@ -130,6 +130,7 @@ def test_a_version_that_fails_leaves_the_old_one_serving(
     assert answer(servable) == (1, "one")
     newest = servable.states()[0]
     assert isinstance(newest.error, ValueError)
+    assert newest.error.__traceback__ is None  # it would keep all that was loaded
     assert newest == VersionState(2, "END", newest.error)
 
 
@@ -208,6 +209,30 @@ def test_another_policy_loads_what_is_new_before_it_lets_go(servable: Servable[M
     servable.follow(servable.base_path, specific({7}))  # isn't there: nothing changes
     servable.poll()
     assert states(servable)[:2] == [(3, "AVAILABLE"), (2, "AVAILABLE")]
+
+
+def test_a_policy_that_comes_while_a_version_loads_holds_at_once(tmp_path: Path):
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(folder: Path) -> Model:
+        if folder.name == "2":
+            loading.set()
+            assert go_on.wait(10)
+        return Model(folder)
+
+    servable = Servable("m", tmp_path, load)
+    publish(tmp_path, "1", "one")
+    servable.poll()
+    publish(tmp_path, "2", "two")
+    look = threading.Thread(target=servable.poll)  # as yet, only the newest is wanted
+    look.start()
+    assert loading.wait(10)
+    servable.follow(tmp_path, specific({1}))
+    go_on.set()
+    look.join()
+    assert answer(servable, 1) == (1, "one")
+    servable.poll()
+    assert states(servable) == [(2, "END"), (1, "AVAILABLE")]
 
 
 def test_a_version_is_not_let_go_before_one_that_is_wanted_is_up(servable: Servable[Model]):

@@ -31,6 +31,7 @@ def demands(**flags: Any) -> Demands:
         # The loss counts only where nothing else tells.
         ({"not_worse_than_current": 0.01}, {"auc_1": 0.9, "loss": 9}, {"auc_1": 0.9, "loss": 1}),
         ({"not_worse_than_current": 0.01}, {"odd": 9, "loss": 1}, {"odd": 1, "loss": 1}),
+        ({"not_worse_than_current": 0.1}, {"f1_score": 0.9}, {"f1_score": 0.95}),
         ({"not_worse_than_current": 0.1}, {"head_mae": 1.05}, {"head_mae": 1.0, "more": 0}),
         # What is asked for by name is what is compared.
         (
@@ -60,6 +61,13 @@ def test_what_is_good_enough_passes(
         ({"not_worse_than_current": 1.0}, {"loss": float("nan")}, {"loss": 1.0}, "worse by more"),
         ({"not_worse_than_current": 1.0}, {"loss": 1.0}, None, "digits/3, .* says nothing of loss"),
         ({"not_worse_than_current": 1.0}, {"odd": 1.0}, {"odd": 1.0}, "whose better side is known"),
+        # Less is better: a name that doesn't tell is not guessed at.
+        (
+            {"not_worse_than_current": 0.1},
+            {"brier_score": 0.9},
+            {"brier_score": 0.1},
+            "whose better side is known",
+        ),
         (
             {"require_max": ("odd:9",), "not_worse_than_current": 0.5},
             {"odd": 1.6},
@@ -142,6 +150,17 @@ def test_what_servers_need(
     assert needs_of(None, tmp_path / "another").of([1, 2]) == {2}
     assert needs_of(None, folder / "below") == Needs()
     assert needs_of(None, folder).current([]) is None
+
+
+def test_models_that_are_called_alike_all_keep_what_their_labels_point_to(tmp_path: Path) -> None:
+    made = model_server_config_pb2.ModelServerConfig()
+    for name, version in (("digits", 2), ("letters", 5)):
+        one = made.model_config_list.config.add(name=name, base_path=f"/models/{name}/model")
+        one.version_labels["stable"] = version
+    (tmp_path / "models.config").write_text(text_format.MessageToString(made))
+    needs = needs_of(None, tmp_path / "model")
+    assert needs.of([1, 2, 5, 7]) == {2, 5, 7}
+    assert needs.current([1, 2, 7]) == 2
 
 
 def test_a_file_that_the_rollout_has_written_is_understood(tmp_path: Path) -> None:

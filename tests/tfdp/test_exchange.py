@@ -101,6 +101,29 @@ def test_rows_of_an_embedding_are_rounded_too(strategies: Strategies) -> None:
     np.testing.assert_array_equal(ours, [3 * rounded[1], [0, 0], 3 * rounded[0]])
 
 
+def test_packs_do_not_wait_for_an_embedding(
+    strategies: Strategies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    summed = parts.summed
+
+    def noting(value: Any) -> Any:
+        seen.append(isinstance(value, tf.IndexedSlices))
+        return summed(value)
+
+    def on_replica() -> list[Any]:
+        rows = tf.IndexedSlices(tf.ones([2, 2]), tf.constant([2, 0]), tf.constant([3, 2]))
+        first, second = Exchange(bytes_per_pack=4).summed([rows, tf.ones([2])], [])
+        return [tf.convert_to_tensor(first), second]
+
+    monkeypatch.setattr(parts, "summed", noting)
+    totals = tf.function(lambda: strategies(3).run(on_replica))()
+    assert seen == [is_sparse for is_sparse in (False, False, True) for _ in range(3)]
+    first, second = (strategies(3).experimental_local_results(each)[0].numpy() for each in totals)
+    np.testing.assert_array_equal(first, [[3, 3], [0, 0], [3, 3]])
+    np.testing.assert_array_equal(second, [3, 3])
+
+
 def model_of(strategy: tf.distribute.Strategy) -> keras.Model:
     keras.utils.set_random_seed(0)
     with strategy.scope():

@@ -112,6 +112,23 @@ def test_what_living_publishers_write_is_left_alone(tmp_path: Path) -> None:
         assert hidden() == [mine.path]
 
 
+def test_a_draft_that_another_sweeps_before_it_is_opened_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[Path] = []
+    open_: Callable[..., int] = os.open
+
+    def late(path: Path, *flags: int) -> int:
+        if not swept:
+            swept.append(path)
+            path.rmdir()
+        return open_(path, *flags)
+
+    monkeypatch.setattr(servable.os, "open", late)
+    with Draft(tmp_path) as draft:
+        assert [draft.path] == list(tmp_path.iterdir()) != swept
+
+
 def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:
     def refuse() -> None:
         raise RuntimeError("no")

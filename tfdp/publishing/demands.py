@@ -12,7 +12,7 @@ from tfdp.errors import BadInput, Refused
 
 # Last words of the names that Keras gives its metrics; a number may follow (auc_1).
 _HIGHER = re.compile(
-    r"(?:^|_)(?:acc|accuracy|auc|precision|recall|score|io_u|similarity|correlation"
+    r"(?:^|_)(?:acc|accuracy|auc|precision|recall|(?:f1|fbeta|r2)_score|io_u|similarity|correlation"
     r"|sensitivity|specificity)(?:_\d+)?$"
 )
 _LOWER = re.compile(

@@ -18,26 +18,26 @@ class Needs:
     """Versions that servers are told to serve.
 
     Args:
-        labels: the version that each label points to.
+        stable: versions that callers are sent to; several if several models are called alike.
+        labelled: versions that labels point to, ``stable`` among them.
         specific: versions that a policy names.
         latest: how many of the newest are served.
     """
 
-    labels: dict[str, int] = dataclasses.field(default_factory=dict)
+    stable: frozenset[int] = frozenset()
+    labelled: frozenset[int] = frozenset()
     specific: frozenset[int] = frozenset()
     latest: int = 1
 
     def of(self, numbers: list[int]) -> set[int]:
         """Those of the versions, ascending, that have to stay."""
-        return {*self.labels.values(), *self.specific, *numbers[-self.latest :]}
+        return {*self.labelled, *self.specific, *numbers[-self.latest :]}
 
     def current(self, numbers: list[int]) -> int | None:
         """The one of the versions, ascending, that callers get: the stable one, or the newest."""
-        stable = self.labels.get(STABLE)
-        if stable in numbers:
-            return stable
+        stable = [number for number in numbers if number in self.stable]
         named = [number for number in numbers if number in self.specific]
-        return max(named or numbers, default=None)
+        return max(stable or named or numbers, default=None)
 
 
 def needs_of(path: Path | None, folder: Path) -> Needs:
@@ -67,14 +67,16 @@ def needs_of(path: Path | None, folder: Path) -> Needs:
             f"{path} is not a models.config of TF Serving, which says what versions are needed: "
             f"{error}"
         ) from None
-    labels: dict[str, int] = {}
+    stable: set[int] = set()
+    labelled: set[int] = set()
     specific: set[int] = set()
     latest = 1
     for config in said.model_config_list.config:
         if folder.name not in (config.name, Path(config.base_path).name):
             continue
-        labels |= dict(config.version_labels)
+        labelled |= set(config.version_labels.values())
+        stable |= {number for label, number in config.version_labels.items() if label == STABLE}
         policy = config.model_version_policy
         specific |= set(policy.specific.versions)
         latest = max(latest, policy.latest.num_versions)
-    return Needs(labels, frozenset(specific), latest)
+    return Needs(frozenset(stable), frozenset(labelled), frozenset(specific), latest)

@@ -41,7 +41,10 @@ class Draft:
         while True:
             self.path = folder / f"{_DRAFT}{uuid.uuid4().hex}"
             self.path.mkdir()
-            self._lock = os.open(self.path, os.O_RDONLY)
+            try:
+                self._lock = os.open(self.path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # another one swept it before it was opened
             if _is_ours(self._lock) is not False and self.path.exists():
                 return
             os.close(self._lock)  # another one swept it before it was locked
