@@ -18,7 +18,7 @@ RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 # Any user may run it: what libraries note in a home directory goes to /tmp.
 ENV HOME=/tmp PYTHONUNBUFFERED=1
-WORKDIR /work
+WORKDIR /project
 USER 1000:1000
 ENTRYPOINT ["python", "-m"]
 CMD ["tfdp.train", "--help"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfdp import evaluation, restoring
+from tfdp import aside, evaluation, restoring
 from tfdp.errors import BadInput
 from tfdp.files import write_whole
 from tfdp.log import say_on_chief
@@ -19,31 +19,21 @@ from tfdp.recipe import Recipe
 from tfdp.sources import Source
 from tfdp.starting import compare, data_of
 from tfdp.team import connect, team_of
-from tfdp.words import AutoShard, Communication
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request(aside.Request):
     """The flags of ``python -m tfdp.evaluate``, valid.
 
     Raises:
         BadInput: if they don't go together, or a value is out of range.
     """
 
-    recipe: str
-    workdir: Path | None
-    step: int | None
     version: Path | None
-    hparam: tuple[str, ...]
-    global_batch_size: int
-    communication: Communication
-    auto_shard: AutoShard
-    startup_timeout_s: float
     output: Path | None
 
     def __post_init__(self) -> None:
-        if not self.recipe:
-            raise BadInput("--recipe is missing: name a Python file or a dotted module")
+        super().__post_init__()
         if (self.workdir is None) == (self.version is None):
             raise BadInput(
                 "give one of --workdir (of a run, for its checkpoint) and --version (the folder "
@@ -51,22 +41,6 @@ class Request:
             )
         if self.step is not None and self.version is not None:
             raise BadInput(f"--step={self.step} is of a run's checkpoint: it goes with --workdir")
-        if self.global_batch_size < 1:
-            raise BadInput(
-                f"--global_batch_size is {self.global_batch_size}: it has to be 1 or more"
-            )
-        if not self.startup_timeout_s > 0:
-            raise BadInput(
-                f"--startup_timeout_s is {self.startup_timeout_s}: it has to be positive"
-            )
-        for name, choices in (
-            ("communication", get_args(Communication)),
-            ("auto_shard", get_args(AutoShard)),
-        ):
-            if getattr(self, name) not in choices:
-                raise BadInput(
-                    f"--{name} is {getattr(self, name)}: it has to be one of {', '.join(choices)}"
-                )
 
 
 def evaluate(request: Request, recipe: Recipe) -> None:

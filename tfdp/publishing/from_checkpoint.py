@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from tfdp import evaluation, restoring, state
+from tfdp import aside, evaluation, restoring, state
 from tfdp.errors import BadInput, TrainingError
 from tfdp.log import say, say_on_chief
 from tfdp.publishing import releasing
@@ -16,31 +16,21 @@ from tfdp.sources import Source
 from tfdp.starting import compare, data_of
 from tfdp.steps import read_metrics
 from tfdp.team import connect, team_of
-from tfdp.words import AutoShard, Communication
 
 
-@dataclasses.dataclass(frozen=True)
-class Request(PublishSettings):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request(aside.Request, PublishSettings):
     """The flags of ``python -m tfdp.export``, valid.
 
     Raises:
         BadInput: if one is missing, or a value is out of range.
     """
 
-    recipe: str
-    workdir: Path | None
-    step: int | None
     export_dir: Path | None
-    hparam: tuple[str, ...]
-    global_batch_size: int
-    communication: Communication
-    auto_shard: AutoShard
-    startup_timeout_s: float
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.recipe:
-            raise BadInput("--recipe is missing: name a Python file or a dotted module")
+        PublishSettings.__post_init__(self)
+        aside.Request.__post_init__(self)
         if self.workdir is None:
             raise BadInput("--workdir is missing: name the folder of the run that is published")
         if ":/" in str(self.export_dir):
@@ -48,22 +38,6 @@ class Request(PublishSettings):
                 f"--export_dir is {self.export_dir}: remote paths have no atomic rename; use a "
                 "mounted file system"
             )
-        if self.global_batch_size < 1:
-            raise BadInput(
-                f"--global_batch_size is {self.global_batch_size}: it has to be 1 or more"
-            )
-        if not self.startup_timeout_s > 0:
-            raise BadInput(
-                f"--startup_timeout_s is {self.startup_timeout_s}: it has to be positive"
-            )
-        for name, choices in (
-            ("communication", get_args(Communication)),
-            ("auto_shard", get_args(AutoShard)),
-        ):
-            if getattr(self, name) not in choices:
-                raise BadInput(
-                    f"--{name} is {getattr(self, name)}: it has to be one of {', '.join(choices)}"
-                )
 
 
 def publish(request: Request, recipe: Recipe) -> None:
