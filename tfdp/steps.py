@@ -141,8 +141,13 @@ def train_steps(
             began_s = tf.timestamp()
             with tf.control_dependencies([began_s]):
                 batch = next(iterator)
-            leaf = strategy.experimental_local_results(tf.nest.flatten(batch)[0])
-            input_s += _now_s(after=leaf) - began_s
+            leaves = tf.nest.flatten(batch, expand_composites=True)
+            arrived_s = _now_s(after=leaves)
+            # Computing waits for the clock to be read: on few cores it might come first otherwise.
+            with tf.control_dependencies([arrived_s]):
+                leaves = [tf.identity(leaf) for leaf in leaves]
+            batch = tf.nest.pack_sequence_as(batch, leaves, expand_composites=True)
+            input_s += arrived_s - began_s
             reduce_s += _by_period(
                 model.optimizer, functools.partial(update, batch, first_step + i), replicas
             )
