@@ -1,8 +1,8 @@
 """A cluster on this machine: ``python -m cluster.launch --workers=2 -- python -m tfdp.train …``.
 
 Starts the command once for each worker, with a TF_CONFIG each, prints what they say, and starts all
-of them anew when one is lost. ``cluster.policy`` says when, and what the exit codes mean. Nothing
-that it has started outlives it.
+of them anew when one is lost. ``cluster.policy`` says when, and what the exit codes mean;
+``cluster.spares`` makes it quick. Nothing that it has started outlives it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from cluster import exits, policy, printer, spec
+from cluster import exits, policy, printer, spares, spec
 from cluster.guardian import Guardian
 from cluster.process import Worker
 from cluster.signals import Signals
+from cluster.spares import Spares
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,6 +76,7 @@ class Launcher:
         self._signals = signals
         self._guardian = guardian
         self._told: list[signal.Signals] = []
+        self._spares = Spares(range(flags.workers if flags.spares else 0), self._start_spare)
 
     @property
     def told(self) -> signal.Signals | None:
@@ -111,7 +113,11 @@ class Launcher:
                     _, number = todo.pop(0)
                     self._stop(running, number, why)
                     given_up |= not self._told
-                self._wait(until_s=todo[0][0] if todo else None)
+                due_s = None if why else self._spares.due_s
+                if due_s is not None and time.monotonic() >= due_s:
+                    self._spares.start()
+                    due_s = None
+                self._wait(until_s=todo[0][0] if todo else due_s)
                 for worker, code in [(w, code) for w in running if (code := w.poll()) is not None]:
                     running.remove(worker)
                     self._output.finish(worker.stdout)
@@ -131,15 +137,20 @@ class Launcher:
         ports = _free_ports(self._flags.workers)
         for place in range(len(ports)):
             cluster = spec.local(ports, place)
-            environ = {
-                "PYTHONUNBUFFERED": "1",  # what a killed worker said last is worth seeing
-                **os.environ,
-                "TF_CONFIG": cluster.tf_config(),
-            }
-            worker = Worker(cluster.name, self._flags.command, environ, self._guardian)
+            config = cluster.tf_config()
+            worker = self._spares.take(place, config)
+            if worker is None:
+                environ = _environ(TF_CONFIG=config)
+                worker = Worker(cluster.name, self._flags.command, environ, self._guardian)
             running.append(worker)
             self._output.follow(worker.stdout, cluster.name, place, printer.STDOUT)
             self._output.follow(worker.stderr, cluster.name, place, printer.STDERR)
+        self._spares.workers_started()
+
+    def _start_spare(self, place: int) -> Worker:
+        name = spec.local(range(1, self._flags.workers + 1), place).name
+        environ = _environ(**{spares.VARIABLE: str(place)})
+        return Worker(name, self._flags.command, environ, self._guardian, hears=True)
 
     def _stop(self, running: Sequence[Worker], number: signal.Signals, why: str) -> None:
         names = ", ".join(worker.name for worker in running)
@@ -163,6 +174,11 @@ class Launcher:
                 return
             if left_s == 0:
                 return
+
+
+def _environ(**more: str) -> dict[str, str]:
+    # What a killed worker said last is worth seeing.
+    return {"PYTHONUNBUFFERED": "1", **os.environ, **more}
 
 
 def _schedule(plan: policy.Plan) -> list[tuple[float, signal.Signals]]:
@@ -200,6 +216,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default=30.0,
         help="after SIGINT or SIGTERM, seconds for workers to save and leave (%(default)s)",
     )
+    parser.add_argument(
+        "--spares",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="for python -m tfdp.train with --max_restarts: keep a process for each worker that "
+        "has imported TensorFlow, so that a start anew takes seconds less",
+    )
     split = argv.index("--") if "--" in argv else len(argv)
     flags = parser.parse_args(argv[:split])
     flags.command = list(argv[split + 1 :])
@@ -213,6 +236,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("there is no command: put it after --, as in -- python -m tfdp.train …")
     if shutil.which(flags.command[0]) is None:
         parser.error(f"the command {flags.command[0]!r} is not there, or is not executable")
+    flags.spares = flags.spares and flags.max_restarts > 0 and spares.can_wait(flags.command)
     return flags
 
 

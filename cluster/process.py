@@ -26,13 +26,20 @@ class Worker:
         command: the program and its arguments.
         environ: all of its environment.
         guardian: told of its process group.
+        hears: whether its standard input is ours to write to (``tell``); else it is empty.
 
     Raises:
         OSError: if it can't be started.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], environ: Mapping[str, str], guardian: Guardian
+        self,
+        name: str,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        guardian: Guardian,
+        *,
+        hears: bool = False,
     ) -> None:
         self.name = name
         self._guardian = guardian
@@ -47,7 +54,7 @@ class Worker:
             command,
             bufsize=0,
             env=dict(environ),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if hears else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -65,6 +72,15 @@ class Worker:
         """The end to read from of its standard error."""
         assert self._popen.stderr is not None
         return self._popen.stderr
+
+    def tell(self, line: str) -> bool:
+        """Writes the only line of its standard input; returns whether there is anyone to read."""
+        assert self._popen.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._popen.stdin as stdin:
+            if self.poll() is None:
+                stdin.write(line.encode() + b"\n")
+                return True
+        return False
 
     def poll(self) -> int | None:
         """Its exit code, or minus the signal that killed it; None while it runs.

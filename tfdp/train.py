@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from cluster import exits
+from cluster import exits, spares
 from cluster.spec import ClusterError, from_environment
 from tfdp import command, files, log
 from tfdp.errors import BadInput
@@ -76,6 +76,8 @@ def main(argv: list[str]) -> int:
         print(f"{__doc__}\n{_FLAGS.get_help()}")
         return exits.FINISHED
     signals = Signals()  # before anything, NumPy included, starts a thread
+    if not spares.wait(_import):
+        return exits.FINISHED
     try:
         settings = _settings(argv)
         cluster = from_environment()
@@ -101,6 +103,12 @@ def main(argv: list[str]) -> int:
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def _import() -> None:
+    """What takes long of that which ``main`` imports in the end; nothing of it is used yet."""
+    with log.kept():
+        from tfdp import recipe, training  # noqa: F401
 
 
 def _settings(argv: list[str]) -> Settings:
