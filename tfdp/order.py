@@ -73,6 +73,8 @@ class Order:
         """Examples in the global batch of a step."""
         return self.examples_before(step + 1) - self.examples_before(step)
 
+    # AutoGraph would take a quarter of a second to convert all that it calls, for nothing.
+    @tf.autograph.experimental.do_not_convert
     def slice(self, step: tf.Tensor, replica: tf.Tensor, replicas: int) -> tuple[tf.Tensor, ...]:
         """The examples of one replica at one step.
 

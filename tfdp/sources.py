@@ -88,6 +88,7 @@ class _Arrays(Source):
     def __len__(self) -> int:
         return self._length
 
+    @tf.autograph.experimental.do_not_convert
     def read(self, indices: tf.Tensor) -> Batch:
         if self._tensors is None:
             with tf.init_scope():  # once, outside of the graph that this call may be traced into

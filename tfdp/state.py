@@ -153,7 +153,7 @@ def set_metric_rows(model: keras.Model, rows: Rows) -> None:
 def _read_variables(model: keras.Model) -> Callable[[], Any]:
     """Makes the function that reads all but metrics at once; for some it may be a collective."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def read() -> Any:
         return {
             group: [tf.identity(variable.value) for variable in variables]
@@ -167,7 +167,7 @@ def _read_variables(model: keras.Model) -> Callable[[], Any]:
 def _read_rows(model: keras.Model) -> Callable[[], Any]:
     states = metric_states(model)
 
-    @tf.function
+    @tf.function(autograph=False)
     def read() -> Any:
         return model.distribute_strategy.run(lambda: [tf.identity(state) for state in states])
 
@@ -178,7 +178,7 @@ def _read_rows(model: keras.Model) -> Callable[[], Any]:
 def _write_rows(model: keras.Model) -> Callable[[list[tf.Tensor]], None]:
     states = metric_states(model)
 
-    @tf.function
+    @tf.function(autograph=False)
     def write(values: list[tf.Tensor]) -> None:
         def on_replica() -> None:
             context = tf.distribute.get_replica_context()

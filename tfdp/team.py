@@ -252,7 +252,7 @@ class Team:
                 tf.distribute.ReduceOp.SUM, tf.where(first, value, tf.zeros_like(value))
             )
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def everywhere(value: tf.Tensor) -> Any:
             total = self.strategy.run(on_replica, args=(value,))
             return self.strategy.experimental_local_results(total)[0]

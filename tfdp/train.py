@@ -6,6 +6,7 @@ machine's devices. Exit codes are those of ``cluster.exits``.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -96,6 +97,7 @@ def main(argv: list[str]) -> int:
         from tfdp import recipe  # from here on TensorFlow is imported, and starts threads
         from tfdp.training import train
 
+        gc.freeze()  # what was imported stays: collections need not go through it
         train(settings, recipe.load(settings.recipe, settings.hparam), signals)
 
     try:
