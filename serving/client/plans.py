@@ -106,10 +106,10 @@ class Plans:
             self._frames.keep(head, look, arrays, about)
             return requests
 
+        asked = (model, version, label)
         asks = self.check or checks.is_open(inputs)
-        answers = yield from self._ask(
-            methods.PREDICT, (model, version, label), asks, prepare, self._ends(timeout_s)
-        )
+        answers = yield from self._ask(methods.PREDICT, asked, asks, prepare, self._ends(timeout_s))
+        self._note_version(asked, answers[-1].version)
         if len(answers) == 1:
             outputs: dict[str, Array] = answers[0].outputs
             return outputs
@@ -351,7 +351,9 @@ class Plans:
             return messages.example_requests(method, spec, encoded, shared, max_batch_size)
 
         asks = self.check or signature is None
-        return (yield from self._ask(method, asked, asks, prepare, ends))
+        answers = yield from self._ask(method, asked, asks, prepare, ends)
+        self._note_version(asked, answers[-1].model_spec.version.value)
+        return answers
 
     def _ask(
         self,
@@ -377,8 +379,6 @@ class Plans:
                 for request in prepare(about):
                     response = yield from self.attempts.make(method, asked[0], request, ends)
                     responses.append(response)
-                if version := responses[-1].model_spec.version.value:
-                    self._newest[asked] = version
                 return responses
             except (InvalidInput, InvalidRequest) as error:
                 self._newest.pop(asked, None)
@@ -391,6 +391,10 @@ class Plans:
                 if newer.signatures == about.signatures:
                     raise
                 about = newer
+
+    def _note_version(self, asked: _Asked, version: int) -> None:
+        if version:
+            self._newest[asked] = version
 
     def _known(self, asked: _Asked) -> ModelMetadata | None:
         """What the version that answered last says of itself."""
