@@ -6,9 +6,11 @@ The server answers at once with prepared bytes, so that all the rest of the late
 round calls in all ways in turn. Two connections that are used alike may differ by a tenth for as
 long as they live, so the rounds are shared among twenty sets of them, and medians are over these.
 Freed memory is kept: whether glibc gives 600 KB back to the kernel is chance (its limit is near),
-adds half a millisecond to some calls of any of the ways, and would hide what is looked for. Two stubs are compared with: one that knows protobuf, is given the
-request as a message and gives the answer as one, and one that does nothing but send and receive
-prepared bytes. Neither makes numpy arrays of them, which the client does.
+adds half a millisecond to some calls of any of the ways, and would hide what is looked for.
+
+Two stubs are compared with: one that knows protobuf, is given the request as a message and gives
+the answer as one, and one that does nothing but send and receive prepared bytes. Neither makes
+numpy arrays of them, which the client does.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ _TAGS: Final = {field: tag for tag, field in _VALUES.items()}
 _LENGTHS_KEPT: Final = 1000
 _KEPT_OF_A_LENGTH: Final = 4
 _KEPT_BYTES: Final = 1 << 12  # a layout is mostly a few hundred; larger ones are not kept
+_MOST_FIELDS: Final = 100  # of a message: a caller could send millions, and this is Python
 _FAILURES: Final = 8  # messages of a length without a layout, after which no more are looked at
 
 N = TypeVar("N")
@@ -110,15 +111,16 @@ class Layouts(Generic[N]):
 
     def _lay_out(self, data: bytes) -> Layout[N] | None:
         rest, places = without_tensors(data, self._tag, 0)
+        numbers_bytes = sum(map(_bytes_of, places.values()))
+        if len(data) - numbers_bytes > _KEPT_BYTES:
+            return None
         fixed, at = [], 0
         for place in sorted(places.values(), key=lambda place: place.start):
             fixed.append((data[at : place.start], at))
-            at = place.start + math.prod(place.shape) * place.dtype.itemsize
+            at = place.start + _bytes_of(place)
         fixed.append((data[at:], at))
-        if sum(len(part) for part, _ in fixed) > _KEPT_BYTES:
-            return None
         try:
-            message = self._message_type.FromString(rest)
+            message = self._message_type.FromString(b"".join(data[at:to] for at, to in rest))
             left = message.inputs if self._tag == INPUTS else message.outputs
             return None if left else Layout(fixed, self._note(message), places.items())
         except (DecodeError, ValueError):
@@ -127,26 +129,27 @@ class Layouts(Generic[N]):
 
 def without_tensors(
     data: bytes, tag: int, least_bytes: int
-) -> tuple[bytes, dict[str, tensors.Place]]:
-    """A message without the tensors of so many bytes, and where these are, by name.
+) -> tuple[list[tuple[int, int]], dict[str, tensors.Place]]:
+    """Where a message is but for its tensors of so many bytes, and where these are, by name.
 
     What is not written as servers and clients write it stays in, to be parsed as any message.
     """
+    whole = [(0, len(data))]
     taken: dict[str, tensors.Place] = {}
     if len(data) < least_bytes:
-        return data, taken
+        return whole, taken
     rest = []
     try:
         for found_tag, start, end, field in _fields(data, 0, len(data)):
             large = found_tag == tag and end - start >= least_bytes
             found = _tensor(data, start, end) if large else None
             if found is None:
-                rest.append(data[field:end])
+                rest.append((field, end))
             else:
                 taken[found[0]] = found[1]
     except (DecodeError, IndexError, ValueError):
-        return data, {}
-    return b"".join(rest), taken
+        return whole, {}
+    return rest, taken
 
 
 @functools.lru_cache
@@ -189,11 +192,18 @@ def _tensor(data: bytes, start: int, end: int) -> tuple[str, tensors.Place] | No
     fields = list(_fields(data, at, to))
     head = [data[field:to] for tag, _, to, field in fields if tag in _HEAD]
     values = [(_VALUES[tag], at, to) for tag, at, to, _ in fields if tag in _VALUES]
-    if len(values) != 1 or len(head) + 1 != len(fields):
+    if len(values) != 1 or len(head) + 1 != len(fields) or sum(map(len, head)) > _KEPT_BYTES:
         return None
     message = serving_pb2.TensorProto.FromString(b"".join(head))
     place = tensors.place(message, *values[0])
-    return None if place is None else (data[name_at:name_to].decode(), place)
+    if place is None:
+        return None
+    np.ndarray(place.shape, place.dtype, data, place.start)  # ValueError: too many dimensions
+    return data[name_at:name_to].decode(), place
+
+
+def _bytes_of(place: tensors.Place) -> int:
+    return math.prod(place.shape) * place.dtype.itemsize
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
@@ -202,7 +212,9 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
     Raises:
         ValueError, IndexError: it is no message, or has fields that no TensorProto has.
     """
-    while at < end:
+    for _ in range(_MOST_FIELDS):
+        if at == end:
+            return
         field = at
         tag, at = _varint(data, at)
         if tag & 7 == 2:
@@ -216,6 +228,7 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
             raise ValueError("longer than what it is in")
         yield tag, at, to, field
         at = to
+    raise ValueError("more fields than are worth it")
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -206,6 +206,13 @@ def is_sent_as_it_is(array: Array) -> bool:
     )
 
 
+def plain_field(array: Array) -> str | None:
+    """The repeated field that takes an array's memory as it is: of floats or doubles."""
+    _, field, stored_as = _TYPES[_number_of(array.dtype) or _DT_STRING]
+    plain = stored_as == array.dtype.name and stored_as in ("float32", "float64")
+    return field if plain and is_sent_as_it_is(array) else None
+
+
 def read(message: Any) -> Array:
     """The array that a TensorProto holds, as a new, writable array; strings as ``bytes`` objects.
 
@@ -264,7 +271,8 @@ def place(message: Any, field: str, start: int, end: int) -> Place | None:
     if name == "string" or (field != "tensor_content" and (field, name) != (own_field, stored_as)):
         return None
     dtype, shape = numpy_dtype(name), _shape(message.tensor_shape)
-    return Place(dtype, shape, start) if math.prod(shape) * dtype.itemsize == end - start else None
+    content_bytes = math.prod(shape) * dtype.itemsize
+    return Place(dtype, shape, start) if 0 < content_bytes == end - start else None
 
 
 def read_at(data: bytes, place: Place) -> Array:

@@ -129,7 +129,8 @@ def predicted(answer: bytes) -> Predicted:
     layout = _layouts.find(answer)
     if layout is not None:
         return Predicted(layout.note, layout.arrays(answer))
-    rest, places = layouts.without_tensors(answer, layouts.OUTPUTS, _LARGE_BYTES)
+    spans, places = layouts.without_tensors(answer, layouts.OUTPUTS, _LARGE_BYTES)
+    rest = b"".join(answer[at:to] for at, to in spans) if places else answer
     response = parsed(serving_pb2.PredictResponse, rest)
     arrays = {name: tensors.read_at(answer, place) for name, place in places.items()}
     for name in response.outputs:
