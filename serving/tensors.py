@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,6 +195,24 @@ def content(array: Array) -> Array | None:
     return _little_endian(np.ascontiguousarray(array).reshape(-1)).view(np.uint8)
 
 
+def is_sent_as_it_is(array: Array) -> bool:
+    """Whether the memory of an array is what ``tensor_content`` has to hold."""
+    return (
+        array.dtype.isbuiltin == 1  # numpy's own, in this machine's byte order
+        and array.flags.c_contiguous
+        and sys.byteorder == "little"
+        and array.size > 0
+        and not _is_text(array)
+    )
+
+
+def plain_field(array: Array) -> str | None:
+    """The repeated field that takes an array's memory as it is: of floats or doubles."""
+    _, field, stored_as = _TYPES[_number_of(array.dtype) or _DT_STRING]
+    plain = stored_as == array.dtype.name and stored_as in ("float32", "float64")
+    return field if plain and is_sent_as_it_is(array) else None
+
+
 def read(message: Any) -> Array:
     """The array that a TensorProto holds, as a new, writable array; strings as ``bytes`` objects.
 
@@ -229,28 +247,38 @@ def read(message: Any) -> Array:
     return _spread(values, size).reshape(shape)
 
 
-def read_from(message: Any, data: bytes, field: str, start: int, end: int) -> Array | None:
-    """The array of a TensorProto whose values were left in ``data``: they are copied once.
+class Place(NamedTuple):
+    """Where an array lies in bytes: they are its values and nothing else, as ``read_at`` takes."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+
+
+def place(message: Any, field: str, start: int, end: int) -> Place | None:
+    """The place of a TensorProto's values that were left where they came.
 
     Args:
         message: its element type and shape.
-        data: where the values are.
         field: the field that they are of: ``tensor_content``, or one of floats or doubles.
         start: their first byte.
         end: the byte after the last one.
 
     Returns:
-        A new, writable array; ``None`` if there is more to it than a copy: see ``read``.
+        ``None`` if there is more to the array than these bytes: see ``read``.
     """
     name, own_field, stored_as = _TYPES.get(message.dtype, ("string", "", ""))
     if name == "string" or (field != "tensor_content" and (field, name) != (own_field, stored_as)):
         return None
-    dtype = numpy_dtype(name)
-    shape = _shape(message.tensor_shape)
-    if math.prod(shape) * dtype.itemsize != end - start:
-        return None
-    flat = np.frombuffer(data, dtype, (end - start) // dtype.itemsize, start)
-    return _little_endian(flat.reshape(shape)).copy()
+    dtype, shape = numpy_dtype(name), _shape(message.tensor_shape)
+    content_bytes = math.prod(shape) * dtype.itemsize
+    return Place(dtype, shape, start) if 0 < content_bytes == end - start else None
+
+
+def read_at(data: bytes, place: Place) -> Array:
+    """The array at a place in ``data``: a new, writable one, copied once."""
+    dtype, shape, start = place
+    return _little_endian(np.ndarray(shape, dtype, data, start)).copy()
 
 
 def _merge_packed(content: bytes, message: Any, field: str) -> None:

@@ -58,8 +58,8 @@ class Exchange:
 
         A pack of p bytes makes 2 (R - 1) hops of p / R bytes around a ring of R. Of G bytes of
         gradients, all but the last pack may hide behind computing, while each of the G / p packs
-        costs its messages' time: the sum of the two is least at p = sqrt(G (R - 1) h), where h is
-        what a link carries in the time of a message.
+        costs its messages' time: the sum of the two is least at p = sqrt(G R h), where h is what a
+        link carries in the time of a message.
 
         Args:
             model: a built model.
@@ -67,7 +67,7 @@ class Exchange:
         """
         if self.bytes_per_pack is not None or replicas == 1:
             return self
-        chosen = math.isqrt(self.bytes_of(model) * (replicas - 1) * BYTES_PER_HOP)
+        chosen = math.isqrt(self.bytes_of(model) * replicas * BYTES_PER_HOP)
         return dataclasses.replace(self, bytes_per_pack=max(1, chosen))
 
     def bytes_of(self, model: keras.Model) -> int:

@@ -108,10 +108,10 @@ def reduced_first(reduce: Callable[[Gradients], Gradients | None]) -> Iterator[N
     finish = "_stateful_handle_finite_grads"  # in a new thread on several replicas
     with contextlib.ExitStack() as stack:
         for optimizer in (BaseOptimizer, scaled):
-            stack.enter_context(_replaced(optimizer, "apply", reducing(optimizer.apply)))
-        stack.enter_context(_replaced(scaled, finish, as_inside(getattr(scaled, finish))))
+            stack.enter_context(replaced(optimizer, "apply", reducing(optimizer.apply)))
+        stack.enter_context(replaced(scaled, finish, as_inside(getattr(scaled, finish))))
         stack.enter_context(
-            _replaced(TFOptimizer, "_all_reduce_sum_gradients", lambda _, pairs: list(pairs))
+            replaced(TFOptimizer, "_all_reduce_sum_gradients", lambda _, pairs: list(pairs))
         )
         yield
 
@@ -212,8 +212,8 @@ def losses_of(losses: Losses, mine: Callable[[], Part]) -> Iterator[None]:
             ("apply_mask", masked),
             ("reduce_values", reduced),
         ):
-            stack.enter_context(_replaced(loss_module, name, value))
-        stack.enter_context(_replaced(compile_utils, "loss_module", OfOutputs))
+            stack.enter_context(replaced(loss_module, name, value))
+        stack.enter_context(replaced(compile_utils, "loss_module", OfOutputs))
         yield
 
 
@@ -286,7 +286,7 @@ def periods_decided(is_update: bool, overwrites: bool) -> Iterator[None]:
                 self._trainable_variables,
             )
 
-    with _replaced(BaseOptimizer, "_backend_apply_gradients", decided):
+    with replaced(BaseOptimizer, "_backend_apply_gradients", decided):
         yield
 
 
@@ -302,7 +302,7 @@ def assignments_noted(note: Callable[[keras.Variable], Any]) -> Iterator[None]:
         note(self)
         return assign(self, value)
 
-    with _replaced(KerasVariable, "assign", noting):
+    with replaced(KerasVariable, "assign", noting):
         yield
 
 
@@ -331,7 +331,7 @@ def seeds_drawn_from(step: tf.Tensor) -> Iterator[None]:
         draws[draw] += 1
         return tf.cast(seed, self.state.dtype)
 
-    with _replaced(keras.random.SeedGenerator, "next", next_seed):
+    with replaced(keras.random.SeedGenerator, "next", next_seed):
         yield
 
 
@@ -349,7 +349,8 @@ def _zero(distribution: tf.distribute.Strategy, variables: list[tf.Variable]) ->
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While it lasts, ``owner`` has another attribute of this name."""
     original = vars(owner)[name]  # a KeyError here: Keras has moved it
     setattr(owner, name, value)
     try:

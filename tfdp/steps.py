@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import keras
 import tensorflow as tf
 
-from tfdp import keras_private, parts
+from tfdp import batch_norm, keras_private, parts
 from tfdp.exchange import Exchange
 from tfdp.feed import Batches
 from tfdp.keras_private import Losses
@@ -126,6 +126,7 @@ def train_steps(
         with (
             keras_private.seeds_drawn_from(draws_from + step),
             keras_private.reduced_first(reduce),
+            batch_norm.fused(),
             keras_private.assignments_noted(lambda each: here.assigned.update({id(each): each})),
             contextlib.nullcontext()
             if is_whole

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import grpc
 
-from serving.client import checks, examples, messages, methods
+from serving.client import checks, examples, messages, methods, wire
 from serving.client.attempts import FIRST_PAUSE_S, LONGEST_PAUSE_S, Attempts, Pause, Plan, left
 from serving.client.errors import (
     DeadlineExceeded,
@@ -50,6 +50,7 @@ class Plans:
         # Which version answered last, and what each version says of itself.
         self._newest: dict[_Asked, int] = {}
         self._metadata: dict[tuple[str, int], ModelMetadata] = {}
+        self._frames = wire.Frames()
 
     def predict(
         self,
@@ -91,20 +92,28 @@ class Plans:
         wanted = (output_filter,) if isinstance(output_filter, str) else tuple(output_filter or ())
         head = messages.predict_head(model, version, label, signature, wanted)
 
+        look = wire.look(inputs) if max_batch_size is None else None
+
         def prepare(about: ModelMetadata | None) -> list[bytes]:
+            request = self._frames.fill(head, look, inputs, about)
+            if request is not None:
+                return [request]
             known = checks.signature_for_predict(about, signature) if about else None
             arrays = checks.arrays(known, inputs)
             if known and self.check:
                 checks.check(known, arrays, wanted)
-            return messages.predict_requests(head, arrays, max_batch_size)
+            requests = messages.predict_requests(head, arrays, max_batch_size)
+            self._frames.keep(head, look, arrays, about)
+            return requests
 
+        asked = (model, version, label)
         asks = self.check or checks.is_open(inputs)
-        answers = yield from self._ask(
-            methods.PREDICT, (model, version, label), asks, prepare, self._ends(timeout_s)
-        )
-        parts: list[dict[str, Array]] = [answer.outputs for answer in answers]
-        if len(parts) == 1:
-            return parts[0]
+        answers = yield from self._ask(methods.PREDICT, asked, asks, prepare, self._ends(timeout_s))
+        self._note_version(asked, answers[-1].version)
+        if len(answers) == 1:
+            outputs: dict[str, Array] = answers[0].outputs
+            return outputs
+        parts = [answer.outputs for answer in answers]
         first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
         return messages.joined_outputs(parts, len(first))
 
@@ -342,7 +351,9 @@ class Plans:
             return messages.example_requests(method, spec, encoded, shared, max_batch_size)
 
         asks = self.check or signature is None
-        return (yield from self._ask(method, asked, asks, prepare, ends))
+        answers = yield from self._ask(method, asked, asks, prepare, ends)
+        self._note_version(asked, answers[-1].model_spec.version.value)
+        return answers
 
     def _ask(
         self,
@@ -357,40 +368,46 @@ class Plans:
         What was known for a while may be out of date. Before it makes a call fail, it is asked for
         again, and if it has changed the call is made anew.
         """
-        about, fresh = (yield from self._about(asked, ends)) if asks_metadata else (None, True)
+        about, fresh = None, not asks_metadata
+        if asks_metadata:
+            about = self._known(asked)
+            if about is None:
+                about, fresh = (yield from self._ask_about(asked, ends)), True
         while True:
             try:
                 responses = []
                 for request in prepare(about):
                     response = yield from self.attempts.make(method, asked[0], request, ends)
                     responses.append(response)
-                if version := responses[-1].model_spec.version.value:
-                    self._newest[asked] = version
                 return responses
             except (InvalidInput, InvalidRequest) as error:
                 self._newest.pop(asked, None)
                 if fresh or about is None:
                     raise
                 try:
-                    newer, fresh = yield from self._about(asked, ends)
+                    newer, fresh = (yield from self._ask_about(asked, ends)), True
                 except ServingError:
                     raise error from None
                 if newer.signatures == about.signatures:
                     raise
                 about = newer
 
-    def _about(self, asked: _Asked, ends: float) -> Plan[tuple[ModelMetadata, bool]]:
-        """What the model says of itself, and whether it was asked just now."""
+    def _note_version(self, asked: _Asked, version: int) -> None:
+        if version:
+            self._newest[asked] = version
+
+    def _known(self, asked: _Asked) -> ModelMetadata | None:
+        """What the version that answered last says of itself."""
+        return self._metadata.get((asked[0], self._newest.get(asked, -1)))
+
+    def _ask_about(self, asked: _Asked, ends: float) -> Plan[ModelMetadata]:
         model, version, label = asked
-        about = self._metadata.get((model, self._newest.get(asked, -1)))
-        if about is not None:
-            return about, False
         about = yield from self.metadata(model, version=version, label=label, timeout_s=left(ends))
         while len(self._metadata) >= _VERSIONS_KEPT:
             self._metadata.pop(list(self._metadata)[0], None)  # noqa: RUF015 (other threads add)
         self._metadata[model, about.version] = about
         self._newest[asked] = about.version
-        return about, True
+        return about
 
     def _call(self, method: Method, model: str, request: Any, ends: float) -> Plan[Any]:
         return (yield from self.attempts.make(method, model, request.SerializeToString(), ends))

@@ -6,29 +6,21 @@ serialised as messages, and a tensor's bytes go between them in one join.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from serving import tensors
+from serving import layouts, tensors
 from serving.client.errors import InvalidAnswer, InvalidInput
 from serving.protos import serving_pb2
 from serving.tensors import Array
 
-# How fields are tagged: number << 3 | 2 if they have a length, and | 0 if they are a varint.
-_INPUTS: Final = b"\x12"  # of a PredictRequest
-_OUTPUTS: Final = 0x0A  # of a PredictResponse
-_KEY: Final = b"\x0a"  # of an entry of a map
-_VALUE: Final = b"\x12"
-_CONTENT: Final = b"\x22"  # of a TensorProto
-_HEAD: Final = (0x08, 0x12, 0x18)  # its dtype, shape and version
-_VALUES: Final = {0x22: "tensor_content", 0x2A: "float_val", 0x32: "double_val"}
 _PACKED: Final = b"\x0a"  # the numbers of a FloatList
 
 _LARGE_BYTES: Final = 1 << 15  # from here on, finding a tensor's bytes is faster than parsing them
+_KEPT: Final = 1000  # frames of requests; a few hundred bytes each, as a rule
 
 
 def with_inputs(request: bytes, inputs: Mapping[str, Array]) -> bytes:
@@ -50,21 +42,59 @@ def with_inputs(request: bytes, inputs: Mapping[str, Array]) -> bytes:
                 tensors.write(array, rest.inputs[name])
                 parts.append(rest.SerializeToString())
             else:
-                parts += _before(name, array.dtype, array.shape, content.nbytes), content
+                parts += _before(name, array.dtype, array.shape), content
         except ValueError as error:
             raise InvalidInput(f"input {name!r}: {error}") from None
     return b"".join(parts)
 
 
-@functools.lru_cache
-def _before(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], content_bytes: int) -> bytes:
-    """What comes before a tensor's bytes: it is an input, its name, its dtype and its shape."""
-    message = serving_pb2.TensorProto()
-    tensors.describe(np.broadcast_to(np.empty((), dtype), shape), message)
-    start: bytes = message.SerializeToString() + _CONTENT + tensors.varint(content_bytes)
-    key = _KEY + tensors.varint(len(name.encode())) + name.encode()
-    value = _VALUE + tensors.varint(len(start) + content_bytes) + start
-    return _INPUTS + tensors.varint(len(key) + len(value) + content_bytes) + key + value
+Look = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+
+
+def look(inputs: Any) -> Look | None:
+    """Element type and shape of each input, by name; ``None`` if they aren't plain arrays."""
+    if type(inputs) is not dict:
+        return None
+    found = []
+    for name, array in inputs.items():
+        if type(array) is not np.ndarray or not array.flags.c_contiguous:
+            return None
+        found.append((name, array.dtype, array.shape))
+    return tuple(found)
+
+
+class Frames:
+    """Requests without their arrays: callers mostly send the same again, with other numbers.
+
+    Safe to share between threads.
+    """
+
+    def __init__(self) -> None:
+        self._frames: dict[tuple[bytes, Look], tuple[object, list[bytes]]] = {}
+
+    def fill(
+        self, request: bytes, look: Look | None, inputs: Mapping[str, Array], checked_by: object
+    ) -> bytes | None:
+        """``with_inputs(request, inputs)``, if inputs that look so were checked by the same."""
+        found = self._frames.get((request, look)) if look else None
+        if found is None or found[0] is not checked_by:
+            return None
+        return layouts.joined(found[1], inputs.values())
+
+    def keep(
+        self, request: bytes, look: Look | None, inputs: Mapping[str, Array], checked_by: object
+    ) -> None:
+        """For inputs that look so, were checked, and can be sent by ``with_inputs``."""
+        if not look or not all(map(tensors.is_sent_as_it_is, inputs.values())):
+            return
+        starts = [_before(*one) for one in look]
+        if len(self._frames) >= _KEPT:
+            self._frames.clear()
+        self._frames[request, look] = checked_by, [request + starts[0], *starts[1:]]
+
+
+def _before(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    return layouts.before(layouts.INPUTS, name, dtype, shape, "tensor_content")
 
 
 def float_list(values: Array) -> bytes:
@@ -83,90 +113,29 @@ def parsed(answer_type: type[Any], answer: bytes) -> Any:
 
 
 class Predicted(NamedTuple):
-    """A PredictResponse, its outputs as arrays by name."""
+    """A PredictResponse: the version that answered, and outputs as arrays by name."""
 
-    model_spec: serving_pb2.ModelSpec
+    version: int
     outputs: dict[str, Array]
+
+
+_layouts: Final = layouts.Layouts(
+    serving_pb2.PredictResponse, layouts.OUTPUTS, lambda response: response.model_spec.version.value
+)
 
 
 def predicted(answer: bytes) -> Predicted:
     """Reads a PredictResponse; raises InvalidAnswer if that or an output can't be read."""
-    rest, arrays = _without_large_tensors(answer)
+    layout = _layouts.find(answer)
+    if layout is not None:
+        return Predicted(layout.note, layout.arrays(answer))
+    spans, places = layouts.without_tensors(answer, layouts.OUTPUTS, _LARGE_BYTES)
+    rest = b"".join(answer[at:to] for at, to in spans) if places else answer
     response = parsed(serving_pb2.PredictResponse, rest)
+    arrays = {name: tensors.read_at(answer, place) for name, place in places.items()}
     for name in response.outputs:
         try:
             arrays[name] = tensors.read(response.outputs[name])
         except ValueError as error:
             raise InvalidAnswer(f"output {name!r}: {error}") from None
-    return Predicted(response.model_spec, dict(sorted(arrays.items())))
-
-
-def _without_large_tensors(answer: bytes) -> tuple[bytes, dict[str, Array]]:
-    """A PredictResponse in which large tensors are taken out, and these, by name.
-
-    What is not written as servers write it stays in, to be parsed as any message.
-    """
-    taken: dict[str, Array] = {}
-    if len(answer) < _LARGE_BYTES:
-        return answer, taken
-    rest = []
-    try:
-        for tag, start, end, field in _fields(answer, 0, len(answer)):
-            large = tag == _OUTPUTS and end - start >= _LARGE_BYTES
-            found = _large_tensor(answer, start, end) if large else None
-            if found is None:
-                rest.append(answer[field:end])
-            else:
-                taken[found[0]] = found[1]
-    except (DecodeError, IndexError, ValueError):
-        return answer, {}
-    return b"".join(rest), taken
-
-
-def _large_tensor(answer: bytes, start: int, end: int) -> tuple[str, Array] | None:
-    """The name and the tensor of an entry of the outputs, if all its values are in one place."""
-    entry = list(_fields(answer, start, end))
-    if [tag for tag, *_ in entry] != [_KEY[0], _VALUE[0]]:
-        return None
-    (_, name_at, name_to, _), (_, at, to, _) = entry
-    fields = list(_fields(answer, at, to))
-    head = [answer[field:to] for tag, _, to, field in fields if tag in _HEAD]
-    values = [(_VALUES[tag], at, to) for tag, at, to, _ in fields if tag in _VALUES]
-    if len(values) != 1 or len(head) + 1 != len(fields):
-        return None
-    message = serving_pb2.TensorProto.FromString(b"".join(head))
-    array = tensors.read_from(message, answer, *values[0])
-    return None if array is None else (answer[name_at:name_to].decode(), array)
-
-
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Fields of a message: their tag, where their content is, and where they begin.
-
-    Raises:
-        ValueError, IndexError: it is no message, or has fields that no TensorProto has.
-    """
-    while at < end:
-        field = at
-        tag, at = _varint(data, at)
-        if tag & 7 == 2:
-            length, at = _varint(data, at)
-            to = at + length
-        elif tag & 7 == 0:
-            _, to = _varint(data, at)
-        else:
-            raise ValueError("a number of fixed size")
-        if to > end:
-            raise ValueError("longer than what it is in")
-        yield tag, at, to, field
-        at = to
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while (byte := data[at]) > 0x7F:
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        at += 1
-    return value | byte << shift, at + 1
+    return Predicted(response.model_spec.version.value, dict(sorted(arrays.items())))

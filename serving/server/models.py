@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 from tensorflow_serving.apis import model_pb2
 
-from serving.server.servables import NotServed, Servable, VersionState
+from serving.server.servables import NotServed, Servable, Version, VersionState
 
 if TYPE_CHECKING:  # without TensorFlow, this module can check a configuration before it is imported
     from serving.server.savedmodel import SavedModel
@@ -33,6 +33,14 @@ def invalid(text: str) -> Refused:
     return Refused(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
+def model_name(request: Any) -> str:
+    """The name in a request's ModelSpec; raises Refused if it has none."""
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+    name: str = request.model_spec.name
+    return name
+
+
 @dataclass(frozen=True)
 class Table:
     """What a server has at one moment.
@@ -46,6 +54,21 @@ class Table:
     servables: Mapping[str, Servable[SavedModel]]
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     dropped: Mapping[str, Servable[SavedModel]] = field(default_factory=dict)
+
+
+class Asked(NamedTuple):
+    """Which version of which model a ModelSpec asks for; neither number nor label: the newest."""
+
+    name: str
+    number: int | None
+    label: str | None
+
+    @classmethod
+    def by(cls, spec: model_pb2.ModelSpec) -> Asked:
+        """What ``spec`` asks for."""
+        if spec.WhichOneof("version_choice") == "version_label":
+            return cls(spec.name, None, spec.version_label)
+        return cls(spec.name, spec.version.value if spec.HasField("version") else None, None)
 
 
 class Models:
@@ -69,26 +92,29 @@ class Models:
             Refused: the spec has no name, or a label that nobody set.
             NotServed: there is no such model, or the version isn't available.
         """
-        if not spec.name:
-            raise invalid("ModelSpec has no name specified.")
-        while True:
-            table = self._table
-            number = _number(table, spec)
-            try:
-                servable = table.servables.get(spec.name)
-                if servable is None:
-                    raise NotServed(spec.name, number)
-                version = servable.take(number)
-                break
-            except NotServed:
-                if table is self._table:
-                    raise
-                # Another table has come meanwhile: where a label pointed is not where it points.
+        servable, version = self.take(Asked.by(spec))
         try:
             assert version.model is not None
             yield version.number, version.model
         finally:
             servable.give_back(version)
+
+    def take(self, asked: Asked) -> tuple[Servable[SavedModel], Version[SavedModel]]:
+        """As ``use``, for callers who promise to ``give_back`` the version to its servable."""
+        if not asked.name:
+            raise invalid("ModelSpec has no name specified.")
+        while True:
+            table = self._table
+            number = asked.number if asked.label is None else _labelled(table, asked)
+            try:
+                servable = table.servables.get(asked.name)
+                if servable is None:
+                    raise NotServed(asked.name, number)
+                return servable, servable.take(number)
+            except NotServed:
+                if table is self._table:
+                    raise
+                # Another table has come meanwhile: where a label pointed is not where it points.
 
     def states(self, spec: model_pb2.ModelSpec) -> list[VersionState]:
         """What became of the versions that ``spec`` means, newest first; at least one.
@@ -96,8 +122,8 @@ class Models:
         Raises:
             Refused: there is none.
         """
-        table = self._table
-        number = _number(table, spec)
+        table, asked = self._table, Asked.by(spec)
+        number = asked.number if asked.label is None else _labelled(table, asked)
         servable = table.servables.get(spec.name) or table.dropped.get(spec.name)
         states = servable.states() if servable else []
         if number is not None:
@@ -109,11 +135,9 @@ class Models:
         return states
 
 
-def _number(table: Table, spec: model_pb2.ModelSpec) -> int | None:
-    """The version asked for, by number or label."""
-    if spec.WhichOneof("version_choice") != "version_label":
-        return spec.version.value if spec.HasField("version") else None
-    number = table.labels.get(spec.name, {}).get(spec.version_label)
+def _labelled(table: Table, asked: Asked) -> int:
+    """The version that a label stands for."""
+    number = table.labels.get(asked.name, {}).get(asked.label or "")
     if number is None:
-        raise invalid(f"Unrecognized servable version label: {spec.version_label}")
+        raise invalid(f"Unrecognized servable version label: {asked.label}")
     return number

@@ -32,18 +32,24 @@ def predict(models: Models, request: Any, time_left_s: TimeLeft) -> predict_pb2.
 
 def run(model: SavedModel, request: Any, time_left_s: TimeLeft) -> predict_pb2.PredictResponse:
     """Answers a PredictRequest by ``model``, whatever model it names."""
+    signature = signature_of(model, request)
+    feeds = _feeds(signature, request.inputs)
+    names = wanted(signature, request.output_filter)
+    arrays = model.run(feeds, [signature.outputs[name] for name in names], time_left_s)
+    response = predict_pb2.PredictResponse()
+    for name, array in zip(names, arrays, strict=True):
+        tensors.write(array, response.outputs[name], as_content=False)
+    return response
+
+
+def signature_of(model: SavedModel, request: Any) -> Signature:
+    """The signature that a PredictRequest asks for; raises Refused if there is none."""
     key = request.model_spec.signature_name or DEFAULT_SIGNATURE
     signature = model.signatures.get(key)
     if signature is None or not signature.definition.method_name:
         text = f'Serving signature key "{key}" not found.'
         raise Refused(grpc.StatusCode.FAILED_PRECONDITION, text)
-    feeds = _feeds(signature, request.inputs)
-    wanted = _wanted(signature, request.output_filter)
-    arrays = model.run(feeds, [signature.outputs[name] for name in wanted], time_left_s)
-    response = predict_pb2.PredictResponse()
-    for name, array in zip(wanted, arrays, strict=True):
-        tensors.write(array, response.outputs[name], as_content=False)
-    return response
+    return signature
 
 
 def get_model_metadata(
@@ -98,20 +104,20 @@ def _feeds(signature: Signature, inputs: Any) -> dict[str, Array]:
     return feeds
 
 
-def _wanted(signature: Signature, output_filter: Any) -> Iterable[str]:
-    """Names of the outputs to compute."""
+def wanted(signature: Signature, output_filter: Any) -> Iterable[str]:
+    """Names of the outputs to compute; raises Refused if they are wrong."""
     if not output_filter:
         return signature.outputs
-    wanted: set[str] = set()
+    seen: set[str] = set()
     for name in output_filter:
         if name not in signature.outputs:
             raise invalid(
                 f"output tensor alias not found in signature: {name} "
                 f"Outputs expected to be in the set {_set(signature.outputs)}."
             )
-        if name in wanted:
+        if name in seen:
             raise invalid(f"duplicate output tensor alias: {name}")
-        wanted.add(name)
+        seen.add(name)
     return list(output_filter)
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
@@ -22,6 +22,11 @@ from serving.server import batched_graph, small_graph, warmup
 from serving.server.batching import BatchingParameters
 from serving.server.models import TimeLeft
 from serving.tensors import Array
+
+if TYPE_CHECKING:
+    from serving.layouts import Layout
+    from serving.server.models import Asked
+    from serving.server.repeated import Repeated
 
 _MAX_TIMEOUT_MS = 2**31 - 1
 _CALLERS_THREAD = -1  # in RunOptions
@@ -74,6 +79,7 @@ class SavedModel:
 
     Attributes:
         signatures: by key.
+        repeated: what calls that are laid out alike have in common, by their layout.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class SavedModel:
         Raises:
             tf.errors.OpError, OSError, RuntimeError, ValueError: it can't be loaded.
         """
+        self.repeated: dict[Layout[Asked], Repeated] = {}
         self._graph = tf.Graph()
         config = tf.compat.v1.ConfigProto(allow_soft_placement=True)
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)

@@ -72,7 +72,9 @@ class VersionState:
 
 
 @dataclass
-class _Version(Generic[M]):
+class Version(Generic[M]):
+    """One version; what is not final is the servable's to change."""
+
     number: int
     stamp: tuple[int, ...]  # of its folder, when loading began
     state: str = LOADING
@@ -108,8 +110,8 @@ class Servable(Generic[M]):
         self._load_model = load
         self._report = report
         self._reported = ""
-        self._versions: dict[int, _Version[M]] = {}
-        self._newest: _Version[M] | None = None  # of those that are available
+        self._versions: dict[int, Version[M]] = {}
+        self._newest: Version[M] | None = None  # of those that are available
         self._lock = threading.RLock()
         self._available = threading.Event()
         self._tried = threading.Event()
@@ -211,7 +213,7 @@ class Servable(Generic[M]):
         finally:
             self.give_back(version)
 
-    def take(self, number: int | None) -> _Version[M]:
+    def take(self, number: int | None) -> Version[M]:
         """As ``use``, for callers who promise to ``give_back`` what they get."""
         with self._lock:
             version = self._newest if number is None else self._versions.get(number)
@@ -220,7 +222,7 @@ class Servable(Generic[M]):
             version.calls += 1
         return version
 
-    def give_back(self, version: _Version[M]) -> None:
+    def give_back(self, version: Version[M]) -> None:
         """Ends a use; the last one of a version that is on its way out unloads it."""
         with self._lock:
             version.calls -= 1
@@ -243,7 +245,7 @@ class Servable(Generic[M]):
         stamp = _stamp(folder)
         if version is not None and version.error is not None and version.stamp == stamp:
             return
-        version = _Version[M](number, stamp)
+        version = Version[M](number, stamp)
         with self._lock:
             self._versions[number] = version
         try:
@@ -266,7 +268,7 @@ class Servable(Generic[M]):
         elif self._available.is_set():
             self._report(f"model {self.name} version {number} is served now")
 
-    def _leaving(self, kept: Collection[int]) -> list[_Version[M]]:
+    def _leaving(self, kept: Collection[int]) -> list[Version[M]]:
         """Takes no more calls for other versions than these, and returns the idle ones of them."""
         leaving = [
             version
@@ -287,7 +289,7 @@ class Servable(Generic[M]):
             self._reported = text
             self._report(text)
 
-    def _unload(self, version: _Version[M]) -> None:
+    def _unload(self, version: Version[M]) -> None:
         model, version.model = version.model, None
         if model is not None:
             model.close()

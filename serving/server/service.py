@@ -1,7 +1,7 @@
 """TF Serving's gRPC services: which function answers which method.
 
-A function for each method takes a request and gives the response or raises; one wrapper turns these
-into gRPC handlers.
+For each method one function reads a request and one answers it, or they raise; one wrapper turns
+these into gRPC handlers.
 """
 
 from __future__ import annotations
@@ -19,34 +19,52 @@ from tensorflow_serving.apis import (
     get_model_status_pb2,
     inference_pb2,
     model_management_pb2,
-    predict_pb2,
     regression_pb2,
 )
 
-from serving.server import inference, model_service, prediction
-from serving.server.models import Models, invalid
+from serving.server import inference, model_service, prediction, repeated
+from serving.server.models import Models, TimeLeft, model_name
 from serving.server.status import status_of
 
-# For each service its methods: who answers, and the type of request.
-_SERVICES: dict[str, dict[str, tuple[Callable[..., Any], Any]]] = {
+Read = Callable[[bytes], tuple[str, Any]]
+Answer = Callable[[Models, Any, TimeLeft], bytes]
+
+
+def _by_messages(answer: Callable[[Any, Any, TimeLeft], Any], request_type: Any) -> _Method:
+    """A method whose requests are parsed, and whose response is a message."""
+    has_spec = "model_spec" in request_type.DESCRIPTOR.fields_by_name
+
+    def read(data: bytes) -> tuple[str, Any]:
+        request = request_type.FromString(data)
+        return model_name(request) if has_spec else "", request
+
+    def answer_serialized(models: Models, request: Any, time_left_s: TimeLeft) -> bytes:
+        serialized: bytes = answer(models, request, time_left_s).SerializeToString()
+        return serialized
+
+    return read, answer_serialized
+
+
+# For each method how a request is read, which also tells the model's name, and who answers it.
+_Method = tuple[Read, Answer]
+_SERVICES: dict[str, dict[str, _Method]] = {
     "tensorflow.serving.PredictionService": {
-        "Predict": (prediction.predict, predict_pb2.PredictRequest),
-        "Classify": (inference.classify, classification_pb2.ClassificationRequest),
-        "Regress": (inference.regress, regression_pb2.RegressionRequest),
-        "MultiInference": (inference.multi_inference, inference_pb2.MultiInferenceRequest),
-        "GetModelMetadata": (
-            prediction.get_model_metadata,
-            get_model_metadata_pb2.GetModelMetadataRequest,
+        "Predict": (repeated.read, repeated.predict),
+        "Classify": _by_messages(inference.classify, classification_pb2.ClassificationRequest),
+        "Regress": _by_messages(inference.regress, regression_pb2.RegressionRequest),
+        "MultiInference": _by_messages(
+            inference.multi_inference, inference_pb2.MultiInferenceRequest
+        ),
+        "GetModelMetadata": _by_messages(
+            prediction.get_model_metadata, get_model_metadata_pb2.GetModelMetadataRequest
         ),
     },
     "tensorflow.serving.ModelService": {
-        "GetModelStatus": (
-            model_service.get_model_status,
-            get_model_status_pb2.GetModelStatusRequest,
+        "GetModelStatus": _by_messages(
+            model_service.get_model_status, get_model_status_pb2.GetModelStatusRequest
         ),
-        "HandleReloadConfigRequest": (
-            model_service.handle_reload_config_request,
-            model_management_pb2.ReloadConfigRequest,
+        "HandleReloadConfigRequest": _by_messages(
+            model_service.handle_reload_config_request, model_management_pb2.ReloadConfigRequest
         ),
     },
 }
@@ -68,19 +86,13 @@ def handlers(
         observe: told of the end of every call.
     """
 
-    def handle(method: str, answer: Callable[..., Any], request_type: Any) -> grpc.RpcMethodHandler:
-        has_spec = "model_spec" in request_type.DESCRIPTOR.fields_by_name
-
+    def handle(method: str, read: Read, answer: Answer) -> grpc.RpcMethodHandler:
         # Bytes in and bytes out: whatever is wrong with them is then answered here.
         def handler(data: bytes, context: grpc.ServicerContext) -> bytes:
             began_s, name = time.perf_counter(), ""
             try:
-                request = request_type.FromString(data)
-                if has_spec and not request.HasField("model_spec"):
-                    raise invalid("Missing ModelSpec")
-                name = request.model_spec.name if has_spec else ""
-                response = answer(models, request, context.time_remaining)
-                serialized: bytes = response.SerializeToString()
+                name, request = read(data)
+                serialized = answer(models, request, context.time_remaining)
             except Exception as error:
                 code, text = status_of(error)
                 if code is grpc.StatusCode.INTERNAL and not isinstance(error, DecodeError):

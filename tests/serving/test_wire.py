@@ -43,7 +43,7 @@ def test_large_tensors_of_every_kind_both_ways(name: str):
     tensors.write(array, response.outputs["content"])
     tensors.write(np.array([b"a", b"b"], object), response.outputs["words"])
     found = wire.predicted(response.SerializeToString())
-    assert found.model_spec.version.value == 3
+    assert found.version == 3
     assert list(found.outputs) == ["content", "field", "words"]
     for key in ("field", "content"):
         assert_same(found.outputs[key], array)
@@ -88,6 +88,7 @@ def test_broken_answers_are_read_as_protobuf_reads_them_or_refused():
     for name, size in (("a", 20_000), ("b", 3)):
         tensors.write(np.ones(size, np.float32), response.outputs[name], as_content=False)
     whole = response.SerializeToString()
+    wire.predicted(whole)  # from here on its layout is known
     luck = random.Random(0)
     interesting = [n for n in range(len(whole)) if n < 60 or n > len(whole) - 60]
     refused = 0
@@ -111,3 +112,66 @@ def test_broken_answers_are_read_as_protobuf_reads_them_or_refused():
     assert refused > 50
     with pytest.raises(InvalidAnswer):
         wire.predicted(b"\xff" * 1_000_000)
+
+
+def test_answers_that_are_laid_out_like_the_last_one_are_read_by_what_they_say():
+    def answer(**changed: object) -> bytes:
+        what = {"version": 3, "name": "y", "shape": (2, 6), "start": 0.0} | changed
+        values = np.arange(12, dtype=np.float32).reshape(what["shape"]) + what["start"]  # type: ignore[call-overload,operator]
+        response = predict_pb2.PredictResponse()
+        response.model_spec.version.value = what["version"]  # type: ignore[assignment]
+        tensors.write(values, response.outputs[what["name"]], as_content=False)
+        tensors.write(-values, response.outputs["z"])
+        return bytes(response.SerializeToString())
+
+    first = wire.predicted(answer())
+    for changed in ({"start": 5.0}, {"version": 4}, {"name": "x"}, {"shape": (3, 4)}, {}):
+        data = answer(**changed)
+        assert len(data) == len(answer())
+        found = wire.predicted(data)
+        assert found.version == changed.get("version", 3)
+        expected = plainly(data)
+        assert expected is not None and list(found.outputs) == sorted(expected)
+        for name, array in found.outputs.items():
+            assert_same(array, expected[name])
+            array += 1  # nobody else has it
+    assert first.outputs["y"].ravel().tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_requests_are_filled_into_what_was_sent_before(name: str):
+    frames, about = wire.Frames(), object()
+    inputs = {"x": numbers(name, (3, 4)), "two": numbers(name, (5,))}
+    look = wire.look(inputs)
+    assert frames.fill(b"head", look, inputs, about) is None
+    frames.keep(b"head", look, inputs, about)
+    other = {key: np.ascontiguousarray(array[::-1]) for key, array in inputs.items()}
+    filled = frames.fill(b"head", wire.look(other), other, about)
+    assert filled == (None if name == "bfloat16" else wire.with_inputs(b"head", other))
+    assert frames.fill(b"tail", look, inputs, about) is None
+    assert frames.fill(b"head", look, inputs, object()) is None  # checked by something else
+    assert frames.fill(b"head", wire.look({"x": inputs["x"]}), {}, about) is None
+    swapped = {
+        key: array.byteswap().view(array.dtype.newbyteorder()) for key, array in inputs.items()
+    }
+    if name not in ("bool", "uint8", "int8", "bfloat16"):
+        assert frames.fill(b"head", wire.look(swapped), swapped, about) is None
+        frames.keep(b"head", wire.look(swapped), swapped, about)
+        assert frames.fill(b"head", wire.look(swapped), swapped, about) is None
+
+
+def test_what_is_more_than_plain_memory_is_never_filled_in():
+    frames = wire.Frames()
+    for array in (
+        np.ones((3, 4)).T,
+        np.ones((3, 4))[:, ::2],
+        np.array(["text"]),
+        np.array([b"bytes"], object),
+        np.empty((0, 4)),
+        np.ma.masked_array([1.0], [True]),
+        [1.0],
+    ):
+        inputs = {"x": array}
+        frames.keep(b"head", wire.look(inputs), inputs, None)  # type: ignore[arg-type]
+        assert frames.fill(b"head", wire.look(inputs), inputs, None) is None  # type: ignore[arg-type]
+    assert wire.look([1.0]) is None

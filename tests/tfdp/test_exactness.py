@@ -202,7 +202,7 @@ def test_an_optimizer_without_variables_is_refused(strategies: Any) -> None:
     with strategies(2).scope():
         model = model_of(strategies(2))
         model.second = keras.optimizers.Adam()
-    with pytest.raises(tfdp.BadInput, match="optimizer adam.* has no variables yet"):
+    with pytest.raises(tfdp.BadInput, match=r"optimizer adam.* has no variables yet"):
         tfdp.fit(model, ROWS, ROWS[:, :1], verbose=0)
     with strategies(2).scope():
         model.second.build(model.trainable_variables)

@@ -159,9 +159,9 @@ def test_alone_nothing_is_sent_and_nothing_rounded(strategies: Strategies) -> No
 def test_the_pack_size_follows_from_model_and_replicas(strategies: Strategies) -> None:
     model = keras.Sequential([keras.layers.Input((255,)), keras.layers.Dense(4096)])
     sent = 256 * 4096 * 4
-    assert Exchange().settled_for(model, 2).bytes_per_pack == (sent << 18) ** 0.5 == 1 << 20
-    assert Exchange().settled_for(model, 5).bytes_per_pack == 2 << 20
-    half = Exchange("bfloat16").settled_for(model, 3)
+    assert Exchange().settled_for(model, 4).bytes_per_pack == (sent * 4 << 18) ** 0.5 == 2 << 20
+    assert Exchange().settled_for(model, 16).bytes_per_pack == 4 << 20
+    half = Exchange("bfloat16").settled_for(model, 2)
     assert half == Exchange("bfloat16", 1 << 20)
     assert Exchange(bytes_per_pack=7).settled_for(model, 9).bytes_per_pack == 7
     assert Exchange().settled_for(model, 1).bytes_per_pack is None

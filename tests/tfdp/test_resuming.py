@@ -231,11 +231,11 @@ def test_a_run_keeps_the_pack_size_that_it_began_with(
 
     plain = "callbacks=[]"
     runs.start("one", plain, steps=1)
-    assert kept(1) == 18 << 9  # the root of 81 weights of 4 bytes, times 1 << 18
+    assert kept(1) == 13033  # the root of 81 weights of 4 bytes, 2 replicas and 1 << 18
     monkeypatch.setattr(exchange, "BYTES_PER_HOP", 1)  # another version may choose another
     runs.start("one", plain, steps=2)
     assert kept(2) == kept(1)
-    with pytest.raises(BadInput, match="bytes_per_pack was 9216 and is 40"):
+    with pytest.raises(BadInput, match="bytes_per_pack was 13033 and is 40"):
         runs.start("one", plain, steps=3, bytes_per_pack=40)
     with pytest.raises(BadInput, match="gradient_dtype was float32 and is bfloat16"):
         runs.start("one", plain, steps=3, gradient_dtype="bfloat16")
