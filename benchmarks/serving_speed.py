@@ -3,7 +3,8 @@
     python benchmarks/serving_speed.py [rounds] [flags for serving.server]
 
 Servers have one core, the client (asyncio, one connection) another. The model is tiny, so that what
-is measured is the server. Prints medians and spread; with few cores, or others at work on them,
+is measured is the server. All calls are laid out alike, as a caller's mostly are: only the first is
+parsed then. Prints medians and spread; with few cores, or others at work on them,
 only ratios mean something.
 """
 
