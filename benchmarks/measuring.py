@@ -25,7 +25,8 @@ from tests.running import ROOT, Process, free_port
 
 RESULTS = ROOT / "benchmarks" / "results"
 PEERS_PYTHON = ROOT / ".bench" / "bin" / "python"  # made by `make peers`
-QUIET_LOAD = 0.5  # processes that were running before; with more, figures are marked
+QUIET_CORES = 0.1  # busy with other work before; with more, figures are marked
+LOOKS_S = 2.0  # for how long that is looked at
 _FIGURES = "FIGURES "
 
 
@@ -141,7 +142,9 @@ def arguments(doc: str | None, **defaults: Any) -> argparse.Namespace:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """What it is measured on, and how busy that is with other work; takes two seconds."""
+    import psutil  # peers don't have it
+
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     kilobytes = re.findall(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
     return {
@@ -149,7 +152,8 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(int(kilobytes[0]) / 2**20),
         "kernel": platform.release(),
-        "load_before": round(os.getloadavg()[0], 2),
+        # Not the load average, in which a script that ran before stays for minutes.
+        "busy_cores_before": round(psutil.cpu_percent(LOOKS_S) / 100 * (os.cpu_count() or 1), 2),
     }
 
 
@@ -211,9 +215,9 @@ def save(
         "figures": figures,
     }
     busy = (
-        f"\n**The machine was busy (load {began['load_before']}) when this began: only ratios mean "
-        "something, and those not much.**\n"
-        if began["load_before"] > QUIET_LOAD
+        f"\n**{began['busy_cores_before']} cores were busy when this began: only ratios mean something, "
+        "and those not much.**\n"
+        if began["busy_cores_before"] > QUIET_CORES
         else ""
     )
     origin = (

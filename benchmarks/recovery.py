@@ -11,9 +11,9 @@ Before each kill the workers train until the launcher's spares (``cluster.spares
 TensorFlow and wait; torchrun's workers train as long before theirs. A fault before that costs what
 a start-up does.
 
-Now and then two new processes of PyTorch wait for each other in ``init_process_group`` without end,
-after a kill or at the very start (both gloo sides listen, and no connection is there). A
-measurement in which a system does not train within ``LIMIT_S`` is made anew, and counted.
+Now and then two new processes of PyTorch do not find each other in ``init_process_group``, after a
+kill or at the very start: they wait without end, or gloo says that a connection was refused. A
+measurement in which a system ends, or does not train within ``LIMIT_S``, is made anew, and counted.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def measure(system: str, task: str, pauses_s: dict[int, float]) -> dict[str, flo
             spares take, and the others go by it.
 
     Raises:
-        AssertionError: if it does not train in time.
+        AssertionError, RuntimeError: if it does not train in time, or ends.
     """
     took_s: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
@@ -159,7 +159,7 @@ def main() -> None:
             while took_s is None:
                 try:
                     took_s = measure(system, settings.task, pauses_s)
-                except AssertionError as error:
+                except (AssertionError, RuntimeError) as error:
                     stuck[system] += 1
                     print(f"round {number + 1}, {system}: {error}", file=sys.stderr, flush=True)
                     if stuck[system] == MOST_STUCK:
