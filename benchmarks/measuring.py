@@ -215,8 +215,8 @@ def save(
         "figures": figures,
     }
     busy = (
-        f"\n**{began['busy_cores_before']} cores were busy when this began: only ratios mean something, "
-        "and those not much.**\n"
+        f"\n**{began['busy_cores_before']} cores were busy when this began: only ratios mean "
+        "something, and those not much.**\n"
         if began["busy_cores_before"] > QUIET_CORES
         else ""
     )

@@ -23,9 +23,9 @@ from keras.src.losses import loss as loss_module
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers import compile_utils
 
-from tfdp import parts
 from tfdp.log import say_on_chief
 from tfdp.parts import Part
+from tfdp.sums import summed
 
 Gradients = list[Any]  # tensors, IndexedSlices or None
 
@@ -183,7 +183,7 @@ def losses_of(losses: Losses, mine: Callable[[], Part]) -> Iterator[None]:
         losses.note("denominator")
         # Keras's weight of a valid position is total / valid of a replica; here it is of all.
         valid = tf.cast(mask, tf.float32 if dtype != "float64" else tf.float64)
-        of_all = parts.summed(
+        of_all = summed(
             mine().counted(tf.stack([tf.cast(tf.size(valid), valid.dtype), tf.reduce_sum(valid)]))
         )
         weights = apply_mask(sample_weight, mask, dtype, "sum")
@@ -198,7 +198,7 @@ def losses_of(losses: Losses, mine: Callable[[], Part]) -> Iterator[None]:
             return part.of_mean(values)
         if reduction == means[2] and sample_weight is not None:
             losses.note("denominator")
-            weight = parts.summed(part.counted(tf.reduce_sum(sample_weight)))
+            weight = summed(part.counted(tf.reduce_sum(sample_weight)))
             return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(weight, values.dtype))
         return reduce_values(values, sample_weight, reduction)
 

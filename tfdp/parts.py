@@ -96,14 +96,6 @@ def pieces(batch: Any, count: int) -> list[Any]:
     ]
 
 
-def summed(values: Any) -> Any:
-    """The sums over all replicas of tensors that every one of them has."""
-    context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return values
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
 def added(values: Any, others: Any) -> Any:
     """The sum of two gradients: tensors, or IndexedSlices."""
     if isinstance(values, tf.IndexedSlices) and isinstance(others, tf.IndexedSlices):

@@ -24,6 +24,7 @@ from tfdp.feed import Batches
 from tfdp.keras_private import Losses
 from tfdp.order import Order
 from tfdp.parts import Part, count_examples
+from tfdp.sums import summed
 
 Variables = list[tf.Variable]
 Made = TypeVar("Made")
@@ -102,10 +103,10 @@ def train_steps(
         statistics = _statistics(model, here.assigned)
         here.assigned = {}
         began_s = _now_s(after=own)
-        summed = exchange.summed(own, _weighted(statistics, here.whole))
-        here.reduce_s.append(_now_s(after=summed) - began_s)
-        _average(statistics, summed[len(own) :], here.whole)
-        filled = dict(zip(places, summed, strict=False))
+        totals = exchange.summed(own, _weighted(statistics, here.whole))
+        here.reduce_s.append(_now_s(after=totals) - began_s)
+        _average(statistics, totals[len(own) :], here.whole)
+        filled = dict(zip(places, totals, strict=False))
         return [filled.get(i) for i in range(len(gradients))]
 
     @tf.autograph.experimental.do_not_convert
@@ -119,7 +120,7 @@ def train_steps(
                 model.train_step(here.part.padded(piece))
         late = _statistics(model, here.assigned) if replicas > 1 else []
         if late:  # after the last update, or there is none
-            _average(late, parts.summed(_weighted(late, here.whole)), here.whole)
+            _average(late, summed(_weighted(late, here.whole)), here.whole)
         return tf.add_n(here.reduce_s or [tf.constant(0.0, tf.float64)])
 
     def update(batch: Any, step: tf.Tensor) -> tf.Tensor:
@@ -181,7 +182,7 @@ def _part(batch: Any, order: Order | None, step: tf.Tensor, accumulate_steps: in
     if static_size is not None:  # TensorFlow has split it evenly, or it would not be known
         may_be_empty = static_size < accumulate_steps
         return Part(examples, examples * replicas, count, may_be_empty)
-    total = parts.summed(tf.cast(examples, tf.float32))  # a GPU adds up floats best
+    total = summed(tf.cast(examples, tf.float32))  # a GPU adds up floats best
     return Part(examples, tf.cast(total, tf.int32), count, may_be_empty=count > 1)
 
 

@@ -16,7 +16,7 @@ from tfdp import callbacks, evaluation, feed, keras_private, standing, state
 from tfdp.callbacks import AtSteps
 from tfdp.checkpoints import Checkpoints
 from tfdp.errors import BadInput, Refused, Stopped, TrainingError
-from tfdp.exchange import BYTES_PER_HOP, Exchange
+from tfdp.exchange import Exchange
 from tfdp.files import Claim, write_whole
 from tfdp.fitting import check_model, run
 from tfdp.log import say
@@ -30,6 +30,7 @@ from tfdp.signals import Signals
 from tfdp.sources import Source
 from tfdp.starting import Data, compare, data_of, training_batches, versions
 from tfdp.steps import read_metrics
+from tfdp.sums import BYTES_PER_HOP
 from tfdp.team import Team, connect, team_of
 
 DEFAULT_EPOCHS = 10

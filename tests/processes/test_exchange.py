@@ -9,6 +9,37 @@ import numpy as np
 from tests.processes.workers import Workers
 from tests.running import run
 
+# Sums of what each worker has of its own, three times over, and how they are come by.
+SUMS = """
+import json, os, sys
+import numpy as np, tensorflow as tf, tfdp
+from tests.processes.test_exchange import given
+from tfdp.sums import summed
+
+strategy = tfdp.connect()
+index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+
+@tf.function
+def add_up(mine):
+    return strategy.run(lambda *mine: [summed(tf.identity(each)) for each in mine], args=mine)
+
+for _ in range(3):
+    totals = [each.numpy() for each in add_up(given(index))]
+np.savez(f"{sys.argv[1]}/{index}.npz", *totals)
+graph = add_up.get_concrete_function(given(index)).graph.as_graph_def()
+nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+print("gathers", sum(node.op == "CollectiveGatherV2" for node in nodes))
+"""
+SHAPES = [((), "float32"), ((), "int64"), ((7, 5), "float64"), ((98_304,), "float32")]
+LARGE = [((98_305,), "float32"), ((3, 40_000), "float32")]  # more than 3/2 of 256 KiB
+
+
+def given(index: int) -> list[np.ndarray]:
+    """Of SHAPES and LARGE, what a worker has to add."""
+    random = np.random.default_rng(index)
+    return [(1000 * random.standard_normal(shape)).astype(dtype) for shape, dtype in SHAPES + LARGE]
+
+
 # One update of an embedding and a dense layer; the weights go to a file for each worker.
 SCRIPT = """
 import json, os, sys
@@ -49,3 +80,18 @@ def test_bfloat16_goes_between_workers_but_for_embeddings(tmp_path: Path) -> Non
     assert any(
         np.abs(mine - exact).max() > 1e-5 for mine, exact in zip(ours, expected, strict=True)
     )
+
+
+def test_small_sums_are_gathered_and_have_the_same_bits_everywhere(tmp_path: Path) -> None:
+    with Workers([["python", "-c", SUMS, str(tmp_path)]] * 3, limit_s=100) as workers:
+        outputs = workers.wait(0, 0, 0)
+    of_all = [weights(tmp_path / f"{index}.npz") for index in range(3)]
+    for place, (first, second, third) in enumerate(zip(*map(given, range(3)), strict=True)):
+        totals = [each[place] for each in of_all]
+        assert {(each.dtype, each.shape) for each in totals} == {(first.dtype, first.shape)}
+        assert len({each.tobytes() for each in totals}) == 1
+        if place < len(SHAPES):  # in the workers' order
+            np.testing.assert_array_equal(totals[0], first + second + third)
+        else:
+            np.testing.assert_allclose(totals[0], first + second + third, rtol=1e-5, atol=1e-3)
+    assert all(f"gathers {len(SHAPES)}\n" in output for output in outputs)

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfdp
-from tfdp import parts
+from tfdp import sums
 from tfdp.exchange import Exchange
 
 Strategies = Any
@@ -44,8 +44,8 @@ def on_replicas(
 def test_sums_are_of_all_replicas_whatever_the_packs(
     bytes_per_pack: int, dtype: type, strategies: Strategies
 ) -> None:
-    given, sums = on_replicas(strategies(3), Exchange(bytes_per_pack=bytes_per_pack), dtype)
-    for ours, theirs in zip(sums, map(sum, zip(*given, strict=True)), strict=True):
+    given, totals = on_replicas(strategies(3), Exchange(bytes_per_pack=bytes_per_pack), dtype)
+    for ours, theirs in zip(totals, map(sum, zip(*given, strict=True)), strict=True):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
@@ -65,21 +65,21 @@ def test_the_last_layer_is_sent_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[int] = []
-    summed = parts.summed
+    summed = sums.summed
 
     def noting(value: tf.Tensor) -> tf.Tensor:
         seen.append(value.shape.num_elements())
         return summed(value)
 
-    monkeypatch.setattr(parts, "summed", noting)
+    monkeypatch.setattr(sums, "summed", noting)
     on_replicas(strategies(3), Exchange(bytes_per_pack=bytes_per_pack))
     assert seen == [numbers for numbers in sent for _ in range(3)]  # each replica's
 
 
 def test_bfloat16_rounds_what_is_sent_and_nothing_else(strategies: Strategies) -> None:
     exchange = Exchange("bfloat16", bytes_per_pack=30)
-    given, sums = on_replicas(strategies(2), exchange)
-    for place, ours in enumerate(sums):
+    given, totals = on_replicas(strategies(2), exchange)
+    for place, ours in enumerate(totals):
         one, other = (each[place] for each in given)
         rounded = [each.astype(ml_dtypes.bfloat16) for each in (one, other)]
         is_gradient = place < len(SHAPES) - 1
@@ -104,7 +104,7 @@ def test_packs_do_not_wait_for_an_embedding(
     strategies: Strategies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    summed = parts.summed
+    summed = sums.summed
 
     def noting(value: Any) -> Any:
         seen.append(isinstance(value, tf.IndexedSlices))
@@ -115,7 +115,7 @@ def test_packs_do_not_wait_for_an_embedding(
         first, second = Exchange(bytes_per_pack=4).summed([rows, tf.ones([2])], [])
         return [tf.convert_to_tensor(first), second]
 
-    monkeypatch.setattr(parts, "summed", noting)
+    monkeypatch.setattr(sums, "summed", noting)
     totals = tf.function(lambda: strategies(3).run(on_replica))()
     assert seen == [is_sparse for is_sparse in (False, False, True) for _ in range(3)]
     first, second = (strategies(3).experimental_local_results(each)[0].numpy() for each in totals)
