@@ -175,7 +175,7 @@ class Stack:
         return [*command, "--model=m", f"--models_config={self.file}", f"--targets={targets}"]
 
     def run(self, *command: str) -> int:
-        return main(self.arguments(*command, "--timeout_s=5"))
+        return main(self.arguments(*command, "--timeout_s=15"))
 
     def read(self) -> tuple[dict[str, int], set[int]]:
         """Labels and versions that the file says, by TF Serving's own parser."""
