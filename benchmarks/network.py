@@ -3,16 +3,19 @@
     python -m benchmarks.network [--workers=1,2,4,8] [--rounds=2]        # as root, with iproute2
 
 Each worker has a network namespace; all hang on one bridge, and `tc` limits what each sends. The
-computing is a wait of known length, so that more workers than cores can be had. The model of
-``ring.py`` is fitted on 2 and 4 workers, and foretells 8, and what 64 and 512 GPUs would do.
+computing is a wait of known length, so that more workers than cores can be had. What a worker's
+processor does for an exchange (gRPC, adding gradients up) is not replaced: with more workers than
+cores, they take turns at it.
 
-What a worker's processor does (gRPC, adding gradients up) is not replaced: more workers than cores
-take turns at it, which the model counts in the step of one worker, but not in its bandwidth.
+In the model of ``ring.py``, links are what `tc` was told; what a processor takes for a message and
+for a byte is fitted on 2 and 4 workers on the fastest link, which leaves it to the processors. It
+foretells 8 workers there, and all on the other links.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -134,29 +137,36 @@ def measure(places: Sequence[tuple[str, str]]) -> dict[int, float]:
     return {found["size_bytes"]: found["step_s"] for found in measuring.reports_in(outputs[0])}
 
 
-def modelled(points: list[dict[str, Any]]) -> dict[str, float]:
-    """Fits a ring to the small clusters and says what it makes of each."""
+def modelled(links: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Fits processors to small clusters on the fastest link, and says what it makes of every point.
 
-    def median(point: dict[str, Any]) -> float:
-        return Spread.of(point["step_s"]).median
-
+    Args:
+        links: of each name in ``LINKS``, its points; they get ``model_s`` and ``use``.
+    """
+    fastest = next(iter(LINKS))
     cores = os.cpu_count() or 1
-    alone = {p["bytes"]: median(p) - WAIT_S for p in points if p["workers"] == 1}
 
-    def own_s(count: int, size: int) -> float:
-        return WAIT_S + alone[size] * max(1.0, count / cores)
+    def of(point: dict[str, Any], points: list[dict[str, Any]]) -> ring.Point:
+        workers, size = point["workers"], point["bytes"]
+        (alone,) = (p for p in points if (p["workers"], p["bytes"]) == (1, size))
+        turns = max(1.0, workers / cores)
+        compute_s = WAIT_S + (Spread.of(alone["step_s"]).median - WAIT_S) * turns
+        return ring.Point(workers, size, turns, compute_s, Spread.of(point["step_s"]).median)
 
-    small = [
-        (p["workers"], p["bytes"], own_s(p["workers"], p["bytes"]), median(p))
-        for p in points
-        if p["workers"] in FITTED
-    ]
-    network = ring.fit(small)
-    for point in points:
-        count, size = point["workers"], point["bytes"]
-        point["model_s"] = network.step_s(count, size, own_s(count, size))
-        point["use"] = "foretold" if count > max(FITTED) else "fitted"
-    return {"latency_s": network.latency_s, "gbit_per_s": 8e-9 / max(network.s_per_byte, 1e-15)}
+    points = links[fastest]["points"]
+    processors = ring.fit([of(p, points) for p in points if p["workers"] in FITTED])
+    for name, link in links.items():
+        mbit_per_s, delay_ms = LINKS[name]
+        wire = ring.Ring(delay_ms / 1000, 8e-6 / mbit_per_s)
+        for point in link["points"]:
+            known = of(point, link["points"])
+            exchanged = known.workers, known.gradient_bytes
+            processors_s = known.turns * processors.reduce_s(*exchanged)
+            reduce_s = max(processors_s, wire.reduce_s(*exchanged))
+            point["model_s"] = ring.step_s(known.compute_s, reduce_s)
+            is_fitted = name == fastest and known.workers <= max(FITTED)
+            point["use"] = "fitted" if is_fitted else "foretold"
+    return dataclasses.asdict(processors)
 
 
 def tell(figures: dict[str, Any]) -> str:
@@ -177,10 +187,11 @@ def tell(figures: dict[str, Any]) -> str:
                     off,
                 )
             )
-        texts.append(
-            f"{name}: as if a piece took {1e3 * link['model']['latency_s']:.2f} ms and bytes "
-            f"travelled at {link['model']['gbit_per_s']:.2f} Gbit/s."
-        )
+    processors = figures["processors"]
+    texts.append(
+        f"A processor takes {1e3 * processors['message_s']:.2f} ms for a message and "
+        f"{1e9 * processors['s_per_byte']:.1f} ms for a megabyte; the links' speeds are known."
+    )
     texts += [f"{name}: not measured; {why}" for name, why in figures["left_out"].items()]
     header = ("link", "workers", "MiB", "step, ms", "use", "model, ms", "model is off by")
     assumed = ring.Assumptions()
@@ -202,6 +213,8 @@ def main() -> None:
     settings = measuring.arguments(__doc__, workers=(1, 2, 4, 8), rounds=2)
     if os.geteuid() != 0:
         raise SystemExit("network namespaces need root")
+    if not {1, *FITTED} <= set(settings.workers):
+        raise SystemExit(f"the model is fitted on 1 and {FITTED} workers: --workers needs them")
     began = measuring.machine()
     figures: dict[str, Any] = {"links": {}, "left_out": {}}
     for name, (mbit_per_s, delay_ms) in LINKS.items():
@@ -216,8 +229,9 @@ def main() -> None:
             figures["left_out"][name] = f"this kernel has no netem to delay packets ({error})"
             continue
         points = [{"workers": w, "bytes": b, "step_s": s} for (w, b), s in sorted(found.items())]
-        figures["links"][name] = {"points": points, "model": modelled(points)}
+        figures["links"][name] = {"points": points}
         print(f"{name}: {points}", file=sys.stderr, flush=True)
+    figures["processors"] = modelled(figures["links"])
     measuring.save(
         settings.results,
         "network",

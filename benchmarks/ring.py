@@ -1,68 +1,88 @@
-"""A model of a step on many workers: computing, then a ring all-reduce.
+"""A model of a step on many workers: computing, then ring all-reduces.
 
-In a ring of N, every worker sends 2(N-1) pieces of 1/N of the gradients to its neighbour, N-1 to
-add them up and N-1 to hand the sums round (Patarasuk and Yuan, 2009):
+In a ring of R, every worker sends 2 (R - 1) messages of 1 / R of the bytes to its neighbour, R - 1
+to add them up and R - 1 to hand the sums round (Patarasuk and Yuan, 2009). G bytes of gradients go
+in packs of sqrt(G R h), as ``tfdp.exchange`` chooses, so that
 
-    step = compute + 2(N-1) latency + 2(N-1)/N bytes / bandwidth
+    reduce = 2 (R - 1) packs message + 2 (R - 1) / R G / bandwidth
 
-where up to ``overlap`` of the computing hides the all-reduce.
+holds for what a link takes as well as for what a processor takes; the slower of the two counts.
+Up to ``overlap`` of the computing hides it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+
+BYTES_PER_HOP = 1 << 18  # h; as in tfdp.sums, which takes TensorFlow to import
 
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """A network.
+    """What links, or processors, take for a ring.
 
     Args:
-        latency_s: of one piece, from a worker to the next.
+        message_s: seconds of one message, however short.
         s_per_byte: of a stream, the reciprocal of its bandwidth.
     """
 
-    latency_s: float
+    message_s: float
     s_per_byte: float
 
     def reduce_s(self, workers: int, gradient_bytes: float) -> float:
-        """Seconds of an all-reduce."""
-        pieces, share = terms(workers, gradient_bytes)
-        return pieces * self.latency_s + share * self.s_per_byte
+        """Seconds of all packs' all-reduces."""
+        messages, sent_bytes = terms(workers, gradient_bytes)
+        return messages * self.message_s + sent_bytes * self.s_per_byte
 
-    def step_s(
-        self, workers: int, gradient_bytes: float, compute_s: float, overlap: float = 0.0
-    ) -> float:
-        """Seconds of a step; of ``compute_s``, the share ``overlap`` goes on while bytes travel."""
-        left_s = self.reduce_s(workers, gradient_bytes) - overlap * compute_s
-        return compute_s + max(0.0, left_s)
+
+def step_s(compute_s: float, reduce_s: float, overlap: float = 0.0) -> float:
+    """Seconds of a step; of ``compute_s``, the share ``overlap`` goes on while bytes travel."""
+    return compute_s + max(0.0, reduce_s - overlap * compute_s)
 
 
 def terms(workers: int, gradient_bytes: float) -> tuple[int, float]:
-    """How many pieces a worker sends one after the other, and how many bytes these are."""
-    return 2 * (workers - 1), 2 * (workers - 1) / workers * gradient_bytes
+    """How many messages a worker sends one after the other, and how many bytes these are."""
+    packs = math.ceil(math.sqrt(gradient_bytes / (workers * BYTES_PER_HOP)))
+    return 2 * (workers - 1) * packs, 2 * (workers - 1) / workers * gradient_bytes
 
 
-def fit(points: Sequence[tuple[int, float, float, float]]) -> Ring:
-    """The ring for which modelled steps are nearest to measured ones, relative to these.
+class Point(NamedTuple):
+    """A measured step, nothing of whose all-reduce is hidden.
 
     Args:
-        points: workers (2 or more), bytes of gradients, seconds of computing, seconds of the step;
-            nothing of the all-reduce is hidden.
+        workers: 2 or more.
+        gradient_bytes: that they exchange.
+        turns: workers to a core, 1 at least: so many times as long does it take.
+        compute_s: seconds of the step without an exchange.
+        step_s: seconds of the step.
+    """
+
+    workers: int
+    gradient_bytes: float
+    turns: float
+    compute_s: float
+    step_s: float
+
+
+def fit(points: Sequence[Point]) -> Ring:
+    """The ring for which modelled steps are nearest to measured ones, relative to these.
 
     Raises:
-        ValueError: the points can't tell latency from bandwidth.
+        ValueError: the points can't tell messages from bytes.
     """
-    step_s = np.array([step_s for *_, step_s in points], np.float64)
-    reduce_s = step_s - np.array([compute_s for _, _, compute_s, _ in points], np.float64)
-    rows = np.array([terms(workers, size) for workers, size, *_ in points], np.float64)
-    if np.linalg.matrix_rank(rows / np.linalg.norm(rows, axis=0)) < 2:
-        raise ValueError(f"{points}: two sizes or two numbers of workers are needed at least")
+    whole_s = np.array([point.step_s for point in points], np.float64)
+    reduce_s = whole_s - np.array([point.compute_s for point in points], np.float64)
+    rows = np.array([terms(p.workers, p.gradient_bytes) for p in points], np.float64)
     scale = np.linalg.norm(rows, axis=0)  # seconds and bytes differ by many orders
-    rows, target = rows / scale / step_s[:, None], reduce_s / step_s
+    if np.linalg.matrix_rank(rows / scale) < 2:
+        raise ValueError(f"{points}: two sizes or two numbers of workers are needed at least")
+    weights = np.array([point.turns for point in points], np.float64) / whole_s
+    rows, target = rows / scale * weights[:, None], reduce_s / whole_s
     found = np.linalg.lstsq(rows, target, rcond=None)[0]
     if found.min() < 0:  # neither can be: then one alone explains most, of those that may
         alone = [max(0.0, float(row @ target / (row @ row))) for row in rows.T]
@@ -80,7 +100,7 @@ class Assumptions:
         gradient_bytes: 25.6M parameters as float32, or half of it as bfloat16.
         compute_s: of a step of 128 images on one GPU.
         overlap: the backward pass, two thirds of it, goes on meanwhile.
-        latency_s: of one piece between two GPUs.
+        message_s: of one message between two GPUs.
         usable: of the network's bandwidth. Rings of a node's GPUs share its network card; inside
             a node, links are so much faster that they don't count.
     """
@@ -88,12 +108,13 @@ class Assumptions:
     gradient_bytes: float = 25.6e6 * 4
     compute_s: float = 0.1
     overlap: float = 2 / 3
-    latency_s: float = 10e-6
+    message_s: float = 10e-6
     usable: float = 0.8
 
 
 def foretell(assumed: Assumptions, gbit_per_s: float, gpus: int) -> tuple[float, float]:
     """Seconds of a step, and the share of ``gpus`` times one GPU's speed that is reached."""
-    network = Ring(assumed.latency_s, 8 / (gbit_per_s * 1e9 * assumed.usable))
-    step_s = network.step_s(gpus, assumed.gradient_bytes, assumed.compute_s, assumed.overlap)
-    return step_s, assumed.compute_s / step_s
+    network = Ring(assumed.message_s, 8 / (gbit_per_s * 1e9 * assumed.usable))
+    reduce_s = network.reduce_s(gpus, assumed.gradient_bytes)
+    whole_s = step_s(assumed.compute_s, reduce_s, assumed.overlap)
+    return whole_s, assumed.compute_s / whole_s
