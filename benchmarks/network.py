@@ -166,6 +166,8 @@ def modelled(links: dict[str, dict[str, Any]]) -> dict[str, float]:
             point["model_s"] = ring.step_s(known.compute_s, reduce_s)
             is_fitted = name == fastest and known.workers <= max(FITTED)
             point["use"] = "fitted" if is_fitted else "foretold"
+            if known.workers == 1:
+                point["use"] = "given"
     return dataclasses.asdict(processors)
 
 

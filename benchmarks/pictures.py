@@ -129,7 +129,7 @@ def recovery(figures: dict[str, Any]) -> Any:
 
 
 def network(figures: dict[str, Any]) -> Any:
-    """Step time against workers: measured, fitted, foretold; a panel for each link."""
+    """Step time against workers: given, fitted, foretold; a panel for each link."""
     links = figures["links"]
     picture, panels = plt.subplots(
         1, len(links), figsize=(3.2 * len(links), 3), sharey=True, squeeze=False
@@ -141,7 +141,7 @@ def network(figures: dict[str, Any]) -> Any:
             workers = [point["workers"] for point in points]
             model_ms = [1000 * point["model_s"] for point in points]
             panel.plot(workers, model_ms, "-", color=colour, label=f"{size >> 20} MiB, model")
-            for use, marker in (("fitted", "o"), ("foretold", "x")):
+            for use, marker in (("given", "."), ("fitted", "o"), ("foretold", "x")):
                 of_use = [point for point in points if point["use"] == use]
                 panel.plot(
                     [point["workers"] for point in of_use],
