@@ -160,9 +160,30 @@ def network(figures: dict[str, Any]) -> Any:
     return picture
 
 
+def bfloat16_loss(figures: dict[str, Any]) -> Any:
+    """The loss by epoch of every run."""
+    picture, panel = plt.subplots(figsize=(6, 3))
+    for (dtype, runs), colour, style in zip(
+        figures.items(), (OTHERS, OURS), ("-", "--"), strict=True
+    ):
+        for i, one in enumerate(runs):
+            epochs = range(1, 1 + len(one["loss"]))
+            label = f"gradients as {dtype}" if i == 0 else None
+            panel.plot(epochs, one["loss"], style, color=colour, label=label)
+    panel.set_yscale("log")
+    panel.set_xlabel("epochs of the digits, on two workers")
+    panel.set_ylabel("loss")
+    panel.set_title("A pair of lines for each seed")
+    panel.legend()
+    return picture
+
+
 DRAWN: dict[str, Callable[[dict[str, Any]], Any]] = {
     function.__name__: function
-    for function in (training_peers, serving_load, serving_publications, recovery, network)
+    for function in (
+        *(training_peers, bfloat16_loss, recovery, network),
+        *(serving_load, serving_publications),
+    )
 }
 
 
