@@ -35,11 +35,11 @@ SYSTEMS = {  # of training_peers, from the top: title and colour
     "ddp_bf16": ("DDP, its bf16 hook", THEIRS),
 }
 TASKS = {
-    "tiny": "tiny MLP, 2.4k parameters",
-    "cnn": "CNN, 95k parameters",
-    "mlp": "MLP, 16.8M parameters",
-    "transformer": "transformer, 11M parameters",
-    "resnet18": "ResNet-18 on 32 by 32 pixels",
+    "tiny": "tiny MLP\n2.4k parameters",
+    "cnn": "CNN\n95k parameters",
+    "mlp": "MLP\n16.8M parameters",
+    "transformer": "transformer\n11M parameters",
+    "resnet18": "ResNet-18\non 32 by 32 pixels",
 }
 plt.rcParams |= {
     "font.size": 9,
@@ -171,6 +171,7 @@ def bfloat16_loss(figures: dict[str, Any]) -> Any:
             label = f"gradients as {dtype}" if i == 0 else None
             panel.plot(epochs, one["loss"], style, color=colour, label=label)
     panel.set_yscale("log")
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_xlabel("epochs of the digits, on two workers")
     panel.set_ylabel("loss")
     panel.set_title("A pair of lines for each seed")
