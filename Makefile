@@ -16,7 +16,7 @@ demo: setup                        ## train on two workers, publish, serve, ask
 
 AT_ONCE ?= 2
 test: setup                        ## unit tests and tests with real processes
-	$(BIN)/python -m pytest -q --numprocesses=$(AT_ONCE) --dist=loadfile
+	$(BIN)/python -m pytest -q --numprocesses=$(AT_ONCE) --dist=loadfile --no-loadscope-reorder
 
 ROUNDS ?= 50
 chaos: setup                       ## harm runs in every way, compare their weights, print a table
