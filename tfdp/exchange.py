@@ -2,8 +2,9 @@
 
 The backward pass comes to the last layer first, so its pack is on the way while the others are
 still computed. A pack is one all-reduce, and TensorFlow makes one after the other, in the order in
-which they are traced. Small packs begin early and cost a round of messages each; large ones are
-sent at full speed, and the last of them when there is nothing left to compute.
+which they are traced (``tfdp.sums`` gathers what is small, in no order). Small packs begin early
+and cost a round of messages each; large ones are sent at full speed, and the last of them when
+there is nothing left to compute.
 """
 
 from __future__ import annotations

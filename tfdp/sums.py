@@ -20,7 +20,7 @@ def summed(values: Any) -> Any:
     """The sums over all replicas of values that every one of them has.
 
     Args:
-        values: a tensor, or IndexedSlices.
+        values: a tensor, IndexedSlices, or a list of tensors, which is one all-reduce.
     """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
@@ -38,8 +38,8 @@ def is_gathered(values: Any, strategy: tf.distribute.Strategy) -> bool:
     G = h R / (R - 2). On two workers that is always, but then what is beyond the processors' caches
     is slower; so the limit is h R / (R - 1).
 
-    Only between CPUs: NCCL does better. TensorFlow gathers neither bfloat16 nor what is not of a
-    known size.
+    Only single tensors between CPUs: NCCL does better. TensorFlow gathers neither bfloat16 nor what
+    is not of a known size.
     """
     replicas = strategy.num_replicas_in_sync
     return (

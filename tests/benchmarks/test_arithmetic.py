@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import load, measuring, ring
+from benchmarks import load, measuring, network, ring
 from benchmarks.load import Outcome
 from benchmarks.ring import Point, Ring
 from tfdp import sums
@@ -130,9 +130,9 @@ def test_the_model_is_what_a_simulated_ring_takes(workers: int) -> None:
 
 
 def test_one_worker_computes_only_and_overlap_hides_no_more_than_there_is() -> None:
-    network = Ring(1e-4, 8e-9)
-    assert network.reduce_s(1, 8e6) == 0
-    reduce_s = network.reduce_s(4, 8e6)
+    links = Ring(1e-4, 8e-9)
+    assert links.reduce_s(1, 8e6) == 0
+    reduce_s = links.reduce_s(4, 8e6)
     assert ring.step_s(0.1, reduce_s, overlap=0.5) == pytest.approx(0.05 + reduce_s)
     assert ring.step_s(1.0, reduce_s, overlap=0.5) == 1.0
 
@@ -169,3 +169,32 @@ def test_what_is_foretold_for_gpus_by_hand() -> None:
     step_s, efficiency = ring.foretell(ring.Assumptions(), 10, 8)
     assert step_s == pytest.approx(0.1 + 0.1792 + 0.00098 - 0.0666667)
     assert efficiency == pytest.approx(0.1 / step_s)
+
+
+def test_the_slower_of_links_and_processors_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps as two cores make them of messages of 0.5 ms and 4 ms a megabyte, on links as told."""
+    monkeypatch.setattr(network.os, "cpu_count", lambda: 2)
+
+    def step_s(workers: int, mbit_per_s: float) -> float:
+        own_s = 0.05 + 0.002 * max(1, workers // 2)  # what is no wait, in turns
+        if workers == 1:
+            return own_s
+        processors_s = max(1, workers // 2) * whole(workers, 5e-4, 4e-9)
+        return own_s + max(processors_s, whole(workers, 0.0, 8e-6 / mbit_per_s))
+
+    links = {
+        name: {
+            "points": [
+                {"workers": workers, "bytes": 8e6, "step_s": [step_s(workers, mbit_per_s)]}
+                for workers in (1, 2, 4, 8)
+            ]
+        }
+        for name, (mbit_per_s, delay_ms) in network.LINKS.items()
+        if not delay_ms
+    }
+    assert network.modelled(links) == pytest.approx({"message_s": 5e-4, "s_per_byte": 4e-9})
+    points = [point for link in links.values() for point in link["points"]]
+    uses = ["given", "fitted", "fitted", "foretold", "given", "foretold", "foretold", "foretold"]
+    assert [point["use"] for point in points] == uses
+    for point in points:
+        assert point["model_s"] == pytest.approx(point["step_s"][0])
