@@ -54,7 +54,7 @@ def is_gathered(values: Any, strategy: tf.distribute.Strategy) -> bool:
 
 
 def _sum_of_gathered(value: tf.Tensor, replicas: int) -> tf.Tensor:
-    """Added up in the order that TensorFlow puts the inputs of AddN in, by name: alike everywhere."""
+    """Added up in the order into which TensorFlow puts AddN's inputs, by name: alike everywhere."""
     gathered = tf.raw_ops.CollectiveGatherV2(
         input=value[tf.newaxis],
         group_size=replicas,
