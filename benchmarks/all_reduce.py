@@ -25,16 +25,16 @@ def worker() -> None:
     import tensorflow as tf
 
     import tfdp
-    from tfdp.exchange import Exchange
+    from tfdp.step.gradients import GradientAllReduce
 
     strategy = tfdp.connect()
     gradients = [tf.zeros([2048, 2048])] * (SENT // (4 * 2048 * 2048))
 
-    def measure(exchange: Exchange) -> None:
+    def measure(exchange: GradientAllReduce) -> None:
         @tf.function
         def run() -> tf.Tensor:
             for _ in tf.range(REPEATS):
-                strategy.run(lambda: exchange.summed(gradients, []))
+                strategy.run(lambda: exchange.all_reduce_sum(gradients, []))
             return tf.constant(0)
 
         run()
@@ -50,7 +50,7 @@ def worker() -> None:
 
     for dtype in ("float32", "bfloat16"):
         for pack in PACKS:
-            measure(Exchange(dtype, int(pack * MEGABYTE)))
+            measure(GradientAllReduce(dtype, int(pack * MEGABYTE)))
 
 
 def _worked_s() -> float:

@@ -45,7 +45,7 @@ def callbacks(hparams: Any) -> list[Any]:
     """Prints seconds of the epochs between the first and the last, and of each save's copy."""
     import keras
 
-    from tfdp.saving import Saver
+    from tfdp.checkpoints.saving import Saver
 
     begins: list[float] = []
     copies: list[float] = []

@@ -33,16 +33,16 @@ import numpy as np
 import tensorflow as tf
 
 import tfdp
-from tfdp import feed, record_index
-from tfdp.order import Order
-from tfdp.team import team_of
+from tfdp.data import pipeline, record_index
+from tfdp.data.order import Order
+from tfdp.workers.collectives import workers_of
 
 BATCH = 32
 RUN_LENGTHS = (1, 4, 16, 64)
 SIZES = {"1 KB": (1_000, 40_000), "100 KB": (100_000, 2_000)}  # bytes of a record, records
 FILES = 4
 
-alone = team_of(tf.distribute.get_strategy())
+alone = workers_of(tf.distribute.get_strategy())
 
 
 def write(folder: Path, size_bytes: int, records: int) -> list[str]:
@@ -74,7 +74,7 @@ def in_sequence(paths: list[str]) -> Callable[[], None]:
 def in_runs(paths: list[str], run_length: int) -> Callable[[], None]:
     source = tfdp.from_tfrecords(paths, parse, run_length=run_length)
     order = Order(len(source), BATCH, run_length=run_length)
-    iterator = feed.from_source(source, order, alone).iterator()
+    iterator = pipeline.from_source(source, order, alone).iterator()
     return lambda: drain(iterator)
 
 

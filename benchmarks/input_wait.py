@@ -60,16 +60,16 @@ def worker(folder: str, task: str, only_input: bool) -> None:
     import keras
 
     import tfdp
-    from tfdp import feed
-    from tfdp.order import Order
-    from tfdp.team import team_of
+    from tfdp.data import pipeline
+    from tfdp.data.order import Order
+    from tfdp.workers.collectives import workers_of
 
     strategy = tfdp.connect()
-    team = team_of(strategy)
-    batch = BATCH * team.workers
+    workers = workers_of(strategy)
+    batch = BATCH * workers.count
     images = tfdp.from_tfrecords(f"{folder}/*.tfrecord", parse)
     order = Order(len(images), batch, run_length=images.run_length)
-    iterator = feed.from_source(images, order, team).iterator()
+    iterator = pipeline.from_source(images, order, workers).iterator()
 
     def drain(steps: int) -> None:
         for _ in itertools.islice(iterator, steps):
@@ -91,7 +91,7 @@ def worker(folder: str, task: str, only_input: bool) -> None:
             with strategy.scope():
                 model = build(task, keras)
             figures[name] = _fit_step_s(model, data, batch)
-    if team.is_chief:
+    if workers.is_chief:
         measuring.report(**figures)
 
 

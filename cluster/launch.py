@@ -19,26 +19,26 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from cluster import exits, policy, printer, spares, spec
-from cluster.guardian import Guardian
+from cluster import exit_codes, policy, printer, spares, spec
 from cluster.process import Worker
 from cluster.signals import Signals
 from cluster.spares import Spares
+from cluster.watchdog import Watchdog
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command as the workers of a cluster, to their end; returns the exit code."""
     flags = _parse(argv)
     output = printer.Printer()
-    with Signals() as signals, Guardian() as guardian:
-        launcher = Launcher(flags, output, signals, guardian)
+    with Signals() as signals, Watchdog() as watchdog:
+        launcher = Launcher(flags, output, signals, watchdog)
         lasted_s: list[float] = []
         while True:
             began_s = time.monotonic()
             try:
                 ends = launcher.run()
             except OSError as error:
-                verdict = policy.Verdict(exits.FAILED, f"can't run the command: {error}")
+                verdict = policy.Verdict(exit_codes.FAILED, f"can't run the command: {error}")
             else:
                 lasted_s.append(time.monotonic() - began_s)
                 verdict = policy.judge(
@@ -61,7 +61,7 @@ class Launcher:
         flags: as parsed.
         output: takes what workers print.
         signals: what the launcher is told.
-        guardian: told of every worker.
+        watchdog: told of every worker.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Launcher:
         flags: argparse.Namespace,
         output: printer.Printer,
         signals: Signals,
-        guardian: Guardian,
+        watchdog: Watchdog,
     ) -> None:
         self._flags = flags
         self._output = output
         self._signals = signals
-        self._guardian = guardian
+        self._guardian = watchdog
         self._told: list[signal.Signals] = []
         self._spares = Spares(range(flags.workers if flags.spares else 0), self._start_spare)
 
@@ -125,7 +125,7 @@ class Launcher:
                     if given_up:
                         continue
                     ends.append(policy.Exit(worker.name, code))
-                    if code != exits.FINISHED and not todo and not self._told:
+                    if code != exit_codes.FINISHED and not todo and not self._told:
                         todo = _schedule(policy.ON_FAILURE)
                         why = str(ends[-1])
         finally:

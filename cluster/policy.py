@@ -27,7 +27,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from cluster import exits
+from cluster import exit_codes
 
 SETTLE_S: Final = 3.0  # for the others to end by themselves after the first
 GRACE_S: Final = 2.0  # then to leave when told: with a peer gone there is nothing more to save
@@ -40,11 +40,11 @@ Plan = tuple[tuple[float, signal.Signals], ...]
 ON_FAILURE: Final[Plan] = ((SETTLE_S, signal.SIGTERM), (SETTLE_S + GRACE_S, signal.SIGKILL))
 
 _MEANINGS: Final = {
-    exits.FAILED: "failed",
-    exits.BAD_INPUT: "bad input",
-    exits.INTERRUPTED: "interrupted",
-    exits.TRY_AGAIN: "a peer was lost or never came",
-    exits.TERMINATED: "told to stop",
+    exit_codes.FAILED: "failed",
+    exit_codes.BAD_INPUT: "bad input",
+    exit_codes.INTERRUPTED: "interrupted",
+    exit_codes.TRY_AGAIN: "a peer was lost or never came",
+    exit_codes.TERMINATED: "told to stop",
 }
 
 
@@ -75,7 +75,10 @@ class Exit:
     @property
     def is_without_peer(self) -> bool:
         """Whether it ended because another was gone, while TensorFlow started or later."""
-        return self.code in (exits.TRY_AGAIN, 128 - exits.TRY_AGAIN)  # as shells count signals
+        return self.code in (
+            exit_codes.TRY_AGAIN,
+            128 - exit_codes.TRY_AGAIN,
+        )  # as shells count signals
 
     def __str__(self) -> str:
         if self.code < 0:
@@ -117,20 +120,20 @@ def judge(
         max_restarts: how often an hour it may be started anew.
         chance: a number from 0 to 1, another each time.
     """
-    if all(end.code == exits.FINISHED for end in ends):
-        return Verdict(exits.FINISHED, "all workers have finished")
+    if all(end.code == exit_codes.FINISHED for end in ends):
+        return Verdict(exit_codes.FINISHED, "all workers have finished")
     final = next((end for end in ends if end.is_final), None)
     if final is not None:
         return Verdict(final.code, f"{final}: the run ends")
     if told is not None:
         return stopped(told)
-    lost = [end for end in ends if end.code != exits.FINISHED]
+    lost = [end for end in ends if end.code != exit_codes.FINISHED]
     # Who says that a peer was lost is not the one to blame: the peer's own end tells more.
     cause = next((end for end in lost if not end.is_without_peer), lost[0])
     restarts = unforgiven(lasted_s)
     if restarts >= max_restarts:
         return Verdict(
-            exits.TRY_AGAIN,
+            exit_codes.TRY_AGAIN,
             f"{cause}: the run ends, with no restart left (--max_restarts={max_restarts} an hour)",
         )
     wait_s = _wait_s(lasted_s) * (0.75 + chance() / 2)

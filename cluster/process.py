@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from cluster.guardian import Guardian
+from cluster.watchdog import Watchdog
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None)
@@ -25,7 +25,7 @@ class Worker:
         name: for people.
         command: the program and its arguments.
         environ: all of its environment.
-        guardian: told of its process group.
+        watchdog: told of its process group.
         hears: whether its standard input is ours to write to (``tell``); else it is empty.
 
     Raises:
@@ -37,18 +37,18 @@ class Worker:
         name: str,
         command: Sequence[str],
         environ: Mapping[str, str],
-        guardian: Guardian,
+        watchdog: Watchdog,
         *,
         hears: bool = False,
     ) -> None:
         self.name = name
-        self._guardian = guardian
+        self._guardian = watchdog
 
         def before_exec() -> None:
-            # The kernel is there at once and takes the worker; the guardian takes its children
+            # The kernel is there at once and takes the worker; the watchdog takes its children
             # as well. The worker reports itself: the launcher may be dead before it could.
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            guardian.watch(os.getpid())
+            watchdog.watch(os.getpid())
 
         self._popen = subprocess.Popen(
             command,

@@ -31,6 +31,105 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+# Who may import whom. A room is a folder, or the modules that lie in it directly; rooms of one
+# package are listed from the top to the bottom, and no import points up.
+COMMANDS = {"tfdp.train", "tfdp.evaluate", "tfdp.export"}
+MAY_IMPORT = {
+    "commands": {"tfdp.run", "tfdp.cli", "tfdp.workers", "tfdp", "cluster"},
+    "tfdp.run": {
+        *("tfdp.publishing", "tfdp.trainer", "tfdp.checkpoints", "tfdp.step", "tfdp.data"),
+        *("tfdp.cli", "tfdp.workers", "tfdp"),
+    },
+    "tfdp.publishing": {"tfdp.checkpoints", "tfdp.data", "tfdp.cli", "tfdp"},
+    "tfdp.trainer": {"tfdp.step", "tfdp.data", "tfdp.workers", "tfdp"},
+    "tfdp.checkpoints": {"tfdp.step", "tfdp.workers", "tfdp"},
+    "tfdp.step": {"tfdp.data", "tfdp"},
+    "tfdp.data": {"tfdp.workers", "tfdp"},
+    "tfdp.cli": {"tfdp.workers", "tfdp", "cluster"},
+    "tfdp.workers": {"tfdp", "cluster"},
+    "tfdp": {"cluster"},  # errors, logs, files, a recipe's form
+    "tfdp.recipes": {"tfdp"},  # as a user's: by public names alone
+    "cluster": set(),
+}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in sources("tfdp", "cluster")}
+FOLDERS = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+
+
+def module_of(imported: str) -> str | None:
+    """The module of ours that an imported name is, or is in."""
+    while imported and imported not in MODULES:
+        imported = imported.rpartition(".")[0]
+    return imported or None
+
+
+def imported_modules(module: str) -> set[str]:
+    """Modules of ours that a module imports, ``if TYPE_CHECKING`` included."""
+    path = MODULES[module]
+    if module == "tfdp":  # imports public names, lazily, for users
+        return set()
+    return {found for name in imports(path) if (found := module_of(name))} - {module}
+
+
+def room_of(module: str) -> str:
+    if module in COMMANDS:
+        return "commands"
+    return module if module in FOLDERS else module.rpartition(".")[0]
+
+
+def test_rooms_import_only_the_rooms_below_them() -> None:
+    wrong = {
+        f"{module} imports {imported}"
+        for module in MODULES
+        for imported in imported_modules(module)
+        if room_of(imported) not in {room_of(module), *MAY_IMPORT.get(room_of(module), set())}
+    }
+    assert not wrong
+    assert {room_of(module) for module in MODULES} == set(MAY_IMPORT)
+
+
+def test_the_table_of_rooms_has_no_circle_and_no_idle_entry() -> None:
+    assert not circle({room: set(below) for room, below in MAY_IMPORT.items()})
+    used = {
+        (room_of(module), room_of(imported))
+        for module in MODULES
+        for imported in imported_modules(module)
+    }
+    assert {(room, below) for room, rooms in MAY_IMPORT.items() for below in rooms} <= used
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    assert not circle({module: imported_modules(module) for module in MODULES})
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The names on a circle of a graph; none if there is no circle."""
+    done: set[str] = set()
+
+    def visit(name: str, above: list[str]) -> list[str]:
+        if name in above:
+            return [*above[above.index(name) :], name]
+        if name in done:
+            return []
+        for below in graph.get(name, ()):
+            if found := visit(below, [*above, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in graph if (found := visit(name, []))), [])
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
 def roots(*packages: str) -> set[str]:
     return {name.partition(".")[0] for path in sources(*packages) for name in imports(path)}
 
@@ -99,7 +198,7 @@ def test_importing_tfdp_waits_for_no_tensorflow() -> None:
 
 @pytest.mark.parametrize("private", [r"\bkeras\.src\b", r"\btensorflow\.python\b"])
 def test_private_parts_of_keras_and_tensorflow_are_touched_in_one_place(private: str) -> None:
-    allowed = {ROOT / "tfdp" / "keras_private.py"}
+    allowed = {ROOT / "tfdp" / "step" / "keras_private.py"}
     touching = {path for path in sources("tfdp", "cluster") if re.search(private, path.read_text())}
     assert touching <= allowed
 
@@ -129,21 +228,6 @@ def test_flags_of_training_do_not_vanish() -> None:
     text = run(["python", "-m", "tfdp.train", "--help"])
     flags = set(re.findall(r"--(?:\[no\])?(\w+)", text))
     assert set(TRAIN_FLAGS.split()) <= flags
-
-
-def test_flags_are_what_settings_take() -> None:
-    script = """
-import dataclasses
-from tfdp import train
-from tfdp.publishing import options
-from tfdp.settings import Settings
-flags = {name: train._FLAGS[name].default for name in Settings.__dataclass_fields__}
-flags |= options.given(train._FLAGS)
-for field in dataclasses.fields(Settings):
-    if field.default is not dataclasses.MISSING and field.name != "hparam":
-        assert flags[field.name] == field.default, field.name
-"""
-    run(["python", "-c", script])
 
 
 def documents() -> list[Path]:

@@ -1,14 +1,14 @@
-"""What can go wrong, for people: every message names the value, the rule and what to change."""
+"""The errors of tfdp. Every message names the value, the rule, and what to change."""
 
 from __future__ import annotations
 
 
 class TrainingError(Exception):
-    """The base of every error that tfdp raises by itself."""
+    """The base class of all errors that tfdp raises."""
 
 
 class BadInput(TrainingError, ValueError):  # noqa: N818
-    """Wrong flags, TF_CONFIG, recipe or arguments; said before any work starts (exit code 2)."""
+    """Wrong flags, TF_CONFIG, recipe or arguments; raised before any work starts (exit code 2)."""
 
 
 class WorkdirInUse(BadInput):
@@ -16,19 +16,19 @@ class WorkdirInUse(BadInput):
 
 
 class Replaced(TrainingError):  # noqa: N818
-    """Another process owns the workdir by now; this one wrote nothing since (exit code 1)."""
+    """Another process owns the workdir now; this one has written nothing since (exit code 1)."""
 
 
 class Diverged(TrainingError):  # noqa: N818
-    """The loss or a weight is NaN or infinite; nothing of it was saved (exit code 1)."""
+    """The loss or a weight is NaN or infinite; that state was not saved (exit code 1)."""
 
 
 class Refused(TrainingError):  # noqa: N818
-    """The evaluation is not what was demanded; nothing was published (exit code 1)."""
+    """The evaluation does not meet the conditions for publishing (exit code 1)."""
 
 
 class PeerMissing(TrainingError):  # noqa: N818
-    """Another worker never came (exit code 138)."""
+    """Another worker did not come in time (exit code 138)."""
 
 
 class PeerFailed(TrainingError):  # noqa: N818
@@ -36,11 +36,11 @@ class PeerFailed(TrainingError):  # noqa: N818
 
 
 class Stopped(TrainingError):  # noqa: N818
-    """Somebody told a worker to stop; every worker stopped at one and the same step.
+    """A worker got a signal to stop; all workers stopped after the same step.
 
     Args:
-        step: updates done when the run stopped.
-        by_worker: index of the worker that was told to.
+        step: number of updates done.
+        by_worker: index of the worker that got the signal.
     """
 
     def __init__(self, step: int, by_worker: int) -> None:

@@ -1,41 +1,32 @@
 """Publishes a checkpoint of a run for TF Serving, without training.
 
-``python -m tfdp.export --recipe=… --workdir=…`` evaluates the newest checkpoint of a run, or that
-of ``--step``, on the recipe's ``eval_data``, and publishes it as the next version in
-``WORKDIR/model`` or ``--export_dir``. A version of that run, step and weights that is there already
-is not published again. TF_CONFIG and exit codes are as for ``python -m tfdp.train``.
+``python -m tfdp.export --recipe=… --workdir=…`` evaluates the newest checkpoint of a run, or the
+one of ``--step``, on the recipe's ``eval_data``, and publishes it as the next version in
+``WORKDIR/model`` or ``--export_dir``. If a version of that run, step and weights exists already, it
+is not published again. TF_CONFIG and exit codes are those of ``python -m tfdp.train``.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from absl import flags
-
-from tfdp import aside
-from tfdp.peers import end_process
-from tfdp.publishing import options
-
-_FLAGS = flags.FlagValues()
-aside.define(_FLAGS)
-flags.DEFINE_string(
-    "export_dir", None, "Where the version is published: WORKDIR/model.", flag_values=_FLAGS
-)
-options.define(_FLAGS)
+from tfdp.cli import process
+from tfdp.run.settings import ExportSettings
+from tfdp.workers.faults import end_process
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs one worker and returns its exit code."""
-    return aside.run(_FLAGS, argv, __doc__ or "", "export", _work)
+    about = __doc__ or ""
+    return process.run_on_checkpoint(ExportSettings, argv, about, "export", _export)
 
 
-def _work() -> None:
-    from tfdp import recipe
-    from tfdp.publishing import from_checkpoint  # from here on TensorFlow is imported
+def _export(settings: ExportSettings) -> None:
+    from tfdp import recipe  # imports TensorFlow, which starts threads
+    from tfdp.run import export_checkpoint
 
-    kind = from_checkpoint.Request
-    request = kind(**aside.given(_FLAGS, kind, "export_dir") | options.given(_FLAGS))
-    from_checkpoint.publish(request, recipe.load(request.recipe, request.hparam))
+    export_checkpoint.publish(settings, recipe.load(settings.recipe, settings.hparam))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole, and who owns a workdir. Standard library only."""
+"""Files that a crash leaves either old or new, and ownership of a workdir. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from tfdp.errors import Replaced, WorkdirInUse
 
 
-def own(workdir: Path) -> int:
-    """Takes a workdir for this process, until it ends.
+def lock_workdir(workdir: Path) -> int:
+    """Locks a workdir for this process, until the process ends.
 
     Returns:
-        The descriptor that holds the lock; keep it open.
+        The file descriptor that holds the lock; keep it open.
 
     Raises:
-        WorkdirInUse: if another process has it.
+        WorkdirInUse: if another process has locked it.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -32,15 +32,14 @@ def own(workdir: Path) -> int:
 
 
 class Claim:
-    """That this process is the last one that began to own a workdir.
+    """This process's claim to be the latest owner of a workdir.
 
-    The lock of ``own`` holds on one machine. A chief that was frozen while another machine's went
-    on with its run, over a shared file system, may wake up and believe that it has it still. So
-    each owner leaves a name of its own there, and looks whether it is there still before anything
-    that it wrote may appear.
+    The lock of ``lock_workdir`` holds on one machine. On a shared file system, a frozen chief may
+    wake up after a chief on another machine has taken over its run. So each owner writes a unique
+    name into the workdir, and checks it before any of its files may appear there.
 
     Args:
-        workdir: there already.
+        workdir: an existing folder.
     """
 
     def __init__(self, workdir: Path) -> None:
@@ -49,7 +48,7 @@ class Claim:
         write_whole(self._path, self.name)
 
     def check(self) -> None:
-        """Raises Replaced if another process has claimed the workdir since."""
+        """Raises Replaced if another process has claimed the workdir meanwhile."""
         if self._path.read_text() != self.name:
             raise Replaced(
                 f"another process goes on with the run in {self._path.parent}: this one, which "
@@ -58,7 +57,7 @@ class Claim:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that readers see the old content or the new one, never half."""
+    """Replaces a file by one rename: readers see the old content or the new one."""
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     write_durably(hidden, text.encode())
     hidden.rename(path)
@@ -66,7 +65,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes a new file that is on the disk when this returns."""
+    """Writes a file and returns when it is on the disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -74,14 +73,14 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Makes all that is in ``folder`` last, written by whomever."""
+    """Returns when all files in ``folder`` are on the disk, no matter which process wrote them."""
     for path in folder.rglob("*"):
         _sync(path)
     _sync(folder)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in ``folder`` last through a crash of the machine."""
+    """Returns when renames in ``folder`` are on the disk and survive a crash of the machine."""
     _sync(folder)
 
 

@@ -1,7 +1,7 @@
-"""Where words go: a few to people, all to ``WORKDIR/logs``.
+"""Messages for people, and the log file, ``WORKDIR/logs/worker-<i>.log``.
 
-TensorFlow's C++ code writes to file descriptor 2 whatever Python does, so that descriptor becomes
-the log file, and Python's ``sys.stderr`` keeps the terminal under another number.
+TensorFlow's C++ code writes to file descriptor 2 directly. So that descriptor becomes the log file,
+and Python's ``sys.stderr`` keeps the terminal under another descriptor.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import TextIO
 from cluster.spec import from_environment
 
 _file: TextIO | None = None
-_kept = b""  # of what was said before there was a log
+_captured = b""  # output from before ``open_log``
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
-    """While it lasts, what goes to file descriptor 2 is kept for the log, which is opened later.
+def captured() -> Iterator[None]:
+    """While it lasts, output to file descriptor 2 is captured, and ``open_log`` writes it later.
 
-    For an import of TensorFlow that comes before ``open_log``.
+    For an import of TensorFlow that precedes ``open_log``.
     """
-    global _kept
-    _speak_up()
+    global _captured
+    _make_tensorflow_verbose()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
@@ -40,13 +40,13 @@ def kept() -> Iterator[None]:
             os.dup2(terminal, 2)
             os.close(terminal)
         file.seek(0)
-        _kept += file.read()
+        _captured += file.read()
 
 
 def open_log(folder: Path, worker: int) -> Path:
-    """Sends TensorFlow's words, warnings and log records to ``folder/worker-<worker>.log``.
+    """Redirects TensorFlow's output, warnings and log records to ``folder/worker-<worker>.log``.
 
-    Call it once, before TensorFlow is imported. It appends: all starts of a run are in one file.
+    Call it once, before TensorFlow is imported. It appends, so one file has all starts of a run.
 
     Returns:
         The file's path.
@@ -54,12 +54,12 @@ def open_log(folder: Path, worker: int) -> Path:
     global _file
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"worker-{worker}.log"
-    _speak_up()
+    _make_tensorflow_verbose()
     sys.stderr.flush()
     terminal = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 2)
-    os.write(log, _kept)
+    os.write(log, _captured)
     os.close(log)
     sys.stderr = terminal
     _file = os.fdopen(os.dup(2), "w", errors="backslashreplace")
@@ -73,27 +73,27 @@ def open_log(folder: Path, worker: int) -> Path:
     return path
 
 
-def _speak_up() -> None:
-    """Prepares for TensorFlow's import: its words go to a file, so let them be complete."""
+def _make_tensorflow_verbose() -> None:
+    """Prepares for TensorFlow's import: its output goes to a file, so it may be complete."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
     # TensorFlow adds a handler that writes to the terminal where it finds none.
     logging.getLogger().addHandler(logging.NullHandler())
 
 
 def say(message: str) -> None:
-    """Tells people, and the log."""
+    """Prints a message for people, and logs it."""
     logging.getLogger("tfdp").info("%s", message)
     print(f"tfdp: {message}", file=sys.stderr, flush=True)
 
 
 def say_on_chief(message: str) -> None:
-    """Tells people what is the same on every worker, once."""
+    """Prints a message that is equal on all workers, on the chief alone."""
     cluster = from_environment()
     if cluster is None or cluster.is_chief:
         say(message)
 
 
-def trace() -> None:
-    """Writes where every thread is to the log, if there is one."""
+def write_stacks() -> None:
+    """Writes the Python stack of every thread to the log file, if it is open."""
     if _file is not None:
         faulthandler.dump_traceback(_file)

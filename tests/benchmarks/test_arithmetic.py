@@ -13,8 +13,8 @@ import pytest
 from benchmarks import load, measuring, network, ring
 from benchmarks.load import Outcome
 from benchmarks.ring import Point, Ring
-from tfdp import sums
-from tfdp.exchange import Exchange
+from tfdp.step import all_reduce
+from tfdp.step.gradients import GradientAllReduce
 
 RNG = np.random.default_rng(0)
 
@@ -116,10 +116,10 @@ def whole(workers: int, message_s: float, s_per_byte: float) -> float:
 
 
 def test_the_size_of_a_pack_is_the_trainings() -> None:
-    assert ring.BYTES_PER_HOP == sums.BYTES_PER_HOP
+    assert ring.BYTES_PER_HOP == all_reduce.BYTES_PER_HOP
     model = keras.Sequential([keras.layers.Input((1999,)), keras.layers.Dense(1000)])  # 8 MB
     for workers, packs in PACKS.items():
-        pack = Exchange().settled_for(model, workers).bytes_per_pack
+        pack = GradientAllReduce().with_pack_size(model, workers).bytes_per_pack
         assert pack is not None
         assert -(-8_000_000 // pack) == packs
 

@@ -20,7 +20,7 @@ from keras.optimizers import SGD
 
 import tfdp
 from cluster.spec import from_environment
-from tfdp.order import Order
+from tfdp.data.order import Order
 
 CLUSTER = from_environment()
 WORKER = 0 if CLUSTER is None else CLUSTER.index

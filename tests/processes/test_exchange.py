@@ -14,14 +14,17 @@ SUMS = """
 import json, os, sys
 import numpy as np, tensorflow as tf, tfdp
 from tests.processes.test_exchange import given
-from tfdp.sums import summed
+from tfdp.step.all_reduce import all_reduce_sum
 
 strategy = tfdp.connect()
 index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 
 @tf.function
 def add_up(mine):
-    return strategy.run(lambda *mine: [summed(tf.identity(each)) for each in mine], args=mine)
+    def on_replica(*mine):
+        return [all_reduce_sum(tf.identity(each)) for each in mine]
+
+    return strategy.run(on_replica, args=mine)
 
 for _ in range(3):
     totals = [each.numpy() for each in add_up(given(index))]

@@ -336,12 +336,12 @@ def test_nothing_outlives_a_killed_launcher(
 def test_workers_die_with_launcher_and_guardian(mark: str) -> None:
     with Process(command("sleep()", mark)) as launcher:
         wait_until(is_asleep(launcher), LIMIT_S, "both workers sleep")
-        (guardian,) = (
+        (watchdog,) = (
             child
             for child in psutil.Process(launcher.pid).children()
-            if child.cmdline()[-1].endswith("guardian.py")
+            if child.cmdline()[-1].endswith("watchdog.py")
         )
-        guardian.kill()
+        watchdog.kill()
         launcher.signal(signal.SIGKILL)
         wait_until_gone(mark)
 

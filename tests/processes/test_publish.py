@@ -19,7 +19,7 @@ from tests.processes.test_train import RECIPE, command, summary, versions
 from tests.running import Process, run, wait_until
 from tests.tfdp.servables import loaded, warmup_requests
 from tfdp.errors import TrainingError
-from tfdp.publishing import reloading
+from tfdp.publishing import load_check
 
 EXPORT = ["python", "-m", "tfdp.export", f"--recipe={RECIPE}"]
 
@@ -51,9 +51,9 @@ def test_metrics_decide_and_lower_demands_publish_what_is_trained(tmp_path: Path
     assert "published as" in said
     assert not re.search(r"step \d+/", said), "it trained again"
     version = workdir / "model" / "1"
-    told, summed = about(version), summary(workdir)
+    told, all_reduce_sum = about(version), summary(workdir)
     for name in ("weights_sha256", "eval_metrics", "metrics", "keras"):
-        assert told[name] == summed[name], name
+        assert told[name] == all_reduce_sum[name], name
     assert told["step"] == 12
     assert told["data_sha256"] != told["eval_data_sha256"]
 
@@ -108,11 +108,11 @@ def test_a_version_that_can_not_be_asked_in_time_or_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3)])
-    monkeypatch.setattr(reloading, "LIMIT_S", 0.05)
+    monkeypatch.setattr(load_check, "LIMIT_S", 0.05)
     with pytest.raises(TrainingError, match=r"did not answer within 0.05 s in a fresh process"):
         tfdp.export(model, tmp_path)
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     (tmp_path / "saved_model.pb").write_bytes(b"no model")
     with pytest.raises(TrainingError, match=r"fresh process, as TF Serving would: .* with 1: \S+"):
-        reloading.check(tmp_path, [], [], 0.0)
+        load_check.check(tmp_path, [], [], 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster import exits
+from cluster import exit_codes
 from tests.processes.workers import Workers
 from tests.running import ROOT
 from tests.tfdp.records import write
@@ -90,7 +90,7 @@ def test_the_flag_ends_a_run_that_would_be_unbalanced(data: Path, tmp_path: Path
     command = ["python", "-m", "tfdp.train", f"--recipe={recipe}", "--auto_shard=file"]
     commands = [[*command, f"--workdir={tmp_path / str(i)}"] for i in range(2)]
     with Workers(commands, limit_s=90) as workers:
-        for output in workers.wait(exits.BAD_INPUT, exits.BAD_INPUT):
+        for output in workers.wait(exit_codes.BAD_INPUT, exit_codes.BAD_INPUT):
             assert "[19, 6] records" in output
             assert f"{paths[2]} (13)" in output
             assert "use --auto_shard=data" in output

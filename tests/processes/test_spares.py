@@ -124,4 +124,4 @@ def test_there_may_be_none(name: str, launchers: dict[str, Process]) -> None:
     launcher = launchers[name]
     assert len(workers_in(launcher.output)) == 2
     assert spares_of(launcher) == {}
-    assert len(psutil.Process(launcher.pid).children()) == 3, "two workers and the guardian"
+    assert len(psutil.Process(launcher.pid).children()) == 3, "two workers and the watchdog"

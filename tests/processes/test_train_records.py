@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cluster import exits
+from cluster import exit_codes
 from tests.running import ROOT, run
 from tests.tfdp.records import damage, offset, write
 
@@ -23,7 +23,7 @@ def train(folder: Path, name: str, expect: int) -> str:
 
 def test_runs_of_records_are_shuffled_and_a_damaged_one_ends_the_run(tmp_path: Path) -> None:
     first, _ = write(tmp_path, (12, 8))
-    train(tmp_path, "good", exits.FINISHED)
+    train(tmp_path, "good", exit_codes.FINISHED)
     summary = json.loads((tmp_path / "good" / "summary.json").read_text())
     assert summary["examples"] == 40
     batches = [json.loads(line) for line in (tmp_path / "good.log").read_text().splitlines()]
@@ -34,5 +34,5 @@ def test_runs_of_records_are_shuffled_and_a_damaged_one_ends_the_run(tmp_path: P
     }
 
     damage(first, offset(7) + 12)
-    output = train(tmp_path, "damaged", exits.FAILED)
+    output = train(tmp_path, "damaged", exit_codes.FAILED)
     assert f"tfdp: {first}, byte {offset(7)}: the record can't be read" in output

@@ -41,11 +41,11 @@ def strategies() -> Strategies:
 
 
 @pytest.fixture(scope="session")
-def team(strategies: Strategies) -> Callable[[int], object]:
-    """The team of as many replicas as asked for."""
-    from tfdp.team import team_of
+def workers(strategies: Strategies) -> Callable[[int], object]:
+    """The workers of as many replicas as asked for."""
+    from tfdp.workers.collectives import workers_of
 
-    return lambda replicas: team_of(strategies(replicas))
+    return lambda replicas: workers_of(strategies(replicas))
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def float64() -> Iterator[None]:
 @pytest.fixture
 def reloaded_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program of the fresh process that asks a new version, run in this one: it is quicker."""
-    from tfdp.publishing import reload, reloading
+    from tfdp.publishing import load_check, load_check_process
 
     def here(version: Path, answers: Path, questions: Sequence[Path]) -> None:
-        reload.main(str(version), str(answers), [str(path) for path in questions])
+        load_check_process.main(str(version), str(answers), [str(path) for path in questions])
 
-    monkeypatch.setattr(reloading, "_in_fresh_process", here)
+    monkeypatch.setattr(load_check, "_in_fresh_process", here)

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdp.data.pipeline import Preprocess, as_tuple, per_batch
+from tfdp.data.sources import Source
 from tfdp.errors import BadInput
-from tfdp.feed import Preprocess, as_tuple, per_batch
-from tfdp.sources import Source
 
 PREDICT = "serving_default"
 METHODS = {  # TF Serving's names for what a signature is for
@@ -237,7 +237,7 @@ class _Head:
     is_of_second: bool = False
 
     def answer(self, outputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What the signature returns, with the types and shapes that TF Serving demands."""
+        """What the signature returns, with the types and shapes that TF Serving gates."""
         outputs = tf.cast(outputs, tf.float32)
         if self.name == "regress":
             return {"outputs": tf.reshape(outputs, [-1, 1])}

@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfdp
+from tests.tfdp.servables import loaded, warmup_requests
+from tfdp.errors import Refused, TrainingError
+from tfdp.publishing import exporting, load_check, recipe_model
+from tfdp.publishing.servable import about, published, versions
+from tfdp.publishing.settings import PublishSettings
+from tfdp.recipe import Recipe
+
+ROWS = np.random.default_rng(5).integers(0, 256, (12, 4)).astype(np.uint8)
+
+
+pytestmark = pytest.mark.usefixtures("reloaded_here")
+
+
+@functools.cache
+def dense() -> keras.Model:
+    keras.utils.set_random_seed(2)
+    return keras.Sequential(
+        [
+            keras.layers.Input((4,)),
+            keras.layers.Dense(8, activation="tanh"),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+def two_in_two_out() -> keras.Model:
+    keras.utils.set_random_seed(2)
+    left, right = keras.layers.Input((4,), name="left"), keras.layers.Input((2,), name="right")
+    both = keras.layers.Concatenate()([left, right])
+    outputs = {"kind": keras.layers.Dense(3)(both), "size": keras.layers.Dense(1)(both)}
+    return keras.Model({"left": left, "right": right}, outputs)
+
+
+def scaled(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
+    noise = tf.random.stateless_uniform([4], seed) if training else 0.0
+    return tf.cast(features, tf.float32) / 255 + noise
+
+
+def test_versions_are_numbered_on(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "model"
+    paths = [tfdp.export(dense(), folder) for _ in range(2)]
+    assert paths == [folder / "1", folder / "2"]
+    (folder / "41").mkdir()
+    (folder / "notes").mkdir()
+    assert tfdp.export(dense(), str(folder)) == folder / "42"
+    assert list(versions(folder)) == [1, 2, 41, 42]
+    assert not list(folder.glob(".*")), "hidden folders are gone"
+    assert versions(tmp_path / "nowhere") == {}
+
+
+def test_a_version_answers_raw_features(tmp_path: Path) -> None:
+    source = tfdp.from_arrays(ROWS, np.zeros(12))
+    version = tfdp.export(dense(), tmp_path, preprocess=scaled, features=source)
+    expected = dense().predict(ROWS / np.float32(255), verbose=0)
+    with loaded(version) as servable:
+        answers = servable.ask(features=ROWS)
+        assert servable.inputs() == {"features": (tf.uint8.as_datatype_enum, [-1, 4])}
+        method = servable.signatures["serving_default"].method_name
+    np.testing.assert_allclose(answers["outputs"], expected, rtol=1e-5)
+    assert answers.keys() == {"outputs"}
+    assert method == "tensorflow/serving/predict"
+
+
+def test_inputs_and_outputs_have_their_names(tmp_path: Path) -> None:
+    model = two_in_two_out()
+    version = tfdp.export(model, tmp_path)
+    features = {"left": np.ones((2, 4), np.float32), "right": np.zeros((2, 2), np.float32)}
+    with loaded(version) as servable:
+        answers = servable.ask(**features)
+        assert set(servable.signatures) <= {"serving_default", "__saved_model_init_op"}
+    for name, value in model.predict(features, verbose=0).items():
+        np.testing.assert_allclose(answers[name], value, rtol=1e-5)
+
+
+def test_outputs_of_a_list_are_numbered(tmp_path: Path) -> None:
+    inputs = keras.layers.Input((2,))
+    model = keras.Model(inputs, [inputs * 2, inputs * 3])
+    version = tfdp.export(model, tmp_path)
+    outputs = tf.saved_model.load(str(version)).signatures["serving_default"].structured_outputs
+    assert set(outputs) == {"output_0", "output_1"}
+
+
+def test_a_model_on_several_replicas_is_exported(strategies: Any, tmp_path: Path) -> None:
+    with strategies(2).scope():
+        model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3)])
+        model.compile("sgd", "mse")
+    rows = ROWS.astype(np.float32)
+    tfdp.fit(model, rows, np.zeros((12, 3)), verbose=0)
+    version = tfdp.export(model, tmp_path, features=tfdp.from_arrays(rows))
+    served = tf.saved_model.load(str(version)).signatures["serving_default"]
+    kernel, bias = model.get_weights()
+    answers = served(features=tf.constant(rows))["outputs"]
+    np.testing.assert_allclose(answers, rows @ kernel + bias, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "1st", "", "a-b", "class"])
+def test_features_that_cannot_be_named_are_refused(name: str, tmp_path: Path) -> None:
+    features = {name: tf.TensorSpec([4], tf.float32)}
+    with pytest.raises(tfdp.BadInput, match=f"feature '{name}' can't be an input"):
+        tfdp.export(dense(), tmp_path / "model", features=features)
+    assert versions(tmp_path / "model") == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"preprocess": scaled}, "give features="),
+        ({"features": (tf.TensorSpec([4]), tf.TensorSpec([4]))}, "use a dict"),
+    ],
+)
+def test_features_that_cannot_be_told_are_asked_for(
+    arguments: Any, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(tfdp.BadInput, match=said):
+        tfdp.export(dense(), tmp_path, **arguments)
+
+
+def test_a_version_that_answers_differently_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = tf.saved_model.save
+
+    def of_other_weights(*arguments: Any, **options: Any) -> None:
+        weights = dense().get_weights()
+        dense().set_weights([weight + 1 for weight in weights])
+        try:
+            save(*arguments, **options)
+        finally:
+            dense().set_weights(weights)
+
+    monkeypatch.setattr(tf.saved_model, "save", of_other_weights)
+    source = tfdp.from_arrays(ROWS.astype(np.float32))
+    with pytest.raises(TrainingError, match=r"answers outputs differently .* not published"):
+        tfdp.export(dense(), tmp_path, features=source)
+    assert not list(tmp_path.iterdir())
+
+
+def test_warm_up_requests_are_real_features_that_the_version_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    source = tfdp.from_arrays(ROWS, np.zeros(12))
+    version = tfdp.export(dense(), folder, preprocess=scaled, features=source)
+    requests = warmup_requests(version)
+    sent = [tf.make_ndarray(request.inputs["features"]) for request in requests]
+    assert [len(rows) for rows in sent] == [1, 2, 4, 8, 16, 32]
+    with loaded(version) as servable:
+        for request, rows in zip(requests, sent, strict=True):
+            assert request.model_spec.name == "digits"
+            assert request.model_spec.signature_name == "serving_default"
+            np.testing.assert_array_equal(rows, np.resize(ROWS, rows.shape))
+            expected = dense().predict(rows / np.float32(255), verbose=0)
+            answer = servable.ask(features=rows)["outputs"]
+            np.testing.assert_allclose(answer, expected, rtol=1e-5)
+
+
+def test_batch_sizes_of_warm_up_requests_can_be_chosen(tmp_path: Path) -> None:
+    some = tfdp.export(dense(), tmp_path, warmup_batch_sizes=[3])
+    (request,) = warmup_requests(some)
+    zeros = tf.make_ndarray(next(iter(request.inputs.values())))
+    np.testing.assert_array_equal(zeros, np.zeros((3, 4), np.float32))
+    assert warmup_requests(tfdp.export(dense(), tmp_path, warmup_batch_sizes=[])) == []
+    for bad in ([0], [1] * 1001):
+        with pytest.raises(tfdp.BadInput, match="--warmup_batch_sizes"):
+            tfdp.export(dense(), tmp_path, warmup_batch_sizes=bad)
+
+
+def test_a_dataset_gives_real_features_too(tmp_path: Path) -> None:
+    words = ["one", "three", "eleven"]
+    lengths = tf.data.Dataset.from_generator(
+        lambda: ((list(word), 0) for word in words),
+        output_signature=(tf.TensorSpec([None], tf.string), tf.TensorSpec([], tf.int32)),
+    )
+    count = keras.Sequential(
+        [keras.layers.Input((None,), dtype="string"), keras.layers.Lambda(tf.shape)]
+    )
+    version = tfdp.export(count, tmp_path, features=lengths, warmup_batch_sizes=[3])
+    (request,) = warmup_requests(version)
+    expected = np.array([list(word.ljust(6, " ")) for word in words], "S1")
+    np.testing.assert_array_equal(
+        tf.make_ndarray(request.inputs["features"]), np.where(expected == b" ", b"", expected)
+    )
+
+
+def test_specs_whose_zeros_the_model_refuses_give_no_warm_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def decoded(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.io.decode_raw(features, tf.float32), [4])
+
+    spec = tf.TensorSpec([], tf.string)
+    version = tfdp.export(dense(), tmp_path, preprocess=decoded, features=spec)
+    assert "the model does not take zeros and empty strings" in capsys.readouterr().err
+    assert warmup_requests(version) == []
+    rows = ROWS.astype(np.float32)
+    with loaded(version) as servable:
+        answer = servable.ask(features=[row.tobytes() for row in rows])["outputs"]
+    np.testing.assert_allclose(answer, dense().predict(rows, verbose=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit", ["variables", "warm-up"])
+def test_a_full_disk_loses_nothing(limit: str, tmp_path: Path) -> None:
+    tfdp.export(dense(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    keras.utils.set_random_seed(3)
+    large = keras.Sequential([keras.layers.Input((900,)), keras.layers.Dense(900)])
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    bytes_ = 1 << (17 if limit == "variables" else 22)
+    sizes = [1] if limit == "variables" else [2000]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, kept[1]))
+    try:
+        with pytest.raises((OSError, tf.errors.OpError)):
+            tfdp.export(large, tmp_path, warmup_batch_sizes=sizes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+    assert tfdp.export(dense(), tmp_path) == tmp_path / "2"
+
+
+def test_metrics_decide_before_anything_is_written(tmp_path: Path) -> None:
+    source = tfdp.from_arrays(ROWS.astype(np.float32))
+
+    def publish(accuracy: float, **gates: Any) -> Path:
+        scores = {"accuracy": accuracy, "loss": 3.0}
+        return tfdp.export(dense(), tmp_path, features=source, eval_metrics=scores, **gates)
+
+    with pytest.raises(Refused, match=r"accuracy is 0\.5, below --require_min=accuracy:0\.97"):
+        publish(0.5, require_min={"accuracy": 0.97})
+    with pytest.raises(Refused, match="loss is 3, above --require_max=loss:2"):
+        publish(0.5, require_max={"loss": 2})
+    with pytest.raises(tfdp.BadInput, match="--require_min=auc:1: evaluations give accuracy, loss"):
+        publish(0.5, require_min={"auc": 1})
+    assert not list(tmp_path.iterdir())
+    publish(0.9, not_worse_than_current=0.01)  # there is none
+    publish(0.95)
+    with pytest.raises(Refused, match=r"accuracy is 0\.93 and that of .*2, which is served"):
+        publish(0.93, not_worse_than_current=0.01)
+    (tmp_path.parent / "stable.config").write_text(
+        f'model_config_list {{ config {{ name: "{tmp_path.name}" base_path: "/models/x"'
+        ' version_labels { key: "stable" value: 1 } } }'
+    )
+    publish(0.93, not_worse_than_current=0.01, models_config=tmp_path.parent / "stable.config")
+    assert [about(path)["eval_metrics"]["accuracy"] for path in versions(tmp_path).values()] == [
+        0.9,
+        0.95,
+        0.93,
+    ]
+
+
+def test_old_versions_go_but_not_those_that_servers_need(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    (folder / "7").mkdir(parents=True)  # somebody else's
+    for _ in range(2):
+        tfdp.export(dense(), folder, keep=5)
+    (tmp_path / "models.config").write_text(
+        'model_config_list { config { name: "digits" base_path: "/models/digits"'
+        ' version_labels { key: "canary" value: 8 } } }'
+    )
+    for _ in range(3):
+        tfdp.export(dense(), folder, keep=2)
+    assert sorted(path.name for path in folder.iterdir()) == ["11", "12", "7", "8"]
+
+
+def test_where_a_version_came_from_is_found_again(tmp_path: Path) -> None:
+    assert published(tmp_path / "nowhere", {"run": "a"}) is None
+    for number, said in enumerate(({"run": "a", "step": 1}, {"run": "a", "step": 2}, None), 1):
+        (tmp_path / str(number)).mkdir()
+        if said is not None:
+            (tmp_path / str(number) / "tfdp.json").write_text(json.dumps(said | {"more": 0}))
+    (tmp_path / "9").mkdir()
+    (tmp_path / "9" / "tfdp.json").write_text("{ half")
+    assert published(tmp_path, {"run": "a"}) == tmp_path / "2"
+    assert published(tmp_path, {"run": "a", "step": 1}) == tmp_path / "1"
+    assert published(tmp_path, {"run": "b"}) is None
+
+
+def test_what_is_there_is_held_to_demands_and_published_again_with_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"run": "a", "step": 3, "weights_sha256": "w"}
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "tfdp.json").write_text(json.dumps(said))
+    recipe = Recipe("mine", "digest", None, *[lambda *_: None] * 2, *[None] * 4)
+    monkeypatch.setattr(exporting, "export", lambda *_, **options: tmp_path / "2")
+
+    def publish(weights_sha256: str = "w", **flags: Any) -> Path:
+        about = said | {"weights_sha256": weights_sha256, "eval_metrics": {"mae": 1.0}}
+        settings = PublishSettings(**flags)
+        return recipe_model.publish(tmp_path, settings, recipe, dense(), None, None, about)
+
+    assert publish(require_max=("mae:1",)) == tmp_path / "1"
+    with pytest.raises(Refused, match=r"mae is 1, above --require_max=mae:0\.5"):
+        publish(require_max=("mae:0.5",))
+    assert publish("others, which a callback has put back") == tmp_path / "2"
+
+
+def test_answers_are_alike_if_they_differ_by_rounding() -> None:
+    expected = np.array([1e5, -3e4, 0.01, np.nan], np.float32)
+    for more, are_alike in (((0.01, 0.02), True), ((0, 3), False), ((30, 0), False)):
+        answer = expected + np.array([more[0], 0, more[1], 0], np.float32)
+        assert load_check._are_alike(answer, expected, 1e-4) is are_alike
+
+
+def test_a_table_that_preprocess_holds_is_said_before_training(tmp_path: Path) -> None:
+    words = tf.constant(["a", "b"])
+    table = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(words, tf.constant([0.0, 1.0])), -1.0
+    )
+
+    def looked_up(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
+        return table.lookup(features)
+
+    def check(preprocess: Any, features: tfdp.Source) -> None:
+        more: dict[str, Any] = {"class_names": None, "models_config": None}
+        exporting.check(dense(), tmp_path, preprocess=preprocess, features=features, **more)
+
+    with pytest.raises(tfdp.BadInput, match="preprocess uses a table or a variable"):
+        check(looked_up, tfdp.from_arrays(np.full((3, 4), "a")))
+    check(scaled, tfdp.from_arrays(ROWS))
+
+
+def test_a_version_says_where_it_came_from(tmp_path: Path) -> None:
+    source = tfdp.from_arrays(ROWS.astype(np.float32))
+    version = tfdp.export(dense(), tmp_path, features=source, about={"run": "a", "step": 3})
+    weights = hashlib.sha256(b"".join(array.tobytes() for array in dense().get_weights()))
+    assert json.loads((version / "tfdp.json").read_text()) == {
+        "run": "a",
+        "step": 3,
+        "weights_sha256": weights.hexdigest(),
+        "data_sha256": source.sha256(),
+        "eval_metrics": {},
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "tfdp": tfdp.__version__,
+    }
+    assert published(tmp_path, {"run": "a"}) == version

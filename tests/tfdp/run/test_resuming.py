@@ -1,0 +1,384 @@
+"""Runs in this process that are told to stop, again and again, beside one that never was."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.tfdp.conftest import Strategies
+from tfdp import files, recipe
+from tfdp.errors import BadInput, Replaced, Stopped, TrainingError
+from tfdp.publishing import servable
+from tfdp.run import run, startup
+from tfdp.run.settings import TrainSettings
+from tfdp.run.training import train
+from tfdp.step import gradients
+
+RECIPE = """
+import dataclasses
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import tfdp
+from keras.callbacks import *
+
+@dataclasses.dataclass(frozen=True)
+class HParams:
+    patience: int = 9
+    each_batch: bool = True
+    width: int = 8
+    callbacks: str = ""
+
+def build_model(hparams):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        layers = [
+            keras.layers.Input((6,)),
+            keras.layers.GaussianNoise(0.1),
+            keras.layers.Dense(hparams.width, "relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(1, dtype="float32"),
+        ]
+        model = keras.Sequential(layers)
+        model.compile(keras.optimizers.Adam(0.02), "mse", metrics=["mae"])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    return model
+
+def examples(count, seed):
+    random = np.random.default_rng(seed)
+    return random.normal(size=(count, 6)), random.normal(size=(count, 1))
+
+def train_data(hparams):
+    return tfdp.from_arrays(*examples(35, 1))
+
+def eval_data(hparams):
+    return tfdp.from_arrays(*examples(11, 2))
+
+class Noting(Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen, self.sum = [], np.zeros(2)
+
+    def on_train_begin(self, logs=None):
+        self.seen = [["train"]]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.seen.append([epoch])
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen[-1].append("end")
+        self.sum += logs["val_loss"]
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if hasattr(self.model.optimizer.learning_rate, "assign"):
+            self.model.optimizer.learning_rate.assign(self.model.optimizer.learning_rate * 0.99)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen[-1].append(batch)
+        self.sum += logs["loss"]
+
+    def get_state(self):
+        return {"seen": self.seen, "sum": self.sum}
+
+    def set_state(self, state):
+        self.seen, self.sum = state["seen"], state["sum"]
+
+def callbacks(hparams):
+    if hparams.callbacks:
+        return eval(hparams.callbacks)
+    folder = Path(os.environ["WRITTEN"])
+    return [
+        LearningRateScheduler(lambda epoch, rate: rate * 0.9),
+        ReduceLROnPlateau("val_loss", factor=0.5, patience=1, cooldown=1),
+        *([Noting()] if hparams.each_batch else []),
+        CSVLogger(folder / "log.csv"),
+        ModelCheckpoint(folder / "best.keras", save_best_only=True),
+        EarlyStopping("val_loss", patience=hparams.patience, restore_best_weights=True),
+    ]
+"""
+STEPS = 19  # of 5 in an epoch
+
+
+class Told:
+    """Signals that come when the run has asked for them ``times`` times."""
+
+    def __init__(self, times: int | None = None) -> None:
+        self._left = times
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        yield
+
+    @property
+    def received(self) -> int | None:
+        if self._left is None:
+            return None
+        self._left -= 1
+        return 15 if self._left < 0 else None
+
+
+class Runs:
+    """Starts runs of the recipe above in folders of one test."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self._monkeypatch = monkeypatch
+        self._recipe = folder / "resumed_recipe.py"
+        self._recipe.write_text(RECIPE)
+
+    def start(self, name: str, *hparam: str, told: Told | None = None, **flags: Any) -> None:
+        """Starts a run, or goes on with it."""
+        (self.folder / name / "run").mkdir(parents=True, exist_ok=True)
+        self._monkeypatch.setenv("WRITTEN", str(self.folder / name))
+        options = {
+            "steps": STEPS,
+            "global_batch_size": 7,
+            "checkpoint_every_steps": 3,
+            "keep_checkpoints": 100,
+            "export_dir": Path("none"),
+            "tensorboard": False,
+        }
+        settings = TrainSettings(
+            recipe=str(self._recipe), workdir=self.folder / name / "run", **(options | flags)
+        )
+        train(settings, recipe.load(settings.recipe, hparam), told or Told())  # type: ignore[arg-type]
+
+    def finish(self, name: str, times: list[int], *hparam: str, **flags: Any) -> list[int]:
+        """Starts a run until it ends by itself, and gives the steps that it was stopped at."""
+        stops = []
+        for count in times:
+            try:
+                self.start(name, *hparam, told=Told(count), **flags)
+            except Stopped as stopped:
+                stops.append(stopped.step)
+        self.start(name, *hparam, **flags)
+        return stops
+
+    def summary(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / name / "run" / "summary.json").read_text())
+
+    def states(self, name: str) -> dict[int, dict[str, np.ndarray]]:
+        """Arrays by place, for Keras numbers what it names over all models of a process."""
+        return {
+            int(path.parent.name): {
+                "/".join(name.split("/")[:2]): array
+                for name, array in safetensors.numpy.load_file(path).items()
+            }
+            for path in (self.folder / name / "run").glob("checkpoints/[0-9]*/state.safetensors")
+        }
+
+    def assert_alike(self, name: str, other: str) -> None:
+        """Whether two runs left the same bits."""
+        told, expected = self.summary(name), self.summary(other)
+        for what in ("weights_sha256", "steps", "metrics", "eval_metrics", "history", "best"):
+            assert told[what] == expected[what], what
+        states = self.states(name)
+        for step, state in self.states(other).items():
+            for array_name, array in state.items():
+                bits = states[step][array_name].tobytes()
+                assert bits == array.tobytes(), (step, array_name, bits[:999])
+        for file in ("log.csv", "best.keras"):
+            ours, theirs = (self.folder / each / file for each in (name, other))
+            assert ours.exists() == theirs.exists()
+            if file == "log.csv" and ours.exists():
+                assert ours.read_bytes() == theirs.read_bytes()
+            elif ours.exists():
+                models = [keras.models.load_model(path).get_weights() for path in (ours, theirs)]
+                for mine, expected_weights in zip(*models, strict=True):
+                    np.testing.assert_array_equal(mine, expected_weights)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategies: Strategies) -> Iterator[Runs]:
+    monkeypatch.setattr(startup, "connect", lambda *_: strategies(2))
+    yield Runs(tmp_path, monkeypatch)
+
+
+def test_stops_anywhere_and_more_steps_leave_no_trace(runs: Runs) -> None:
+    """In the middle of an epoch, at its end, and at an end in the middle of an epoch."""
+    runs.start("unharmed")
+    runs.start("harmed", steps=3)
+    stops = runs.finish("harmed", [1, 6])
+    assert {bool(step % 5) for step in stops} == {True, False}, stops
+    runs.assert_alike("harmed", "unharmed")
+
+    history = runs.summary("unharmed")["history"]
+    assert history["epoch"] == [0, 1, 2, 3]
+    assert history["learning_rate"][0] == pytest.approx(0.02 * 0.9 * 0.99**5, rel=1e-5)
+    with (runs.folder / "harmed" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == history["epoch"]
+    assert [float(row["val_loss"]) for row in rows] == history["val_loss"]
+
+
+def test_a_run_keeps_the_pack_size_that_it_began_with(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(step: int) -> int:
+        manifest = runs.folder / "one" / "run" / "checkpoints" / str(step) / "manifest.json"
+        return json.loads(manifest.read_text())["about"]["settings"]["bytes_per_pack"]
+
+    plain = "callbacks=[]"
+    runs.start("one", plain, steps=1)
+    assert kept(1) == 13033  # the root of 81 weights of 4 bytes, 2 replicas and 1 << 18
+    monkeypatch.setattr(gradients, "BYTES_PER_HOP", 1)  # another version may choose another
+    runs.start("one", plain, steps=2)
+    assert kept(2) == kept(1)
+    with pytest.raises(BadInput, match="bytes_per_pack was 13033 and is 40"):
+        runs.start("one", plain, steps=3, bytes_per_pack=40)
+    with pytest.raises(BadInput, match="gradient_dtype was float32 and is bfloat16"):
+        runs.start("one", plain, steps=3, gradient_dtype="bfloat16")
+
+
+def test_a_profile_is_written_and_summed_up(runs: Runs, capfd: Any) -> None:
+    runs.start("one", "callbacks=[]", steps=12, profile=True)
+    folder = runs.folder / "one" / "run" / "tensorboard"
+    assert list(folder.rglob("*.xplane.pb"))
+    said = capfd.readouterr().err
+    assert " bounds this run (input " in said and said.count("bounds this run") == 1
+
+
+@pytest.fixture
+def alone(runs: Runs, monkeypatch: pytest.MonkeyPatch, strategies: Strategies) -> Runs:
+    """The same on one replica, for what has nothing to do with their number."""
+    monkeypatch.setattr(startup, "connect", lambda *_: strategies(1))
+    return runs
+
+
+def test_a_run_that_callbacks_stop_is_finished(alone: Runs, capfd: Any) -> None:
+    quick = ("each_batch=false", "patience=1")
+    alone.start("unharmed", *quick, steps=1000)
+    told = alone.summary("unharmed")
+    assert told["steps"] < 100 and told["steps"] % 5 == 0
+    best = int(np.argmin(told["history"]["val_loss"]))
+    assert best < len(told["history"]["epoch"]) - 1, "the last epoch was not the best"
+    assert told["eval_metrics"]["loss"] == told["history"]["val_loss"][best], "the best came back"
+
+    (alone.folder / "unharmed" / "run" / "summary.json").unlink()
+    alone.start("unharmed", *quick, steps=1000)  # as if killed before it was written
+    again = alone.summary("unharmed")
+    for name in ("weights_sha256", "steps", "history", "eval_metrics"):
+        assert again[name] == told[name], name
+    capfd.readouterr()
+    alone.start("unharmed", *quick, steps=2000)
+    assert "is finished at step" in capfd.readouterr().err
+
+    assert alone.finish("harmed", [2, 1], *quick, steps=1000)
+    alone.assert_alike("harmed", "unharmed")
+
+
+def test_the_best_by_a_metric_stays(alone: Runs) -> None:
+    plain = ("callbacks=[]",)
+    flags = {"eval_every_steps": 7, "keep_checkpoints": 1, "checkpoint_every_steps": 100}
+    alone.start("one", *plain, keep_best="mae:max", **flags)
+    best = alone.summary("one")["best"]
+    folder = alone.folder / "one" / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        {"19", str(best["step"]), "best"}
+    )
+    assert (folder / "best").readlink() == Path(str(best["step"]))
+
+    # What was best is what a run to that step gives when it is evaluated.
+    scores = {}
+    for step in (7, 14, 19):
+        alone.start("other", *plain, steps=step)
+        scores[step] = alone.summary("other")["eval_metrics"]["mae"]
+    assert best == {"by": "mae:max", "step": max(scores, key=scores.__getitem__)} | {
+        "value": max(scores.values())
+    }
+    assert best["step"] != 19
+    with pytest.raises(BadInput, match=r"--keep_best is nope:min: evaluations .* give loss, mae"):
+        alone.start("two", *plain, keep_best="nope:min", **flags)
+
+
+def test_checkpoints_of_another_run_are_refused_unless_adopted(alone: Runs) -> None:
+    plain = "callbacks=[]"
+    alone.start("one", plain, steps=4)
+    first = alone.states("one")[4]
+    with pytest.raises(BadInput, match="global_batch_size was 7 and is 8"):
+        alone.start("one", plain, global_batch_size=8)
+    with pytest.raises(BadInput, match=r"recipe_sha256 was .* and is .*--adopt_checkpoints"):
+        alone.start("one", plain, "width=9")
+    with pytest.raises(
+        BadInput,
+        match=r"model variable 0 was \S*/kernel float32\[6, 8\], is .*\[6, 9\].* more",
+    ):
+        alone.start("one", plain, "width=9", adopt_checkpoints=True)
+    for name, array in alone.states("one")[4].items():
+        np.testing.assert_array_equal(array, first[name])
+
+    alone.start("one", plain, seed=3, steps=5, adopt_checkpoints=True)
+    assert alone.summary("one")["seed"] == 3
+    with pytest.raises(BadInput, match="seed was 3 and is 0"):
+        alone.start("one", plain, steps=6)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("3", "callbacks gave a int, and has to give a list"),
+        ("[3]", "a list with a int in it"),
+        ("[EarlyStopping('val_nope')]", "monitors val_nope.* gives val_loss, val_mae"),
+        ("[SwapEMAWeights(swap_on_epoch=True)]", "SwapEMAWeights.* can't go on"),
+        ("[BackupAndRestore('x')]", "BackupAndRestore does not restore"),
+        ("[type('Half', (Callback,), {'get_state': 1})()]", "Half has one of get_state and set_"),
+    ],
+)
+def test_callbacks_that_can_not_work_are_refused(made: str, said: str, alone: Runs) -> None:
+    with pytest.raises(BadInput, match=f"recipe .*{said}"):
+        alone.start("one", f"callbacks={made}")
+
+
+def test_a_state_that_can_not_be_saved_is_named(alone: Runs) -> None:
+    made = "[type('Odd', (Callback,), {'get_state': lambda self: {1, 2}, 'set_state': print})()]"
+    with pytest.raises(TrainingError, match="the state of Odd can't be saved: there is a set in"):
+        alone.start("one", f"callbacks={made}", steps=1)
+
+
+def test_another_owner_of_the_workdir_ends_a_run_that_writes_nothing(alone: Runs) -> None:
+    workdir = alone.folder / "one" / "run"
+
+    class Taken(Told):
+        @property
+        def received(self) -> None:
+            if (workdir / "checkpoints" / "3").exists():
+                files.Claim(workdir)
+
+    with pytest.raises(Replaced, match=f"another process goes on with the run in {workdir}"):
+        alone.start("one", "callbacks=[]", told=Taken(), checkpoint_every_steps=1)
+    assert not (workdir / "summary.json").exists()
+    assert all(path.name.isdigit() for path in (workdir / "checkpoints").iterdir())
+    assert max(alone.states("one")) < STEPS
+
+
+@pytest.mark.parametrize("before", ["publishing", "summing up"])
+def test_who_loses_the_workdir_at_the_end_publishes_nothing(
+    before: str, alone: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir = alone.folder / "one" / "run"
+
+    def lose(*_: Any) -> None:
+        files.Claim(workdir)
+
+    if before == "publishing":
+        monkeypatch.setattr(servable, "published", lose)
+    else:
+        monkeypatch.setattr(run.Run, "_publish", lose)
+    with pytest.raises(Replaced):
+        alone.start("one", "callbacks=[]", steps=1, export_dir=None)
+    assert not (workdir / "summary.json").exists()
+    assert list((workdir / "model").iterdir()) == []

@@ -1,0 +1,337 @@
+"""Fails when a version of Keras moves what ``tfdp.step.keras_private`` leans on."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src.backend.common.variables import Variable as KerasVariable
+from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer as TFTrainer
+from keras.src.losses import loss as loss_module
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.trainers import compile_utils
+
+from tfdp.step import keras_private
+from tfdp.step.share import Share
+
+LOSS_FUNCTIONS = (
+    "scale_loss_for_distribution",
+    "unscale_loss_for_distribution",
+    "apply_mask",
+    "reduce_values",
+)
+
+
+def compiled(strategy: tf.distribute.Strategy, optimizer: Any = "adam") -> keras.Model:
+    with strategy.scope():
+        model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+        model.compile(optimizer, "mse", metrics=["mae"])
+    return model
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_build_makes_every_variable_that_training_needs(replicas: int, strategies: Any) -> None:
+    model = compiled(strategies(replicas))
+    weights = model.get_weights()
+    keras_private.build(model, (tf.TensorSpec([None, 3]), tf.TensorSpec([None, 2])))
+    paths = [variable.path for variable in model.optimizer.variables]
+    assert len(paths) == 2 + 2 * 2, "Adam: iteration, learning rate, and two for each weight"
+    assert [variable.path for metric in model.metrics for variable in metric.variables] == [
+        "loss/total",
+        "loss/count",
+        "mean_absolute_error/total",
+        "mean_absolute_error/count",
+    ]
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+    @tf.function
+    def train() -> None:  # would raise if it had to create a variable
+        batch = tf.ones((2, 3)), tf.zeros((2, 2))
+        model.distribute_strategy.run(model.train_step, args=(batch,))
+
+    train()
+    assert model.optimizer.iterations.numpy() == 1
+    assert [variable.path for variable in model.optimizer.variables] == paths
+
+
+def applied(
+    strategy: tf.distribute.Strategy,
+    optimizer: Callable[[], keras.optimizers.Optimizer],
+    reduce: Callable[[list[Any]], list[Any]],
+) -> tuple[np.ndarray, int]:
+    """A weight of zeros after one update by gradients 3 and 5 (of replicas 0 and 1), and how
+    often ``reduce`` was called on a replica."""  # fmt: skip
+    calls = []
+    with strategy.scope():
+        weight = keras.Variable(np.zeros(2, np.float32))
+        update = optimizer()
+        update.build([weight])
+
+    def counted(gradients: list[Any]) -> list[Any]:
+        calls.append(1)
+        return reduce(gradients)
+
+    def on_replica() -> None:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        update.apply([tf.fill([2], tf.where(replica == 0, 3.0, 5.0))], [weight])
+
+    @tf.function
+    def step() -> None:
+        with keras_private.reduced_first(counted):
+            strategy.run(on_replica)
+
+    step()
+    return weight.numpy(), len(calls) // strategy.num_replicas_in_sync
+
+
+def total(gradients: list[Any]) -> list[Any]:
+    context = tf.distribute.get_replica_context()
+    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, gradients))
+
+
+def test_gradients_are_summed_once_by_reduce_alone(strategies: Any) -> None:
+    weight, calls = applied(strategies(2), lambda: keras.optimizers.SGD(1.0), total)
+    np.testing.assert_allclose(weight, -8.0)
+    assert calls == 1
+
+
+def test_gradients_are_clipped_after_they_are_reduced(strategies: Any) -> None:
+    def sgd() -> keras.optimizers.Optimizer:
+        return keras.optimizers.SGD(1.0, clipvalue=4.0)
+
+    # Clipped before: 3 + 4 = 7. After: 8 is clipped to 4.
+    np.testing.assert_allclose(applied(strategies(2), sgd, total)[0], -4.0)
+
+
+def test_an_optimizer_around_another_reduces_once_and_then_unscales(strategies: Any) -> None:
+    def scaled() -> keras.optimizers.Optimizer:
+        inner = keras.optimizers.SGD(1.0, clipvalue=4.0)
+        return keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
+
+    # 3 + 5 = 8, unscaled 2, not clipped. Clipped before unscaling it would be 1.
+    weight, calls = applied(strategies(2), scaled, total)
+    np.testing.assert_allclose(weight, -2.0)
+    assert calls == 1
+
+
+def test_an_overflow_of_one_replica_skips_the_update_of_all(strategies: Any) -> None:
+    made = []
+
+    def scaled() -> keras.optimizers.Optimizer:
+        inner = keras.optimizers.SGD(1.0)
+        made.append(keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0))
+        return made[0]
+
+    def overflowing(gradients: list[Any]) -> list[Any]:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        factor = tf.where(replica == 1, np.float32("inf"), 1.0)
+        return total([gradient * factor for gradient in gradients])
+
+    np.testing.assert_allclose(applied(strategies(2), scaled, overflowing)[0], 0.0)
+    assert made[0].dynamic_scale.numpy() == 2.0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_keras_is_as_it_was_afterwards(fails: bool) -> None:
+    owners: list[tuple[Any, str]] = [
+        (BaseOptimizer, "apply"),
+        (keras.optimizers.LossScaleOptimizer, "apply"),
+        (TFOptimizer, "_all_reduce_sum_gradients"),
+        (keras.random.SeedGenerator, "next"),
+        (BaseOptimizer, "_backend_apply_gradients"),
+        (KerasVariable, "assign"),
+        *((loss_module, name) for name in LOSS_FUNCTIONS),
+        (compile_utils, "loss_module"),
+    ]
+    before = [vars(owner)[name] for owner, name in owners]
+    try:
+        with (
+            keras_private.reduced_first(list),
+            keras_private.seeds_drawn_from(tf.constant(0, tf.int64)),
+            keras_private.periods_decided(is_update=True, overwrites=False),
+            keras_private.assignments_noted(lambda each: None),
+            keras_private.losses_as_shares(keras_private.TracedLosses(), lambda: None),
+        ):
+            during = [vars(owner)[name] for owner, name in owners]
+            if fails:
+                raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+    assert [vars(owner)[name] for owner, name in owners] == before
+    assert all(new is not old for new, old in zip(during, before, strict=True))
+
+
+def test_every_optimizer_applies_by_the_function_that_is_replaced() -> None:
+    # MultiOptimizer hands its gradients to others, each of which reduces its part.
+    replaced = (BaseOptimizer, keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+    for name in dir(keras.optimizers):
+        optimizer = getattr(keras.optimizers, name)
+        if isinstance(optimizer, type) and issubclass(optimizer, keras.optimizers.Optimizer):
+            definer = next(each for each in optimizer.__mro__ if "apply" in vars(each))
+            assert definer in replaced, name
+
+
+def losses_on(
+    strategy: tf.distribute.Strategy, loss: keras.losses.Loss, sizes: list[int], **options: Any
+) -> tuple[list[float], keras_private.TracedLosses]:
+    """What a loss is on each replica, for parts of these sizes of rows 0, 1, 2, … of numbers."""
+    record = keras_private.TracedLosses()
+    mine: dict[int, Share] = {}
+    firsts = np.cumsum([0, *sizes])
+    rows = np.arange(1, 13, dtype=np.float32).reshape(6, 2) ** 1.5
+
+    def on_replica() -> tf.Tensor:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        first, stop = tf.gather(firsts, replica), tf.gather(firsts, replica + 1)
+        here = {name: tf.constant(values)[first:stop] for name, values in options.items()}
+        mask = here.pop("mask", None)
+        values = tf.constant(rows)[first:stop]
+        part = Share(tf.cast(stop - first, tf.int32), tf.constant(sum(sizes)), len(sizes), True)
+        mine[threading.get_ident()] = part
+        prediction = part.padded(values)
+        if mask is not None:
+            keras.src.backend.set_keras_mask(prediction, part.padded(mask))
+        return loss(tf.zeros_like(prediction), prediction, **part.padded(here))
+
+    @tf.function
+    def run() -> Any:
+        with keras_private.losses_as_shares(record, lambda: mine[threading.get_ident()]):
+            return strategy.run(on_replica)
+
+    return [float(each) for each in strategy.experimental_local_results(run())], record
+
+
+WEIGHTS = np.array([1.0, 0.0, 2.0, 4.0, 0.5, 3.0], np.float32)
+MASK = np.array([[1, 0], [1, 1], [0, 0], [1, 1], [0, 1], [0, 0]], bool)
+
+
+@pytest.mark.parametrize("sizes", [[3, 3], [4, 2], [6, 0]])
+@pytest.mark.parametrize(
+    ("reduction", "options"),
+    [
+        ("sum_over_batch_size", {}),
+        ("sum", {}),
+        ("sum_over_batch_size", {"sample_weight": WEIGHTS}),
+        ("mean_with_sample_weight", {"sample_weight": WEIGHTS}),
+        ("sum_over_batch_size", {"mask": MASK}),
+        ("mean", {"mask": MASK}),
+        ("sum", {"mask": MASK}),
+    ],
+)
+def test_parts_of_a_loss_add_up_to_it(
+    reduction: str, options: dict[str, Any], sizes: list[int], strategies: Any
+) -> None:
+    class Squares(keras.losses.Loss):
+        def call(self, y_true: Any, y_pred: Any) -> Any:
+            squares = tf.square(y_true - y_pred)
+            return squares if "mask" in options else tf.reduce_mean(squares, axis=-1)
+
+    found, record = losses_on(strategies(2), Squares(reduction=reduction), sizes, **options)
+    whole, _ = losses_on(strategies(1), Squares(reduction=reduction), [6], **options)
+    rows = np.arange(1, 13, dtype=np.float32).reshape(6, 2) ** 1.5
+    prediction = tf.constant(rows)
+    if "mask" in options:
+        keras.src.backend.set_keras_mask(prediction, tf.constant(MASK))
+    expected = Squares(reduction=reduction)(  # Keras's own, of the whole batch
+        tf.zeros_like(prediction), prediction, sample_weight=options.get("sample_weight")
+    )
+    np.testing.assert_allclose([sum(found), *whole], [expected] * 2, rtol=1e-5)
+    assert record.are_shares
+
+
+def test_a_metric_of_an_outputs_loss_and_of_the_whole_are_known_apart() -> None:
+    sources = {
+        "trainer": (loss_module.__name__, inspect.getsource(TFTrainer.train_step)),
+        "compile_utils": (compile_utils.__name__, inspect.getsource(compile_utils.CompileLoss)),
+    }
+    for name, (_, source) in sources.items():
+        assert source.count("loss_module.unscale_loss_for_distribution(") == 1, name
+    assert inspect.getsource(compile_utils).count("loss_module.") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (1, 0)),
+        ({"gradient_accumulation_steps": 3}, (3, 0)),
+        ({"use_ema": True}, (1, 0)),
+        ({"use_ema": True, "ema_overwrite_frequency": 4}, (1, 4)),
+    ],
+)
+def test_periods_of_an_optimizer(options: dict[str, Any], expected: tuple[int, int]) -> None:
+    optimizer = keras.optimizers.SGD(0.1, **options)
+    assert keras_private.periods(optimizer) == expected
+    assert keras_private.periods(keras.optimizers.LossScaleOptimizer(optimizer)) == expected
+    optimizer.build([keras.Variable(np.zeros(2, np.float32))])
+    due = []
+    for _ in range(12):
+        due.append(tuple(bool(each) for each in keras_private.due(optimizer)))
+        optimizer.apply([tf.ones(2)])
+    update_every, overwrite_every = expected
+    assert [update for update, _ in due] == [(i + 1) % update_every == 0 for i in range(12)]
+    if overwrite_every:
+        assert [o for _, o in due] == [(i + 1) % overwrite_every == 0 for i in range(12)]
+
+
+def test_what_layers_assign_is_noted() -> None:
+    noted: list[str] = []
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 2))
+    with keras_private.assignments_noted(lambda each: noted.append(each.name)):
+        layer(tf.ones((4, 2)), training=True)
+    assert sorted(noted) == ["moving_mean", "moving_variance"]
+
+
+def drawn(
+    strategy: tf.distribute.Strategy, layer: Callable[[tf.Tensor], tf.Tensor], step: int
+) -> list[np.ndarray]:
+    """What a random layer makes of ones on each replica at a step, called twice."""
+
+    @tf.function
+    def call() -> Any:
+        with keras_private.seeds_drawn_from(tf.constant(step, tf.int64)):
+            return strategy.run(lambda: tf.stack([layer(tf.ones(64)), layer(tf.ones(64))]))
+
+    return [each.numpy() for each in strategy.experimental_local_results(call())]
+
+
+LAYERS = {
+    "dropout": lambda: keras.layers.Dropout(0.5, seed=7),
+    "spatial": lambda: keras.layers.AlphaDropout(0.5, seed=7),
+    "noise": lambda: keras.layers.GaussianNoise(1.0, seed=7),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_random_layers_draw_by_step_and_replica(kind: str, strategies: Any) -> None:
+    strategy = strategies(2)
+    with strategy.scope():
+        layer = LAYERS[kind]()
+    state = layer.seed_generator.state.numpy()
+
+    def training(ones: tf.Tensor) -> tf.Tensor:
+        return layer(ones, training=True)
+
+    outputs = [*drawn(strategy, training, 0), *drawn(strategy, training, 1)]
+    rows = [row.tobytes() for output in outputs for row in output]
+    assert len(set(rows)) == 8, "two steps, two replicas, two calls"
+    again = [*drawn(strategy, training, 0), *drawn(strategy, training, 1)]
+    assert rows == [row.tobytes() for output in again for row in output]
+    np.testing.assert_array_equal(layer.seed_generator.state.numpy(), state)
+
+
+def test_layers_of_other_seeds_draw_apart() -> None:
+    def noise(seed: int) -> list[np.ndarray]:
+        layer = keras.layers.GaussianNoise(1.0, seed=seed)
+        training = lambda ones: layer(ones, training=True)  # noqa: E731
+        return drawn(tf.distribute.get_strategy(), training, 0)
+
+    assert not np.array_equal(noise(1)[0], noise(2)[0])

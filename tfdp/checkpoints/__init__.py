@@ -1,0 +1,1 @@
+"""Checkpoints of a run: its state as named arrays, writing them while training goes on, reading."""

@@ -1,0 +1,115 @@
+"""Saving a run while it trains, and restoring it: model, metrics, callbacks, and the best step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdp.checkpoints import callback_state, state
+from tfdp.checkpoints.store import CheckpointStore
+from tfdp.log import say
+from tfdp.workers.collectives import Workers
+
+
+class Saver:
+    """Saves a run. Every worker has one; the chief's writes.
+
+    Given the arrays of a checkpoint, the constructor restores the model.
+
+    Args:
+        model: a built model.
+        workers: the workers.
+        store: the run's checkpoints, on the chief; None on other workers.
+        callbacks: all callbacks whose state is saved, in the same order on all workers.
+        local_callbacks: those of them that run on this worker.
+        step: step of the newest checkpoint; 0 if there is none.
+        about: the manifest's description of the run.
+        arrays: the checkpoint's arrays; empty if there is none.
+        keep_best: ``NAME:min`` or ``NAME:max`` of an evaluation; empty for none.
+
+    Raises:
+        BadInput: if the checkpoint is of another model.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        workers: Workers,
+        store: CheckpointStore | None,
+        *,
+        callbacks: Sequence[keras.callbacks.Callback],
+        local_callbacks: Sequence[keras.callbacks.Callback],
+        step: int,
+        about: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        keep_best: str,
+    ) -> None:
+        self.step = step  # of the newest checkpoint
+        self.best: dict[str, Any] | None = about["best"]
+        self._model = model
+        self._workers = workers
+        self._store = store
+        self._callbacks = callbacks
+        self._local_callbacks = local_callbacks
+        self._about = about
+        self._keep_best = keep_best
+        self._arrays = arrays
+        if arrays:
+            state.check(model, arrays)
+            state.restore(model, workers, arrays)
+
+    def restore(self) -> None:
+        """Restores the checkpoint again, as callbacks' ``on_train_begin`` may have changed it."""
+        if not self._arrays:
+            return
+        state.restore(self._model, self._workers, self._arrays)
+        unsaved = callback_state.restore(self._callbacks, self._local_callbacks, self._arrays)
+        if unsaved and self._workers.is_chief:
+            say(f"{', '.join(unsaved)} begin anew: the checkpoint knows nothing of them")
+        self._model.stop_training = self._about["stopped_early"]
+        self._arrays = {}  # large
+
+    def save(self, step: int, stopped_early: bool = False) -> None:
+        """Saves, unless that step is already saved; a collective.
+
+        Args:
+            step: number of updates done.
+            stopped_early: whether a callback has ended the run at this step.
+        """
+        if step == self.step:
+            return
+        arrays = state.capture(self._model, self._workers)
+        if self._store is not None:
+            self._store.save(
+                step,
+                arrays | callback_state.capture(self._callbacks),
+                {**self._about, "stopped_early": stopped_early, "best": self.best},
+                best=None if self.best is None else self.best["step"],
+            )
+        self.step = step
+
+    def save_if_best(self, step: int, scores: Mapping[str, Any], stopped_early: bool) -> None:
+        """Saves if this evaluation is the best so far, and records it in the checkpoint."""
+        metric, _, direction = self._keep_best.rpartition(":")
+        if not metric or math.isnan(scores[metric]):
+            return
+        if self.best is not None and self.best["by"] == self._keep_best:
+            score, best_score = scores[metric], self.best["value"]
+            if not (score > best_score if direction == "max" else score < best_score):
+                return
+        self.best = {"by": self._keep_best, "step": step, "value": scores[metric]}
+        self.save(step, stopped_early)
+
+    def check(self) -> None:
+        """Raises the error of a failed write so far; does not wait for a running one."""
+        if self._store is not None:
+            self._store.check()
+
+    def wait(self) -> None:
+        """Returns when all checkpoints are on disk; raises the error of a failed write."""
+        if self._store is not None:
+            self._store.wait()

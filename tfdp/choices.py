@@ -1,0 +1,10 @@
+"""Values that flags and arguments of the same name accept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+AutoShard = Literal["auto", "file", "data", "off"]
+Communication = Literal["auto", "ring", "nccl"]
+GradientDtype = Literal["float32", "bfloat16"]
+MixedPrecision = Literal["none", "bfloat16", "float16"]

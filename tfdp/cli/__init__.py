@@ -1,0 +1,1 @@
+"""What the commands share: flags, signals, and how a worker's process ends."""

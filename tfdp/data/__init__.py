@@ -1,0 +1,1 @@
+"""Sources of examples, their order, and the input pipeline. Knows nothing of models."""

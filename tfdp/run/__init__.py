@@ -1,0 +1,1 @@
+"""A run in its workdir: starting or resuming, training, evaluating, publishing, summing up."""

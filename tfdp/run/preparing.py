@@ -1,0 +1,190 @@
+"""What precedes the first step of a run: build, find the resume point, check, restore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfdp.checkpoints.saving import Saver
+from tfdp.checkpoints.store import CheckpointStore
+from tfdp.data import pipeline
+from tfdp.data.pipeline import Batches
+from tfdp.errors import BadInput
+from tfdp.files import Claim
+from tfdp.publishing import recipe_model
+from tfdp.recipe import Recipe
+from tfdp.run.recipe_data import RecipeData, data_of
+from tfdp.run.resume_point import ResumePoint, find_resume_point
+from tfdp.run.run import Run
+from tfdp.run.settings import TrainSettings
+from tfdp.run.startup import build_model
+from tfdp.step import keras_private
+from tfdp.step.gradients import GradientAllReduce
+from tfdp.step.metrics import read_metrics
+from tfdp.step.optimizers import check_optimizers_are_built
+from tfdp.trainer import callbacks, evaluation
+from tfdp.workers.collectives import Workers
+
+DEFAULT_EPOCHS = 10
+
+
+def prepare(settings: TrainSettings, recipe: Recipe, workers: Workers) -> Run:
+    """Prepares a run, so that training can start at its resume point; a collective.
+
+    Raises:
+        BadInput: on all workers, if something would fail later: the model, the data, the callbacks,
+            publishing, or the checkpoint.
+    """
+    keras.utils.set_random_seed(settings.seed % (1 << 32))
+    model = build_model(recipe, workers, settings.mixed_precision)
+    data = data_of(recipe)
+    claim = store = None
+    if workers.is_chief:
+        claim = Claim(settings.workdir)
+        folder = settings.workdir / "checkpoints"
+        store = CheckpointStore(folder, settings.keep_checkpoints, claim)
+    resume_point = _resume_point(settings, recipe, workers, store)
+    batches = data.training_batches(workers, settings, resume_point.step)
+    metric_names = _check_model_and_data(settings, recipe, workers, model, data, batches)
+    run_callbacks = _callbacks(recipe, workers, metric_names)
+    _check_publishing(settings, recipe, workers, model, data, metric_names)
+    all_reduce = _all_reduce(resume_point, model, workers)
+    checkpoint = resume_point.checkpoint
+    saver = Saver(
+        model,
+        workers,
+        store,
+        callbacks=run_callbacks,
+        local_callbacks=callbacks.for_worker(run_callbacks, workers),
+        step=resume_point.step,
+        about=resume_point.about,
+        arrays={} if checkpoint is None else checkpoint.arrays(),
+        keep_best=settings.keep_best,
+    )
+    return Run(
+        settings=settings,
+        recipe=recipe,
+        workers=workers,
+        model=model,
+        data=data,
+        batches=batches,
+        callbacks=run_callbacks,
+        all_reduce=all_reduce,
+        saver=saver,
+        claim=claim,
+        about=resume_point.about,
+        last_summary=resume_point.summary,
+        first_step=resume_point.step,
+        last_step=_last_step(settings, resume_point, batches.steps_per_epoch),
+    )
+
+
+def _resume_point(
+    settings: TrainSettings, recipe: Recipe, workers: Workers, store: CheckpointStore | None
+) -> ResumePoint:
+    identity = {
+        "recipe_sha256": recipe.digest,
+        "seed": settings.seed,
+        "global_batch_size": settings.global_batch_size,
+        "mixed_precision": settings.mixed_precision,
+        "gradient_dtype": settings.gradient_dtype,
+        "bytes_per_pack": settings.bytes_per_pack,
+    }
+    summary_path = settings.workdir / "summary.json"
+    return find_resume_point(workers, store, summary_path, identity, settings.adopt_checkpoints)
+
+
+def _last_step(settings: TrainSettings, resume_point: ResumePoint, steps_per_epoch: int) -> int:
+    if resume_point.about["stopped_early"]:
+        return resume_point.step
+    last_step = settings.steps or (settings.epochs or DEFAULT_EPOCHS) * steps_per_epoch
+    if resume_point.step > last_step:
+        raise BadInput(
+            f"{settings.workdir} is at step {resume_point.step}, past the {last_step} that "
+            "this run asks for: ask for more --steps or --epochs, or use another --workdir"
+        )
+    return last_step
+
+
+def _check_model_and_data(
+    settings: TrainSettings,
+    recipe: Recipe,
+    workers: Workers,
+    model: keras.Model,
+    data: RecipeData,
+    batches: Batches,
+) -> list[str]:
+    """Builds the model, and checks model and data; returns the names of evaluation metrics."""
+    try:
+        keras_private.build(model, batches.element_spec)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(
+            f"recipe {recipe.name}: the model does not take what train_data and "
+            f"preprocess give, {batches.element_spec}: {error}"
+        ) from error
+    check_optimizers_are_built(model)
+    values = read_metrics(model) if data.eval is not None else {}
+    metric_names = [name for name, value in values.items() if isinstance(value, (int, float))]
+    workers.settle()
+    if data.eval is not None:
+        train_spec, eval_spec = pipeline.element_spec(data.train), pipeline.element_spec(data.eval)
+        evaluation.check(data.eval, settings.auto_shard, workers)
+        if not pipeline.are_compatible(train_spec, eval_spec):
+            raise BadInput(
+                f"recipe {recipe.name}: eval_data gives {eval_spec}, which differs from "
+                f"what train_data gives: {train_spec}"
+            )
+    metric, _, _ = settings.keep_best.rpartition(":")
+    if metric and metric not in metric_names:
+        raise BadInput(
+            f"--keep_best is {settings.keep_best}: evaluations of recipe "
+            f"{recipe.name} give {', '.join(metric_names) or 'nothing'}"
+        )
+    return metric_names
+
+
+def _callbacks(
+    recipe: Recipe, workers: Workers, metric_names: Sequence[str]
+) -> list[keras.callbacks.Callback]:
+    """Returns the recipe's callbacks, and Keras's History after them, as in ``Model.fit``."""
+    if recipe.callbacks is None:
+        return [keras.callbacks.History()]
+    of_recipe: Any = recipe.callbacks(recipe.hparams)
+    try:
+        callbacks.check(of_recipe, [f"val_{name}" for name in metric_names])
+        callbacks.for_worker(of_recipe, workers)
+    except BadInput as error:
+        raise BadInput(f"recipe {recipe.name}: {error}") from None
+    return [*of_recipe, keras.callbacks.History()]
+
+
+def _check_publishing(
+    settings: TrainSettings,
+    recipe: Recipe,
+    workers: Workers,
+    model: keras.Model,
+    data: RecipeData,
+    metric_names: Sequence[str],
+) -> None:
+    folder = settings.publish_dir
+    if folder is not None:
+        workers.run_on_chief(
+            lambda: recipe_model.check(folder, settings, recipe, model, data.train, metric_names)
+        )
+
+
+def _all_reduce(
+    resume_point: ResumePoint, model: keras.Model, workers: Workers
+) -> GradientAllReduce:
+    """Returns how gradients are all-reduced, with the pack size that the run started with.
+
+    The order of summing depends on the pack size. If a resumed run chose it again, for another
+    number of workers, it would differ from an undisturbed run in the last bits.
+    """
+    settings = resume_point.about["settings"]
+    all_reduce = GradientAllReduce(settings["gradient_dtype"], settings["bytes_per_pack"])
+    all_reduce = all_reduce.with_pack_size(model, workers.replicas)
+    settings["bytes_per_pack"] = all_reduce.bytes_per_pack
+    return all_reduce

@@ -1,0 +1,104 @@
+"""The resume point of a run: the chief finds it in the workdir and sends it to all workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+from tfdp.checkpoints.store import Checkpoint, CheckpointStore
+from tfdp.errors import BadInput
+from tfdp.log import say
+from tfdp.workers.collectives import Workers
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumePoint:
+    """The point from which a run goes on.
+
+    Args:
+        step: number of updates done.
+        about: the description of the run that its checkpoints contain: its ``run`` (a unique name),
+            its ``settings``, its ``restarts`` (how often it went on from a checkpoint), whether a
+            callback ``stopped_early``, and the ``best`` evaluation so far.
+        summary: the summary of the last time that the run finished; empty if it never did.
+        checkpoint: the checkpoint of ``step``; None at the beginning.
+    """
+
+    step: int
+    about: dict[str, Any]
+    summary: dict[str, Any]
+    checkpoint: Checkpoint | None
+
+
+def find_resume_point(
+    workers: Workers,
+    store: CheckpointStore | None,
+    summary_path: Path,
+    settings: dict[str, Any],
+    adopt_checkpoints: bool,
+) -> ResumePoint:
+    """Finds the resume point of a run; a collective.
+
+    Args:
+        workers: the workers.
+        store: the run's checkpoints, on the chief; None on other workers.
+        summary_path: ``WORKDIR/summary.json``, which only the chief reads.
+        settings: values that a checkpoint has to have to belong to this run; None matches any.
+        adopt_checkpoints: whether to go on from a checkpoint of another run.
+
+    Raises:
+        BadInput: on all workers, if the workdir belongs to another run that must not be adopted.
+    """
+    checkpoint: Checkpoint | None = None
+
+    def find() -> dict[str, Any]:
+        nonlocal checkpoint
+        assert store is not None
+        checkpoint = store.latest()
+        summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
+        differences = _differences(checkpoint, settings)
+        if differences and not adopt_checkpoints:
+            raise BadInput(
+                f"{summary_path.parent} belongs to another run: {'; '.join(differences)}. Use "
+                "another --workdir, or what it was started with, or --adopt_checkpoints"
+            )
+        if checkpoint is None:
+            return {"step": 0, "about": _about_new_run(settings), "summary": summary}
+        if differences:
+            say(f"going on from another run's checkpoint: {'; '.join(differences)}")
+            return {"step": checkpoint.step, "about": _about_new_run(settings), "summary": {}}
+        was_finished = summary.get("steps") == checkpoint.step
+        restarts = checkpoint.about["restarts"] + (not was_finished)
+        about = checkpoint.about | {"restarts": restarts}
+        return {"step": checkpoint.step, "about": about, "summary": summary}
+
+    found = workers.run_on_chief(find)
+    if found["step"]:
+        state = workers.broadcast(None if checkpoint is None else checkpoint.state)
+        checkpoint = Checkpoint(found["step"], found["about"], state)
+    workers.settle()
+    return ResumePoint(checkpoint=checkpoint, **found)
+
+
+def _about_new_run(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "run": uuid.uuid4().hex,
+        "restarts": 0,
+        "settings": settings,
+        "stopped_early": False,
+        "best": None,
+    }
+
+
+def _differences(checkpoint: Checkpoint | None, settings: dict[str, Any]) -> list[str]:
+    if checkpoint is None:
+        return []
+    saved = checkpoint.about["settings"]
+    return [
+        f"{name} was {saved.get(name)} and is {value}"
+        for name, value in settings.items()
+        if value is not None and saved.get(name) != value
+    ]

@@ -1,0 +1,31 @@
+"""The story of ``python -m tfdp.train``, from connecting the workers to the summary."""
+
+from __future__ import annotations
+
+from tfdp.cli.signals import Signals
+from tfdp.recipe import Recipe
+from tfdp.run.preparing import prepare
+from tfdp.run.settings import TrainSettings
+from tfdp.run.startup import meet
+
+
+def train(settings: TrainSettings, recipe: Recipe, signals: Signals) -> None:
+    """Trains, evaluates, publishes and sums up; the same call resumes an unfinished run.
+
+    Raises:
+        BadInput: before training, on all workers.
+        Stopped: if a signal ended the run; its state is saved.
+        TrainingError: if the run can't go on.
+    """
+    workers = meet(settings, recipe)
+    run = prepare(settings, recipe, workers)
+    try:
+        if run.is_finished:
+            run.say_nothing_to_do()
+            return
+        with signals.deferred():
+            run.train(lambda: signals.received is not None)
+        run.evaluate()
+        run.publish_and_sum_up()
+    finally:
+        run.saver.wait()

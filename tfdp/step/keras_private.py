@@ -1,0 +1,368 @@
+"""The one file that uses private names of Keras. Tested with Keras 3.15.
+
+Keras 3 has no public way to (1) create a compiled model's metric and optimizer variables without
+training, (2) give an optimizer gradients that are already summed over the replicas, (3) make a
+replica's loss a share of the global batch's loss, (4) decide outside of a replica whether an
+optimizer's periodic work is due, (5) find the statistics that layers update, or (6) choose the
+seeds of random layers. Each function below lists the names that it relies on;
+``tests/tfdp/step/test_keras_private.py`` fails if a version of Keras moves one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common.variables import Variable as KerasVariable
+from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.losses import loss as loss_module
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.trainers import compile_utils
+
+from tfdp.log import say_on_chief
+from tfdp.step.all_reduce import all_reduce_sum
+from tfdp.step.share import Share
+
+Gradients = list[Any]  # tensors, IndexedSlices or None
+
+_NOTES = {
+    "denominator": (
+        "a loss divides by a number that depends on the data (a mask, or mean_with_sample_weight), "
+        "and gradients are accumulated: each micro-batch divides by its own number, so the sum "
+        "differs slightly from that of the undivided batch"
+    ),
+    "scalar": (
+        "a loss function returns one number for the whole batch, not one for each example: on "
+        "several replicas it is treated as a mean over the examples, and is wrong if it isn't one"
+    ),
+    "unknown": (
+        "train_step uses no loss of Keras (self.compute_loss, or an object of keras.losses): on "
+        "several replicas its gradients are treated as those of a mean over the examples, and are "
+        "wrong if they aren't"
+    ),
+}
+
+
+def build(model: keras.Model, batch_spec: Any) -> None:
+    """Creates all variables of a compiled model, its metrics and its optimizer.
+
+    Relies on ``Trainer._symbolic_build(data_batch=…)``. ``Model.fit`` calls it through a function
+    that fails under MultiWorkerMirroredStrategy; this one calls it directly.
+
+    Args:
+        model: a model that was compiled in its strategy's scope.
+        batch_spec: ``(x[, y[, sample_weight]])`` of ``tf.TensorSpec``, batch dimension first.
+    """
+    with model.distribute_strategy.scope():
+        model._symbolic_build(data_batch=batch_spec)
+
+
+def compilation(model: keras.Model) -> Any:
+    """Returns an object that each ``compile`` creates; None before the first.
+
+    Relies on ``Trainer._compile_loss``. The public ``metrics`` won't do: a model may override it.
+    """
+    return model._compile_loss
+
+
+@contextlib.contextmanager
+def reduced_first(reduce: Callable[[Gradients], Gradients | None]) -> Iterator[None]:
+    """While it lasts, ``optimizer.apply`` starts with ``reduce(gradients)``.
+
+    Keras clips, checks and unscales a replica's own gradients and only then sums them over the
+    replicas. That is another computation than on one replica. Here ``apply`` works on gradients
+    that ``reduce`` has summed, and Keras's own reduction does nothing. If ``reduce`` returns None,
+    nothing is applied.
+
+    Relies on ``apply`` of ``BaseOptimizer`` and ``LossScaleOptimizer`` being the outermost call
+    that gets the gradients, on ``LossScaleOptimizer._stateful_handle_finite_grads`` calling the
+    wrapped optimizer's ``apply``, and on ``TFOptimizer._all_reduce_sum_gradients`` being the only
+    reduction.
+    """
+    inside = threading.local()  # MirroredStrategy traces each replica in a thread of its own
+
+    def reducing(apply: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+            if getattr(inside, "apply", False):  # an optimizer that wraps another
+                return apply(self, grads, trainable_variables)
+            reduced = reduce(list(grads))
+            if reduced is not None:
+                as_inside(apply)(self, reduced, trainable_variables)
+
+        return wrapper
+
+    def as_inside(apply: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any) -> Any:
+            inside.apply = True
+            try:
+                return apply(*args)
+            finally:
+                inside.apply = False
+
+        return wrapper
+
+    scaled = keras.optimizers.LossScaleOptimizer
+    finish = "_stateful_handle_finite_grads"  # in a new thread on several replicas
+    with contextlib.ExitStack() as stack:
+        for optimizer in (BaseOptimizer, scaled):
+            stack.enter_context(replaced(optimizer, "apply", reducing(optimizer.apply)))
+        stack.enter_context(replaced(scaled, finish, as_inside(getattr(scaled, finish))))
+        stack.enter_context(
+            replaced(TFOptimizer, "_all_reduce_sum_gradients", lambda _, pairs: list(pairs))
+        )
+        yield
+
+
+def loss_trackers(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns the metrics that track the losses of single outputs of a model with several.
+
+    Relies on ``CompileLoss.metrics``.
+    """
+    return list(getattr(model._compile_loss, "metrics", ()))
+
+
+class TracedLosses:
+    """Notes about a model's losses, made while a step is traced; equal on all replicas.
+
+    Attributes:
+        are_shares: whether Keras computed the loss, so that it is a share of the global batch's.
+    """
+
+    def __init__(self) -> None:
+        self.are_shares = False
+        self._notes: set[str] = set()
+        self._reported: set[str] = set()
+
+    def note(self, kind: str) -> None:
+        """Notes a warning for people: a key of ``_NOTES``."""
+        self._notes.add(kind)
+
+    def report(self, accumulates: bool) -> None:
+        """Prints each noted warning once."""
+        if not self.are_shares:
+            self._notes.add("unknown")
+        if not accumulates:
+            self._notes.discard("denominator")
+        for kind in sorted(self._notes - self._reported):
+            say_on_chief(_NOTES[kind])
+            self._reported.add(kind)
+
+
+@contextlib.contextmanager
+def losses_as_shares(losses: TracedLosses, share: Callable[[], Share]) -> Iterator[None]:
+    """While it lasts, a replica's losses are its share of the global batch's losses.
+
+    Keras divides a mean loss by the number of replicas. That is right if all replicas have equally
+    many examples, and the loss averages over examples only: not over the valid positions of a mask,
+    nor over sample weights. Here a mean counts by the replica's examples, and those denominators
+    are summed over all replicas.
+
+    Relies on ``keras.src.losses.loss``: every mean passes ``scale_loss_for_distribution``, every
+    compiled loss passes ``reduce_values``, and every mask passes ``apply_mask``. Also on trackers
+    getting the result of ``unscale_loss_for_distribution``: from the trainer for the whole loss,
+    weighted by examples, and from ``CompileLoss`` for the loss of each output, not weighted.
+
+    Args:
+        losses: receives notes.
+        share: returns the share of the replica that is being traced.
+    """
+    apply_mask, reduce_values = loss_module.apply_mask, loss_module.reduce_values
+    means = ("mean", "sum_over_batch_size", "mean_with_sample_weight")
+
+    def scale(value: Any) -> Any:
+        losses.are_shares = True
+        return share().scale_mean(value)
+
+    def unscale(value: Any) -> Any:
+        return share().unscale_mean(value) if losses.are_shares else value
+
+    def unscale_of_output(value: Any) -> Any:
+        return value * tf.cast(share().shares, value.dtype)
+
+    def masked(sample_weight: Any, mask: Any, dtype: Any, reduction: Any) -> Any:
+        if mask is None or reduction not in means[:2]:
+            return apply_mask(sample_weight, mask, dtype, reduction)
+        losses.note("denominator")
+        # Keras weighs a valid position by total / valid of one replica; here it is of all replicas.
+        valid = tf.cast(mask, tf.float32 if dtype != "float64" else tf.float64)
+        of_all = all_reduce_sum(
+            share().zero_if_empty(
+                tf.stack([tf.cast(tf.size(valid), valid.dtype), tf.reduce_sum(valid)])
+            )
+        )
+        weights = apply_mask(sample_weight, mask, dtype, "sum")
+        return weights * tf.cast(tf.math.divide_no_nan(of_all[0], of_all[1]), weights.dtype)
+
+    def reduced(values: Any, sample_weight: Any = None, reduction: Any = means[1]) -> Any:
+        losses.are_shares = True
+        own = share()
+        values = own.zero_if_empty(values)
+        if tuple(values.shape) == () and reduction in means:
+            losses.note("scalar")
+            return own.scale_mean(values)
+        if reduction == means[2] and sample_weight is not None:
+            losses.note("denominator")
+            weight = all_reduce_sum(own.zero_if_empty(tf.reduce_sum(sample_weight)))
+            return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(weight, values.dtype))
+        return reduce_values(values, sample_weight, reduction)
+
+    class OfOutputs:
+        unscale_loss_for_distribution = staticmethod(unscale_of_output)
+
+    with contextlib.ExitStack() as stack:
+        for name, value in (
+            ("scale_loss_for_distribution", scale),
+            ("unscale_loss_for_distribution", unscale),
+            ("apply_mask", masked),
+            ("reduce_values", reduced),
+        ):
+            stack.enter_context(replaced(loss_module, name, value))
+        stack.enter_context(replaced(compile_utils, "loss_module", OfOutputs))
+        yield
+
+
+def periods(optimizer: Any) -> tuple[int, int]:
+    """Returns how many calls of an optimizer make one update, and updates one overwriting.
+
+    The second number is ``ema_overwrite_frequency``. An optimizer that neither accumulates
+    gradients nor overwrites weights gives (1, 0).
+    """
+    optimizer = _inner(optimizer)
+    overwrites = getattr(optimizer, "use_ema", False) and optimizer.ema_overwrite_frequency
+    return getattr(optimizer, "gradient_accumulation_steps", None) or 1, overwrites or 0
+
+
+def batches_seen(optimizer: Any) -> int:
+    """Returns how many batches an optimizer has seen; 0 without an optimizer.
+
+    Relies on ``BaseOptimizer._iterations``: the public count is that of updates.
+    """
+    counter = getattr(_inner(optimizer), "_iterations", None)
+    return 0 if counter is None else int(counter.numpy())
+
+
+def due(optimizer: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns whether an optimizer's next call updates, and whether it then overwrites weights.
+
+    Relies on ``BaseOptimizer._iterations``, the count of calls; the public one counts updates.
+    """
+    update_every, overwrite_every = periods(optimizer)
+    optimizer = _inner(optimizer)
+    calls = tf.cast(optimizer._iterations.value, tf.int64)
+    updates = tf.cast(optimizer.iterations, tf.int64)
+    return (calls + 1) % update_every == 0, (updates + 1) % max(1, overwrite_every) == 0
+
+
+@contextlib.contextmanager
+def periods_decided(is_update: bool, overwrites: bool) -> Iterator[None]:
+    """While it lasts, an optimizer does or omits its periodic work without a branch in the graph.
+
+    Keras branches within a replica, where replicas can't all-reduce.
+
+    Relies on ``BaseOptimizer._backend_apply_gradients``, whose parts are called here in its order.
+
+    Args:
+        is_update: whether gradients that ``gradient_accumulation_steps`` accumulated are applied.
+        overwrites: whether averages overwrite the weights (``ema_overwrite_frequency``).
+    """
+    together = tf.__internal__.distribute.interim.maybe_merge_call
+
+    def decided(self: Any, grads: Any, trainable_variables: Any) -> None:
+        steps, strategy = self.gradient_accumulation_steps, self._distribution_strategy
+        accumulated = [
+            self._accumulated_gradients[self._get_variable_index(variable)]
+            for variable in (trainable_variables if steps else ())
+        ]
+        if is_update:
+            if steps:
+                grads = [(g + a) / steps for g, a in zip(grads, accumulated, strict=True)]
+            grads = self._clip_gradients(grads)
+            self._apply_weight_decay(trainable_variables)
+            self._backend_update_step(grads, trainable_variables, self.learning_rate)
+            together(_zero, strategy, [each.value for each in accumulated])
+        else:
+            self._backend_increment_gradient_accumulators(grads, accumulated)
+        if self.use_ema:
+            self._update_model_variables_moving_average(self._trainable_variables)
+        if overwrites:
+            together(
+                lambda _, weights: self._overwrite_model_variables_with_average_value(weights),
+                strategy,
+                self._trainable_variables,
+            )
+
+    with replaced(BaseOptimizer, "_backend_apply_gradients", decided):
+        yield
+
+
+@contextlib.contextmanager
+def assignments_noted(note: Callable[[keras.Variable], Any]) -> Iterator[None]:
+    """While it lasts, ``note`` is called with every Keras variable that is assigned.
+
+    Relies on layers calling ``Variable.assign``, also by way of ``assign_add``.
+    """
+    assign = KerasVariable.assign
+
+    def noting(self: keras.Variable, value: Any) -> Any:
+        note(self)
+        return assign(self, value)
+
+    with replaced(KerasVariable, "assign", noting):
+        yield
+
+
+@contextlib.contextmanager
+def seeds_drawn_from(step: tf.Tensor) -> Iterator[None]:
+    """While it lasts, random layers draw from (their own seed, ``step``, replica).
+
+    Keras counts draws in a variable. All replicas advance it equally, so they would drop the same
+    units, and a checkpoint would have to contain it. A function of the step avoids both.
+
+    Relies on every random layer calling ``SeedGenerator.next``, and on the first word of its
+    ``state`` being the seed, which drawing does not change.
+
+    Args:
+        step: int64 scalar, number of earlier updates.
+    """
+    draws: Counter[tuple[int, int]] = Counter()
+
+    def next_seed(self: keras.random.SeedGenerator, ordered: bool = True) -> tf.Tensor:
+        draw = (threading.get_ident(), id(self))  # MirroredStrategy has a thread for each replica
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        seed = tf.stack([tf.cast(self.state.value[0], tf.int32), draws[draw]])
+        for number in (tf.cast(step, tf.int32), tf.cast(replica, tf.int32)):
+            seed = tf.random.experimental.stateless_fold_in(seed, number)
+        draws[draw] += 1
+        return tf.cast(seed, self.state.dtype)
+
+    with replaced(keras.random.SeedGenerator, "next", next_seed):
+        yield
+
+
+def _inner(optimizer: Any) -> Any:
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _assign_zeros(variable: tf.Variable) -> None:
+    variable.assign(tf.zeros_like(variable))
+
+
+def _zero(distribution: tf.distribute.Strategy, variables: list[tf.Variable]) -> None:
+    for variable in variables:
+        distribution.extended.update(variable, _assign_zeros, group=False)
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While it lasts, ``owner`` has another attribute of this name."""
+    original = vars(owner)[name]  # a KeyError here: Keras has moved it
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)

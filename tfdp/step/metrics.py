@@ -1,0 +1,112 @@
+"""A model's metrics: each replica has states of its own, which reading a metric adds up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdp.step import keras_private
+from tfdp.step.per_compile import once_per_compile
+from tfdp.step.share import Share
+
+LocalStates = list[np.ndarray]  # for each metric variable, [local replicas, *shape]
+
+
+def metric_variables(model: keras.Model) -> list[keras.Variable]:
+    """Returns the variables of all metrics of a model."""
+    return [variable for metric in model.metrics for variable in metric.variables]
+
+
+def read_metrics(model: keras.Model) -> dict[str, Any]:
+    """Returns the model's metrics over all replicas, by name; a collective.
+
+    A metric that gives several results contributes all of them, as in Keras.
+    """
+    return _as_numbers(_metrics_reader(model)())
+
+
+def local_metric_states(model: keras.Model) -> LocalStates:
+    """Returns the metric states of each replica of this worker."""
+    strategy = model.distribute_strategy
+    return [
+        np.stack([value.numpy() for value in strategy.experimental_local_results(state)])
+        for state in _local_states_reader(model)()
+    ]
+
+
+def set_local_metric_states(model: keras.Model, states: LocalStates) -> None:
+    """Gives each replica of this worker its own metric states back."""
+    if states:
+        _local_states_writer(model)([tf.constant(state) for state in states])
+
+
+@contextlib.contextmanager
+def kept_if_empty(model: keras.Model, share: Share) -> Iterator[None]:
+    """Restores the metrics after a step on a share that turns out to be empty.
+
+    Metrics of single outputs' losses are not restored: Keras weighs all batches equally in them,
+    and an empty share adds 0 to a batch's loss.
+    """
+    of_outputs = keras_private.loss_trackers(model)
+    states = [
+        variable.value
+        for metric in (model.metrics if share.may_be_empty else ())
+        if all(metric is not tracker for tracker in of_outputs)
+        for variable in metric.variables
+    ]
+    before = [tf.identity(state) for state in states]
+    yield
+    for state, old in zip(states, before, strict=True):
+        state.assign(tf.where(share.examples > 0, state, old))
+
+
+@once_per_compile
+def _metrics_reader(model: keras.Model) -> Callable[[], Any]:
+    @tf.function
+    def read() -> Any:
+        return model.get_metrics_result()
+
+    return read  # type: ignore[no-any-return]
+
+
+@once_per_compile
+def _local_states_reader(model: keras.Model) -> Callable[[], Any]:
+    states = [variable.value for variable in metric_variables(model)]
+
+    @tf.function(autograph=False)
+    def read() -> Any:
+        return model.distribute_strategy.run(lambda: [tf.identity(state) for state in states])
+
+    return read  # type: ignore[no-any-return]
+
+
+@once_per_compile
+def _local_states_writer(model: keras.Model) -> Callable[[list[tf.Tensor]], None]:
+    states = [variable.value for variable in metric_variables(model)]
+
+    @tf.function(autograph=False)
+    def write(values: list[tf.Tensor]) -> None:
+        def on_replica() -> None:
+            context = tf.distribute.get_replica_context()
+            local_replica = context.replica_id_in_sync_group % values[0].shape[0]
+            for state, value in zip(states, values, strict=True):
+                state.assign(tf.gather(value, local_replica))
+
+        model.distribute_strategy.run(on_replica)
+
+    return write  # type: ignore[no-any-return]
+
+
+def _as_numbers(results: dict[str, Any]) -> dict[str, Any]:
+    numbers: dict[str, Any] = {}
+    for name, value in results.items():
+        if isinstance(value, dict):  # a metric with several results; Keras flattens them too
+            numbers |= _as_numbers(value)
+        else:
+            numbers[name] = value.numpy().tolist()
+    return numbers

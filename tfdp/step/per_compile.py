@@ -1,0 +1,31 @@
+"""Functions that belong to a model until it is compiled again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import keras
+
+from tfdp.step import keras_private
+
+Made = TypeVar("Made")
+
+
+def once_per_compile(make: Callable[[keras.Model], Made]) -> Callable[[keras.Model], Made]:
+    """Caches what ``make`` returns for a model, until the model is compiled again.
+
+    The cache is an attribute of the model, where Keras keeps its own functions too. So it lives as
+    long as the model, and each function is traced once.
+    """
+
+    @functools.wraps(make)
+    def cached(model: keras.Model) -> Made:
+        compilation = keras_private.compilation(model)
+        key = f"tfdp.{make.__name__}"
+        if key not in vars(model) or vars(model)[key][0] is not compilation:
+            vars(model)[key] = (compilation, make(model))
+        return vars(model)[key][1]  # type: ignore[no-any-return]
+
+    return cached

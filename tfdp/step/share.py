@@ -1,0 +1,133 @@
+"""A replica's share of a global batch, and the arithmetic that makes shares add up to the whole.
+
+A loss that averages has to average over the *global* batch. So a replica's mean counts by its share
+of the examples, and denominators that depend on the data (valid positions, weights) are summed over
+all replicas. Gradients then only need to be summed, however unevenly the batch is split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from tfdp.data.order import Order
+from tfdp.step.all_reduce import all_reduce_sum
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A replica's share of a global batch, or a micro-batch of it.
+
+    Args:
+        examples: int32 scalar, the number of examples in this share.
+        total_examples: int32 scalar, the number of examples in all shares together.
+        shares: number of shares: replicas times accumulation steps.
+        may_be_empty: whether some shares have no example. An empty share is computed on one example
+            of zeros, which counts nothing.
+    """
+
+    examples: tf.Tensor
+    total_examples: tf.Tensor
+    shares: int
+    may_be_empty: bool
+
+    def scale_mean(self, mean: Any) -> Any:
+        """Returns what a mean over this share adds to the mean over the global batch."""
+        return _scale(mean, self.examples, self.total_examples)
+
+    def unscale_mean(self, scaled: Any) -> Any:
+        """Returns the mean that ``scale_mean`` was given; 0 for an empty share."""
+        return _scale(scaled, self.total_examples, self.examples)
+
+    def times_examples(self, value: Any) -> tf.Tensor:
+        """Returns ``value * examples``; unlike a ratio, that keeps whole numbers exact."""
+        precise = tf.float64 if value.dtype == tf.float64 else tf.float32
+        return tf.cast(value, precise) * tf.cast(self.examples, precise)
+
+    def over_total(self, value: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """Returns the mean over examples of the all-reduced sum of ``times_examples``."""
+        return tf.cast(value / tf.cast(self.total_examples, value.dtype), dtype)
+
+    def zero_if_empty(self, values: Any) -> Any:
+        """Returns ``values``, or zeros of their shape for an empty share."""
+        if not self.may_be_empty:
+            return values
+        return _scale(values, tf.cast(self.examples > 0, tf.int32), tf.constant(1))
+
+    def padded(self, batch: Any) -> Any:
+        """Returns the batch, or one example of zeros if it is empty: an empty mean is NaN."""
+        if not self.may_be_empty:
+            return batch
+        missing = tf.cast(tf.equal(self.examples, 0), tf.int32)
+
+        def pad(leaf: tf.Tensor) -> tf.Tensor:
+            # Not tf.pad: oneDNN merges it into a convolution that then ignores this dimension.
+            shape = tf.concat([[missing], tf.shape(leaf)[1:]], axis=0)
+            zeros = tf.fill(shape, "") if leaf.dtype == tf.string else tf.zeros(shape, leaf.dtype)
+            return tf.concat([leaf, zeros], axis=0)
+
+        return tf.nest.map_structure(pad, batch)
+
+
+def share_of(batch: Any, order: Order | None, step: tf.Tensor, accumulate_steps: int = 1) -> Share:
+    """Returns this replica's share of a global batch; call it in replica context.
+
+    Args:
+        batch: the replica's examples.
+        order: gives the size of the global batch. If it is None and the size is not known
+            statically either, replicas all-reduce their sizes.
+        step: int64 scalar, number of earlier updates.
+        accumulate_steps: number of micro-batches that the replica splits its examples into.
+    """
+    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+    shares = replicas * accumulate_steps
+    examples = count_examples(batch)
+    static_size = tf.nest.flatten(batch)[0].shape[0]
+    if order is not None:
+        total = tf.cast(order.batch_size(step), tf.int32)
+        return Share(examples, total, shares, may_be_empty=order.leaves_idle(shares))
+    if static_size is not None:  # TensorFlow knows it only if it has split the batch evenly
+        return Share(examples, examples * replicas, shares, static_size < accumulate_steps)
+    total = all_reduce_sum(tf.cast(examples, tf.float32))  # GPUs add floats fastest
+    return Share(examples, tf.cast(total, tf.int32), shares, may_be_empty=shares > 1)
+
+
+def count_examples(batch: Any) -> tf.Tensor:
+    """Returns the number of examples in a batch, an int32 scalar."""
+    return tf.shape(tf.nest.flatten(batch)[0])[0]
+
+
+def micro_batches(batch: Any, count: int) -> list[Any]:
+    """Splits a batch into ``count`` consecutive pieces whose sizes differ by at most one."""
+    if count == 1:
+        return [batch]
+    size = count_examples(batch)
+    return [
+        tf.nest.map_structure(
+            lambda leaf, i=i: leaf[size * i // count : size * (i + 1) // count], batch
+        )
+        for i in range(count)
+    ]
+
+
+def add_gradients(first: Any, second: Any) -> Any:
+    """Returns the sum of two gradients, each a tensor or IndexedSlices."""
+    if isinstance(first, tf.IndexedSlices) and isinstance(second, tf.IndexedSlices):
+        return tf.IndexedSlices(
+            tf.concat([first.values, second.values], axis=0),
+            tf.concat([first.indices, second.indices], axis=0),
+            first.dense_shape,
+        )
+    return tf.convert_to_tensor(first) + tf.convert_to_tensor(second)
+
+
+def _scale(values: Any, numerator: tf.Tensor, denominator: tf.Tensor) -> Any:
+    """Multiplies by ``numerator / denominator``; 0 times NaN is 0 here, and so is x / 0."""
+    if isinstance(values, tf.IndexedSlices):
+        rows = _scale(values.values, numerator, denominator)
+        return tf.IndexedSlices(rows, values.indices, values.dense_shape)
+    precise = tf.float64 if values.dtype == tf.float64 else tf.float32
+    ratio = tf.math.divide_no_nan(tf.cast(numerator, precise), tf.cast(denominator, precise))
+    return tf.math.multiply_no_nan(values, tf.cast(ratio, values.dtype))

@@ -1,0 +1,1 @@
+"""``tfdp.fit``, ``tfdp.evaluate`` and ``tfdp.predict``: the outer loops, callbacks, timing."""

@@ -1,0 +1,175 @@
+"""The inner loop of training: many updates per call into TensorFlow.
+
+Before each call, all workers agree. A call takes at most about a second, because nothing else runs
+while it lasts: no signal, no callback, no message from another worker. One small all-reduce decides
+how many updates the next call runs, whether to stop, the learning rate, and whether a worker has
+failed. So all workers run the same number of steps, and every decision holds everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+
+from tfdp.data.pipeline import Batches
+from tfdp.errors import PeerFailed, Stopped
+from tfdp.step.gradients import GradientAllReduce
+from tfdp.step.train_step import train_steps
+from tfdp.trainer import timing
+from tfdp.trainer.timing import StepTime
+from tfdp.workers.collectives import Workers
+
+CALL_S = 0.8  # intended duration of a call
+MAX_GROWTH = 8  # from one call to the next, in steps: the first calls are too short to judge by
+REPORT_TIMEOUT_S = 10.0  # for the other workers to receive a failure
+
+_TIMES = ("step_s", "input_s", "reduce_s")
+_UNKNOWN_TIMES = (math.nan,) * len(_TIMES)
+
+
+class UpdateLoop:
+    """Updates of a model, from ``first_step`` on.
+
+    Args:
+        model: a built and compiled model.
+        batches: its training batches, starting with the batch of ``first_step``.
+        workers: the workers.
+        first_step: number of earlier updates.
+        draws_from: added to the step that random layers draw from.
+        accumulate_steps: number of micro-batches in which a replica computes its share of a batch.
+        all_reduce: how gradients are summed over replicas, its pack size chosen.
+        one_by_one: run one update per call, for callbacks that observe each batch.
+        should_stop: called between calls; true stops the run on all workers.
+
+    Attributes:
+        step: number of updates done.
+        times: the mean step of the last call but one, on each worker; empty while unknown.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        batches: Batches,
+        workers: Workers,
+        *,
+        first_step: int = 0,
+        draws_from: int = 0,
+        accumulate_steps: int = 1,
+        all_reduce: GradientAllReduce,
+        one_by_one: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.step = first_step
+        self.times: list[StepTime] = []
+        self._model = model
+        self._workers = workers
+        self._iterator = batches.iterator()
+        self._run = train_steps(
+            model,
+            batches,
+            draws_from=draws_from,
+            accumulate_steps=accumulate_steps,
+            all_reduce=all_reduce,
+        )
+        self._one_by_one = one_by_one
+        self._one_by_one_on_any = False
+        self._should_stop = should_stop
+        self._max_steps = 1  # of the next call
+        self._steps = 1  # of the call that ``until`` has announced
+        self._own_times: tuple[float, ...] | None = None  # a mean step of the last call
+
+    def until(self, last_step: int) -> Iterator[tuple[int, int]]:
+        """Splits the way to ``last_step`` into calls; the caller runs each by ``call``.
+
+        It ends early if ``model.stop_training`` is set on any worker.
+
+        Yields:
+            The first step of the next call, and the step after its last.
+        """
+        while True:
+            self._steps = min(self._max_steps, last_step - self.step)
+            yield self.step, self.step + self._steps
+            if self.step >= last_step or not self.agree():
+                return
+
+    def call(self) -> None:
+        """Runs the call that ``until`` has announced."""
+        if self._one_by_one_on_any:
+            self.agree()  # a callback may just have set the learning rate for this very step
+        began_s = time.perf_counter()
+        waited = self._run(self._iterator, self.step, self._steps)
+        took_s = time.perf_counter() - began_s
+        # The first call spends its time on tracing.
+        self._own_times = (
+            _UNKNOWN_TIMES
+            if self._own_times is None
+            else tuple(seconds / self._steps for seconds in (took_s, *waited))
+        )
+        self.step += self._steps
+
+    def agree(self) -> bool:
+        """Shares the state and wishes of each worker; all workers come to the same decisions.
+
+        Returns:
+            Whether to go on: false if ``model.stop_training`` is set on any worker.
+
+        Raises:
+            Stopped: if ``should_stop`` returned true on a worker.
+            PeerFailed: if another worker has failed.
+        """
+        of_workers = self._gather_states(None)
+        self._model.stop_training = bool(of_workers["stop_training"].any())
+        rates = of_workers["learning_rate"]
+        if not math.isnan(rates[0]) and len(set(rates)) > 1:
+            self._model.optimizer.learning_rate = rates[0]
+        if of_workers["should_stop"].any():
+            raise Stopped(self.step, int(of_workers["should_stop"].argmax()))
+        self._one_by_one_on_any = bool(of_workers["one_by_one"].any())
+        slowest_s = of_workers["step_s"].max()
+        if math.isnan(slowest_s):
+            return not self._model.stop_training
+        self.times = timing.split(*(of_workers[name].tolist() for name in _TIMES))
+        if not self._one_by_one_on_any:
+            fitting = int(CALL_S / max(slowest_s, 1e-9))
+            self._max_steps = max(1, min(fitting, MAX_GROWTH * self._max_steps))
+        return not self._model.stop_training
+
+    def report_failure(self, error: BaseException) -> None:
+        """Reports to the other workers that this one ends by a fault of its own.
+
+        They receive it at their next ``agree``. If they wait for this worker elsewhere, they never
+        get there, and will find it gone.
+        """
+        reporting = threading.Thread(target=self._gather_states, args=(error,), daemon=True)
+        reporting.start()
+        reporting.join(REPORT_TIMEOUT_S)
+
+    def _gather_states(self, error: BaseException | None) -> dict[str, np.ndarray]:
+        """Returns one array per quantity, with the value of each worker."""
+        own = {
+            "failed": error is not None,
+            "should_stop": self._should_stop(),
+            "stop_training": bool(self._model.stop_training),
+            "learning_rate": _learning_rate(self._model),
+            "one_by_one": self._one_by_one,
+            **dict(zip(_TIMES, self._own_times or _UNKNOWN_TIMES, strict=True)),
+        }
+        rows = self._workers.gather(np.array(list(own.values()), np.float64))
+        of_workers = dict(zip(own, rows.T, strict=True))
+        if of_workers["failed"].any():
+            messages = self._workers.gather_bytes(repr(error).encode())
+            if error is None:
+                culprit = int(of_workers["failed"].argmax())
+                raise PeerFailed(f"worker {culprit} failed: {messages[culprit].decode()}")
+        return of_workers
+
+
+def _learning_rate(model: keras.Model) -> float:
+    """Returns the optimizer's learning rate; NaN if a schedule determines it."""
+    rate = getattr(model.optimizer, "learning_rate", None)
+    return float(rate.numpy()) if isinstance(rate, keras.Variable) else math.nan

@@ -1,0 +1,113 @@
+"""``tfdp.connect`` and ``tfdp.is_chief``: joining the cluster that TF_CONFIG describes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import threading
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from cluster import rendezvous
+from cluster.liveness import Liveness
+from cluster.spec import Cluster, ClusterError, from_environment
+from tfdp.choices import Communication
+from tfdp.errors import BadInput, PeerMissing
+from tfdp.log import say
+from tfdp.workers.collectives import workers_of
+from tfdp.workers.faults import FAULTS
+
+
+def connect(
+    communication: Communication = "auto", startup_timeout_s: float = 600.0
+) -> tf.distribute.Strategy:
+    """Joins the cluster that TF_CONFIG describes; without TF_CONFIG, uses this machine's devices.
+
+    Call it before any other use of TensorFlow in the process. From then on the workers watch each
+    other. If one is lost, the process ends with 138; if one ends by an exception, the process ends
+    with 1. This holds wherever the main thread is (docs/faults.md).
+
+    Args:
+        communication: implementation of the all-reduce: ``"nccl"`` (GPUs), ``"ring"`` (any device)
+            or ``"auto"`` (TensorFlow's choice).
+        startup_timeout_s: seconds to wait for the other workers. TensorFlow itself waits without
+            limit.
+
+    Returns:
+        A MultiWorkerMirroredStrategy if TF_CONFIG is set. Otherwise a MirroredStrategy if the
+        machine has several GPUs, and TensorFlow's default strategy if not.
+
+    Raises:
+        BadInput: if TF_CONFIG is wrong, ``"nccl"`` is asked for on a machine without a GPU, or
+            TensorFlow was used before.
+        PeerMissing: if a worker did not come in time; the message names it.
+    """
+    cluster = cluster_from_environment()
+    gpus = tf.config.list_physical_devices("GPU")
+    if communication == "nccl" and not gpus:
+        raise BadInput(
+            "communication is nccl, which needs GPUs, and TensorFlow sees none on this machine: "
+            "use ring or auto, or install the CUDA libraries (pip install 'tfdp[train,gpu]')"
+        )
+    if cluster is None:
+        return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+    try:
+        channels = rendezvous.meet(cluster, startup_timeout_s, waiting=say)
+    except rendezvous.MissingWorkers as error:
+        raise PeerMissing(str(error)) from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:  # an earlier process of this worker may be leaving
+            raise PeerMissing(f"the port of {cluster.address} is in use: {error}") from None
+        raise BadInput(f"can't listen at {cluster.address}, as TF_CONFIG says: {error}") from None
+    implementation = tf.distribute.experimental.CommunicationImplementation[communication.upper()]
+    options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+    liveness = Liveness(cluster, channels)
+    with _alarm(startup_timeout_s), liveness.guarding():
+        try:
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        except RuntimeError as error:
+            if "program startup" not in str(error):
+                raise
+            raise BadInput(
+                "TensorFlow was used before the workers were connected: make tensors, datasets "
+                "and models in functions that run after tfdp.connect(), not at import"
+            ) from error
+    FAULTS.join(liveness, cluster.names[cluster.index])
+    workers_of(strategy).settle()
+    liveness.begin()  # every worker has started TensorFlow by now
+    return strategy
+
+
+def cluster_from_environment() -> Cluster | None:
+    """Returns the cluster that TF_CONFIG describes, or None; raises BadInput if it is wrong."""
+    try:
+        return from_environment()
+    except ClusterError as error:
+        raise BadInput(str(error)) from None
+
+
+def is_chief() -> bool:
+    """Returns whether this process is the chief, which writes files (true without TF_CONFIG)."""
+    cluster = cluster_from_environment()
+    return cluster is None or cluster.is_chief
+
+
+@contextlib.contextmanager
+def _alarm(timeout_s: float) -> Iterator[None]:
+    """Ends the process by SIGALRM if the block takes longer than ``timeout_s``.
+
+    That happens if another worker freezes while TensorFlow starts. TensorFlow holds Python's lock
+    while it waits, so neither a thread nor a Python signal handler could run.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,159 @@
+"""How a fault of one worker ends all of them.
+
+A process has one liveness connection to the other workers (``cluster.liveness``), which
+``tfdp.connect`` makes. Bad news from there ends this process, wherever its main thread is: the main
+thread usually waits, in a call into TensorFlow, for the very worker that is gone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+from typing import Final, NoReturn
+
+from cluster import exit_codes
+from cluster.liveness import Liveness, RunEnd
+from tfdp import log
+from tfdp.errors import BadInput
+
+# How long the main thread may take to end by itself after bad news. After a fault of another worker
+# this worker may be about to report the same fault, with a better message.
+GRACE_AFTER_LOSS_S: Final = 0.4
+GRACE_AFTER_FAULT_S: Final = 1.5
+# TensorFlow notices a frozen worker some seconds before the liveness connection is sure.
+NEWS_TIMEOUT_S: Final = 6.0
+_SHOWN_CHARACTERS = 300  # of an error
+# Lines with which TensorFlow reports where an error happened, before it reports the error.
+_LOCATION_LINES = ("Graph execution error:", "Detected at node", "<stack traces", "File ")
+
+
+class Faults:
+    """The faults of this process and of the other workers.
+
+    Without ``join`` (a run of one process) every method does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._liveness: Liveness | None = None
+        self._name = ""
+        self._every_error_ends_process = False
+        self._lock = threading.Lock()
+        self._ending_thread: int | None = None  # the thread that ends the process
+        self._ending = threading.Event()
+
+    def end_process_on_error(self) -> None:
+        """Declares that any error of the run ends this process, as in ``python -m tfdp.train``.
+
+        Other workers then learn of an error where it occurs. In a user's script, which may catch
+        it, they learn of it when it ends the process.
+        """
+        self._every_error_ends_process = True
+
+    def join(self, liveness: Liveness, name: str) -> None:
+        """Starts to receive faults of the other workers.
+
+        Args:
+            liveness: connection to the other workers.
+            name: name of this worker in messages to the others.
+        """
+        self._liveness, self._name = liveness, name
+        liveness.watch(self._on_run_end)
+        atexit.register(self._at_exit)
+
+    def share(self, error: BaseException) -> bool:
+        """Reports ``error`` to the other workers if it will end this process.
+
+        Returns:
+            Whether it was reported.
+        """
+        if self._liveness is None or not self._every_error_ends_process:
+            return False
+        self.fail(error)
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Reports to the other workers, once, that this process ends because of ``error``."""
+        if self._liveness is not None and self._take_over():
+            is_bad_input = isinstance(error, BadInput)
+            code = exit_codes.BAD_INPUT if is_bad_input else exit_codes.FAILED
+            self._liveness.tell(code, f"{self._name} failed: {in_one_line(error)}")
+
+    def stop(self, signal_name: str) -> None:
+        """Reports to the other workers that a signal ends this process at once."""
+        if self._liveness is not None and self._ending_thread is None:
+            self._take_over()
+            reason = f"{self._name} was told to stop ({signal_name})"
+            self._liveness.tell(exit_codes.TRY_AGAIN, reason)
+
+    def leave(self) -> None:
+        """Reports to the other workers, once, that this process ends as it should."""
+        if self._liveness is not None and self._take_over():
+            self._liveness.leave()
+
+    def wait_for_news(self) -> RunEnd | None:
+        """Returns which worker was lost or failed, after TensorFlow has reported a loss.
+
+        Returns:
+            None if that is still unknown after ``NEWS_TIMEOUT_S``.
+        """
+        run_end = None if self._liveness is None else self._liveness.wait(NEWS_TIMEOUT_S)
+        if run_end is not None:
+            self._take_over()
+        return run_end
+
+    def _on_run_end(self, run_end: RunEnd) -> None:
+        is_loss = run_end.code == exit_codes.TRY_AGAIN
+        if self._ending.wait(GRACE_AFTER_LOSS_S if is_loss else GRACE_AFTER_FAULT_S):
+            return
+        self._take_over()
+        log.write_stacks()
+        log.say(run_end.reason)
+        end_process(run_end.code)
+
+    def _take_over(self) -> bool:
+        """Makes this thread the one that ends the process; blocks any other thread for good.
+
+        Returns:
+            Whether no thread had done so before.
+        """
+        this_thread = threading.get_ident()
+        with self._lock:
+            is_first = self._ending_thread is None
+            if is_first:
+                self._ending_thread = this_thread
+                self._ending.set()
+        if self._ending_thread != this_thread:
+            threading.Event().wait()
+        return is_first
+
+    def _at_exit(self) -> None:
+        error = getattr(sys, "last_value", None)  # the exception that Python has just printed
+        if isinstance(error, Exception):
+            self.fail(error)
+        elif error is None:
+            self.leave()
+
+
+FAULTS: Final = Faults()
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns an error's type and the most telling line of its message."""
+    lines = (line.strip() for line in str(error).splitlines())
+    telling = next((line for line in lines if line and not line.startswith(_LOCATION_LINES)), "")
+    return f"{type(error).__name__}: {telling}"[:_SHOWN_CHARACTERS]
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends the process at once, without destroying TensorFlow's objects one by one.
+
+    If workers left one after the other, TensorFlow's coordination service would abort those that
+    are still destroying objects.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
