@@ -1,9 +1,9 @@
-"""Loads a version as TF Serving does, and asks it; load_check.py starts it as a process.
+"""Loads a version as TF Serving does, and queries it; load_check.py starts it as a process.
 
-``python load_check_process.py ASKER VERSION ANSWERS QUESTIONS…``: a session of the graph tagged ``serve``,
-tensors by name, no Keras and nothing of tfdp. Questions are TFRecord files of PredictionLogs with
-Predict requests, warm-up requests for instance; answers are one of PredictResponses in the same
-order. It ends when the process ASKER does.
+``python load_check_process.py PARENT VERSION ANSWERS QUESTIONS…`` uses a session of the graph that
+is tagged ``serve``, tensors by name, no Keras and nothing of tfdp. Questions are TFRecord files of
+PredictionLogs with Predict requests, such as warm-up requests. Answers are a TFRecord file of
+PredictResponses in the same order. It ends when the process PARENT does.
 """
 
 from __future__ import annotations
