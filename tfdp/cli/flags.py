@@ -39,8 +39,8 @@ def print_help(kind: type[Any], argv: Sequence[str], about: str) -> bool:
     """Prints ``about`` and the flags if the command line asks for help; returns whether it does."""
     if not any(argument in _HELP_FLAGS for argument in argv):
         return False
-    lines = _define(kind).get_help().splitlines()
-    print("\n".join([about, *lines[1:]]))  # the first line names the module that defines flags
+    _, _, described = _define(kind).get_help().partition(":\n")  # after the defining module's name
+    print(f"{about}\n{described}")
     return True
 
 
