@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +124,11 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
         return []
 
     return next((found for name in graph if (found := visit(name, []))), [])
+
+
+def test_every_folder_is_in_the_wheel() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert set(project["tool"]["setuptools"]["packages"]) == FOLDERS
 
 
 def test_a_circle_is_found() -> None:
