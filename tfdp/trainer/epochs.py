@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -77,7 +78,6 @@ def run_epochs(
         exactness.check_own_terms(model, batches.element_spec)
         exactness.check_metrics(model, batches.element_spec)
     local_callbacks = callbacks_module.for_worker(callbacks, workers)
-    step_callbacks = [each for each in local_callbacks if isinstance(each, StepCallback)]
     callback_list = keras.callbacks.CallbackList(
         local_callbacks,
         add_history=True,
@@ -87,8 +87,7 @@ def run_epochs(
         steps=steps_per_epoch,
         model=model,
     )
-    # A run may stop only between hooks that belong together, or a resumed run repeats their effect.
-    is_between_hooks = True
+    hooks = _HookState()
     loop = UpdateLoop(
         model,
         batches,
@@ -98,62 +97,115 @@ def run_epochs(
         accumulate_steps=accumulate_steps,
         all_reduce=all_reduce.with_pack_size(model, workers.replicas),
         one_by_one=callbacks_module.want_each_batch(local_callbacks),
-        should_stop=lambda: is_between_hooks and should_stop(),
+        should_stop=lambda: not hooks.are_open and should_stop(),
+    )
+    epochs = _Epochs(
+        model=model,
+        loop=loop,
+        callbacks=callback_list,
+        step_callbacks=[each for each in local_callbacks if isinstance(each, StepCallback)],
+        hooks=hooks,
+        steps_per_epoch=steps_per_epoch,
+        last_step=last_step,
+        validate=validate,
+        validation_freq=validation_freq,
+        observe=observe,
     )
     model.stop_training = False
-    logs: dict[str, Any] = {}
-
-    def end_epoch(epoch: int) -> None:
-        nonlocal logs
-        if validate is not None and (epoch + 1) % validation_freq == 0:
-            scores = validate(callbacks=callback_list)
-            logs |= {f"val_{name}": score for name, score in scores.items()}
-        callback_list.on_epoch_end(epoch, dict(logs))
-
     with _faults_shared(loop):
-        callback_list.on_train_begin()
-        if first_step % steps_per_epoch:
-            callback_list.on_epoch_begin(first_step // steps_per_epoch)
-        restore()
+        epochs.begin(restore)
         while loop.step < last_step and loop.agree():
-            is_between_hooks = False
-            epoch, batch = divmod(loop.step, steps_per_epoch)
-            if batch == 0:
-                model.reset_metrics()
-                callback_list.on_epoch_begin(epoch)
-                loop.agree()  # on what callbacks have set for this epoch
-            epoch_end = (epoch + 1) * steps_per_epoch
-            next_stop = min(
-                [epoch_end, last_step, *(each.next_after(loop.step) for each in step_callbacks)]
-            )
-            for first, next_step in loop.until(next_stop):
-                is_between_hooks = False
-                callback_list.on_train_batch_begin(first % steps_per_epoch)
-                loop.call()
-                logs = read_metrics(model)
-                observe(loop.times)
-                callback_list.on_train_batch_end((next_step - 1) % steps_per_epoch, dict(logs))
-                is_between_hooks = True
-            is_between_hooks = False
-            loop.agree()  # a callback may have set stop_training on one worker alone
-            if loop.step == epoch_end or model.stop_training:
-                end_epoch(epoch)
-                loop.agree()
-            for each in step_callbacks:
-                is_last = loop.step == last_step or model.stop_training
-                if is_last or loop.step == each.next_after(loop.step - 1):
-                    each.action(loop.step)
-            is_between_hooks = True
-        # If the run is killed from here on, a resumed run repeats all that follows.
-        if loop.step % steps_per_epoch and not model.stop_training:
-            logs = read_metrics(model)
-            end_epoch(loop.step // steps_per_epoch)
-        if loop.step and model.optimizer:  # with use_ema, weights become their averages here
-            model.optimizer.finalize_variable_values(model.trainable_weights)
-        callback_list.on_train_end(dict(logs))
-        loop.agree()  # another worker may have failed meanwhile
+            epochs.run_to_next_stop()
+        epochs.finish()
     workers.settle()
     return model.history
+
+
+@dataclasses.dataclass
+class _HookState:
+    """Whether a callback's hook was called whose counterpart was not yet called.
+
+    A run may stop only if none is open: a resumed run would repeat the effect of the first hook.
+    """
+
+    are_open: bool = False
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Epochs:
+    """The callbacks around the updates; arguments as for ``run_epochs``."""
+
+    model: keras.Model
+    loop: UpdateLoop
+    callbacks: keras.callbacks.CallbackList
+    step_callbacks: list[StepCallback]
+    hooks: _HookState
+    steps_per_epoch: int
+    last_step: int
+    validate: Callable[..., dict[str, Any]] | None
+    validation_freq: int
+    observe: Callable[[Sequence[StepTime]], None]
+    logs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def begin(self, restore: Callable[[], None]) -> None:
+        """Calls the hooks that precede the first update, then ``restore``."""
+        epoch, batch = divmod(self.loop.step, self.steps_per_epoch)
+        self.callbacks.on_train_begin()
+        if batch:
+            self.callbacks.on_epoch_begin(epoch)
+        restore()
+
+    def run_to_next_stop(self) -> None:
+        """Runs updates to the end of the epoch, or to the next step of a ``StepCallback``."""
+        loop = self.loop
+        self.hooks.are_open = True
+        epoch, batch = divmod(loop.step, self.steps_per_epoch)
+        if batch == 0:
+            self.model.reset_metrics()
+            self.callbacks.on_epoch_begin(epoch)
+            loop.agree()  # on what callbacks have set for this epoch
+        epoch_end = (epoch + 1) * self.steps_per_epoch
+        stops = [each.next_after(loop.step) for each in self.step_callbacks]
+        self._run_updates(min(epoch_end, self.last_step, *stops))
+        loop.agree()  # a callback may have set stop_training on one worker alone
+        if loop.step == epoch_end or self.model.stop_training:
+            self._end_epoch(epoch)
+            loop.agree()
+        for each in self.step_callbacks:
+            is_last = loop.step == self.last_step or self.model.stop_training
+            if is_last or loop.step == each.next_after(loop.step - 1):
+                each.action(loop.step)
+        self.hooks.are_open = False
+
+    def finish(self) -> None:
+        """Ends the last epoch and training; a run that is killed in here repeats all of it."""
+        epoch, batch = divmod(self.loop.step, self.steps_per_epoch)
+        if batch and not self.model.stop_training:
+            self.logs = read_metrics(self.model)
+            self._end_epoch(epoch)
+        if self.loop.step and self.model.optimizer:
+            # With use_ema, weights become their averages here.
+            self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
+        self.callbacks.on_train_end(dict(self.logs))
+        self.loop.agree()  # another worker may have failed meanwhile
+
+    def _run_updates(self, last_step: int) -> None:
+        for first, next_step in self.loop.until(last_step):
+            self.hooks.are_open = True
+            self.callbacks.on_train_batch_begin(first % self.steps_per_epoch)
+            self.loop.call()
+            self.logs = read_metrics(self.model)
+            self.observe(self.loop.times)
+            batch = (next_step - 1) % self.steps_per_epoch
+            self.callbacks.on_train_batch_end(batch, dict(self.logs))
+            self.hooks.are_open = False
+        self.hooks.are_open = True
+
+    def _end_epoch(self, epoch: int) -> None:
+        if self.validate is not None and (epoch + 1) % self.validation_freq == 0:
+            scores = self.validate(callbacks=self.callbacks)
+            self.logs |= {f"val_{name}": score for name, score in scores.items()}
+        self.callbacks.on_epoch_end(epoch, dict(self.logs))
 
 
 @contextlib.contextmanager
