@@ -3,7 +3,7 @@ ARG BASE=python:3.11-slim
 FROM ${BASE}
 ARG EXTRA=train,demo
 
-# What is installed changes seldom, our code often: packages first, on empty folders of ours.
+# Packages first, with empty folders in place of our code: they change less often than our code.
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 RUN touch README.md LICENSE && python -c "import pathlib, tomllib; settings = tomllib.load(open('pyproject.toml', 'rb')); \
@@ -16,7 +16,7 @@ COPY serving serving
 COPY tfdp tfdp
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
-# Any user may run it: what libraries note in a home directory goes to /tmp.
+# Any user can run it: libraries write to the home directory, so HOME is /tmp.
 ENV HOME=/tmp PYTHONUNBUFFERED=1
 WORKDIR /project
 USER 1000:1000

@@ -1,8 +1,7 @@
-"""What ``make demo`` shows: train on two workers, publish, serve, ask.
+"""``make demo``: train on two workers, publish, serve, predict.
 
-It uses tfdp as anybody would: commands (the launcher, the server, the rollout), the client's
-library and the files between them. An argument names another folder than ``runs/demo``, which is
-cleared first.
+It uses tfdp as any user does: commands (launcher, server, rollout), the client library and the
+files between them. An argument sets another folder than ``runs/demo``. The folder is cleared first.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from tfdp.recipes.scans import scans
 ROOT = Path(__file__).resolve().parent
 WORKDIR = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
 LEAST_ACCURACY = 0.97
-STOP_TIMEOUT_S = 40.0  # more than the launcher gives its workers
+STOP_TIMEOUT_S = 40.0  # more than the launcher's timeout for its workers
 READY_TIMEOUT_S = 60.0
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _LIBC = ctypes.CDLL(None)
 
 
 def main() -> None:
-    """Runs the demo; SystemExit says what did not do what it should."""
+    """Runs the demo; raises SystemExit with a message if a step fails."""
     began_s = time.monotonic()
     clear(ROOT / WORKDIR)
     images, labels = scans(held_out=True)
@@ -44,7 +43,7 @@ def main() -> None:
     summary = train()
     tell(f"{summary['steps']} steps done, published as {summary['export_path']}")
 
-    tell("serving it, and asking about images that it never saw")
+    tell("serving it, and predicting images that it was not trained on")
     with server() as target, Client(target) as client:
         client.wait_until_ready("digits")
         logits = client.predict("digits", {"features": images})["outputs"]
@@ -65,9 +64,9 @@ def main() -> None:
 
 
 def clear(workdir: Path) -> None:
-    """Removes an earlier run, and nothing that is not one."""
+    """Removes an earlier run; raises SystemExit if the folder contains anything else."""
     if workdir.exists() and any(workdir.iterdir()) and not (workdir / "checkpoints").exists():
-        raise SystemExit(f"demo: {workdir} has something else than a run in it: it is left alone")
+        raise SystemExit(f"demo: {workdir} is not empty and is not a run: it is left unchanged")
     shutil.rmtree(workdir, ignore_errors=True)
 
 
@@ -84,7 +83,7 @@ def train() -> dict[str, Any]:
 
 
 def promote(version: str) -> None:
-    """Writes the file that the servers of docker-compose.yml start with."""
+    """Writes ``models.config``, which the servers of docker-compose.yml read at their start."""
     command = ["-m", "serving.rollout", "promote", version, "--model=digits", "--targets="]
     command += [f"--models_config={WORKDIR / 'models.config'}", "--base_path=/models/model"]
     with child(command) as rollout:
@@ -94,7 +93,7 @@ def promote(version: str) -> None:
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
-    """Serves what was published, for as long as the block lasts; gives its address."""
+    """Serves the published versions during the block; yields the server's address."""
     command = ["-m", "serving.server", "--port=0", "--model_name=digits"]
     command += [f"--model_base_path={ROOT / WORKDIR / 'model'}"]
     with child(command, stdout=subprocess.PIPE) as process:
@@ -116,18 +115,18 @@ def _too_late(*_: object) -> None:
 
 
 def _in_child() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # one that came meanwhile ends it, without words
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a pending one ends it, without a traceback
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def child(arguments: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A Python process that ends with the block: by itself, when asked, or when killed.
+    """Runs a Python process that ends with the block: by itself, by SIGTERM, or by SIGKILL.
 
-    It has a session of its own, so that Ctrl-C comes here alone, and dies with this process.
+    The child has its own session, so Ctrl-C reaches this process only. The child dies with it.
     """
-    # Python loses a Ctrl-C that comes while it forks; held back, it comes right after.
+    # Python loses a Ctrl-C that arrives during a fork; blocked, it arrives right after.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process = subprocess.Popen(
         [sys.executable, *arguments],
@@ -142,7 +141,7 @@ def child(arguments: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield process
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is being ended already
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child is ending already
         if process.poll() is None:
             process.terminate()
             try:
@@ -154,7 +153,7 @@ def child(arguments: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 
 
 def show(images: np.ndarray, labels: np.ndarray, answers: np.ndarray) -> None:
-    """Draws four images with what the model says, a wrong one among them if there is one."""
+    """Draws four images and their predictions, one of them wrong if possible."""
     wrong = np.flatnonzero(answers != labels)[:1]
     chosen = [*range(4 - len(wrong)), *wrong]
     shades = " .:-=+*#@"
@@ -163,13 +162,13 @@ def show(images: np.ndarray, labels: np.ndarray, answers: np.ndarray) -> None:
         drawn = ("".join(2 * shades[pixel // 2] for pixel in images[i][row]) for i in chosen)
         print("  ".join(drawn).rstrip())
     for i in chosen:
-        text = f"says {answers[i]}, is {labels[i]}"
+        text = f"predicted {answers[i]}, is {labels[i]}"
         print(f"{text:<18}", end="")
     print("\n")
 
 
 def tell(message: str) -> None:
-    """Says what happens next."""
+    """Prints the next step."""
     print(f"demo: {message}", flush=True)
 
 
