@@ -2,7 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test chaos peers bench pictures check format clean
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test chaos peers bench pictures check format clean
+
+help:                              ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: .venv/.made                 ## the environment in .venv, made once
 
