@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.data.pipeline import Preprocess, as_tuple, per_batch
+from tfdp.data.pipeline import Preprocess, as_tuple, make_batch_preprocess
 from tfdp.data.sources import Source
 from tfdp.errors import BadInput
 
@@ -184,7 +184,7 @@ def check_preprocess(preprocess: Preprocess | None, features: Features) -> None:
     """Raises BadInput if preprocess holds a table or variable, which no version would have."""
     if preprocess is None:
         return
-    preprocessed = per_batch(preprocess, training=False)
+    preprocessed = make_batch_preprocess(preprocess, training=False)
 
     @tf.function(input_signature=[features.inputs()])
     def alone(inputs: dict[str, tf.Tensor]) -> Any:
@@ -203,7 +203,9 @@ def check_preprocess(preprocess: Preprocess | None, features: Features) -> None:
 def _answering(
     model: keras.Model, preprocess: Preprocess | None, features: Features
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]:
-    preprocessed = per_batch(preprocess, training=False) if preprocess is not None else None
+    preprocessed = (
+        make_batch_preprocess(preprocess, training=False) if preprocess is not None else None
+    )
 
     def answer(inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         taken = features.of(inputs)

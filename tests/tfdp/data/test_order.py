@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdp.data.order import Order, words_of
+from tfdp.data.order import Order, to_stateless_seed
 from tfdp.errors import BadInput
 
 SIZES = [  # examples, global batch size
@@ -82,7 +82,7 @@ def test_arithmetic_agrees_with_counting(examples: int, batch_size: int) -> None
             [len(part) for part in slices(order, step, replicas)]
             for step in range(order.steps_per_epoch)
         ]
-        assert order.leaves_idle(replicas) == any(0 in each for each in lengths)
+        assert order.has_empty_share(replicas) == any(0 in each for each in lengths)
 
 
 def test_the_epoch_of_a_step_is_told() -> None:
@@ -132,8 +132,8 @@ def test_without_shuffling_the_order_is_the_sources() -> None:
     ],
 )
 def test_a_seed_becomes_two_words(seed: int, words: list[int]) -> None:
-    assert words_of(seed).dtype == tf.int32
-    assert words_of(seed).numpy().tolist() == words
+    assert to_stateless_seed(seed).dtype == tf.int32
+    assert to_stateless_seed(seed).numpy().tolist() == words
 
 
 @pytest.mark.parametrize(

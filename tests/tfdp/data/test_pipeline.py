@@ -184,13 +184,13 @@ def test_a_dataset_is_preprocessed_by_step_and_place(strategies: Any) -> None:
 
 @pytest.mark.parametrize("policy", ["auto", "file", "data", "off"])
 def test_a_sharding_policy_is_the_datasets_option(policy: Any) -> None:
-    options = pipeline.sharded(tf.data.Dataset.range(3), policy).options()
+    options = pipeline.with_auto_shard_policy(tf.data.Dataset.range(3), policy).options()
     assert options.experimental_distribute.auto_shard_policy.name == policy.upper()
 
 
 def test_without_a_policy_the_datasets_own_stays() -> None:
-    dataset = pipeline.sharded(tf.data.Dataset.range(3), "off")
-    assert pipeline.sharded(dataset, None) is dataset
+    dataset = pipeline.with_auto_shard_policy(tf.data.Dataset.range(3), "off")
+    assert pipeline.with_auto_shard_policy(dataset, None) is dataset
 
 
 def test_files_are_not_sharded_through_numbered_batches(strategies: Any) -> None:

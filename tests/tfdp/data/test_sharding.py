@@ -67,8 +67,8 @@ READERS: dict[str, tuple[Make, bool, bool]] = {  # are TFRecords, are shuffled
 def test_the_files_of_a_dataset_are_found(name: str, tmp_path: Path) -> None:
     make, are_tfrecords, are_shuffled = READERS[name]
     paths = tuple(map(str, write(tmp_path, (3, 4, 5))))
-    (files,) = sharding.files_of(make(list(paths)).batch(2).prefetch(1))
-    assert files == sharding.Files(paths, are_tfrecords, are_shuffled)
+    (files,) = sharding.find_files(make(list(paths)).batch(2).prefetch(1))
+    assert files == sharding.FileGroup(paths, are_tfrecords, are_shuffled)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ def test_the_files_of_a_dataset_are_found(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_dataset_without_files_has_none(dataset: tf.data.Dataset) -> None:
-    assert sharding.files_of(dataset) == []
+    assert sharding.find_files(dataset) == []
 
 
 def test_arrays_are_not_written_down_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tf.raw_ops, "DatasetToGraphV2", None)
     dataset = Dataset.from_tensor_slices(np.zeros((4, 4))).map(lambda x: x).shuffle(4).batch(2)
-    assert sharding.files_of(dataset) == []
+    assert sharding.find_files(dataset) == []
 
 
 BALANCE = [  # records of each file, workers, shuffled, the words
@@ -111,8 +111,8 @@ def test_files_are_weighed(
     counts: tuple[int, ...], workers: int, is_shuffled: bool, said: str | None, tmp_path: Path
 ) -> None:
     paths = tuple(map(str, write(tmp_path, counts)))
-    files = sharding.Files(paths, are_shuffled=is_shuffled)
-    reason = sharding.unbalanced([files], workers)
+    files = sharding.FileGroup(paths, are_shuffled=is_shuffled)
+    reason = sharding.describe_imbalance([files], workers)
     if said is None:
         assert reason is None
     else:
@@ -127,17 +127,17 @@ def assert_matches(pattern: str, text: str) -> None:
 
 def test_what_can_not_be_counted_is_not_judged(tmp_path: Path) -> None:
     first, second = write(tmp_path, (3, 4))
-    text = sharding.Files((str(first), str(second)), are_tfrecords=False)
-    assert sharding.unbalanced([text], 2) is None
-    assert sharding.unbalanced([text], 3) is not None
+    text = sharding.FileGroup((str(first), str(second)), are_tfrecords=False)
+    assert sharding.describe_imbalance([text], 2) is None
+    assert sharding.describe_imbalance([text], 3) is not None
     for path in (first, second):
         path.write_bytes(gzip.compress(path.read_bytes()))
-    assert sharding.unbalanced([sharding.Files(text.paths)], 2) is None
+    assert sharding.describe_imbalance([sharding.FileGroup(text.paths)], 2) is None
 
 
 def test_many_files_are_not_all_named(tmp_path: Path) -> None:
-    files = sharding.Files(tuple(map(str, write(tmp_path, (1,) * 20))))
-    reason = sharding.unbalanced([files], 30)
+    files = sharding.FileGroup(tuple(map(str, write(tmp_path, (1,) * 20))))
+    reason = sharding.describe_imbalance([files], 30)
     assert reason is not None
     assert reason.endswith("part-011.tfrecord and 8 more")
 
@@ -176,17 +176,20 @@ def test_how_workers_divide_files(
         if outcome.startswith("--"):
             said = f"tfdp.from_tfrecords.*into each of 2 files.*use {outcome}"
             with pytest.raises(tfdp.BadInput, match=said):
-                sharding.settled(dataset, asked, workers(2), training=is_training)
+                sharding.choose_auto_shard(dataset, asked, workers(2), training=is_training)
             own = with_policy(dataset, asked.upper())
             with pytest.raises(tfdp.BadInput, match=r"use AutoShardPolicy\.DATA"):
-                sharding.settled(own, None, workers(2), training=is_training)
+                sharding.choose_auto_shard(own, None, workers(2), training=is_training)
         else:
-            assert sharding.settled(dataset, asked, workers(2), training=is_training) == outcome
-            own = sharding.settled(
+            assert (
+                sharding.choose_auto_shard(dataset, asked, workers(2), training=is_training)
+                == outcome
+            )
+            own = sharding.choose_auto_shard(
                 with_policy(dataset, asked.upper()), None, workers(2), training=is_training
             )
             assert own == (None if outcome == asked else outcome)
-        assert sharding.settled(dataset, asked, workers(1), training=is_training) == asked
+        assert sharding.choose_auto_shard(dataset, asked, workers(1), training=is_training) == asked
 
 
 @pytest.mark.parametrize(
@@ -204,6 +207,6 @@ def test_reading_all_on_every_worker_is_said_once(
 ) -> None:
     dataset = make(list(map(str, write(tmp_path, (6, 6)))))
     for training in (True, False):
-        sharding.settled(dataset, policy, workers(2), training=training)
+        sharding.choose_auto_shard(dataset, policy, workers(2), training=training)
     said = capfd.readouterr().err
     assert said.count("each of the 2 workers reads and preprocesses all") == is_said

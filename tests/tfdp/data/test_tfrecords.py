@@ -17,7 +17,7 @@ import tensorflow as tf
 import tfdp
 from tests.running import Process
 from tests.tfdp.records import damage, offset, parse, payload, write
-from tfdp.data import pipeline, record_index
+from tfdp.data import index_file, pipeline, record_index
 from tfdp.data.order import Order
 
 COUNTS = (5, 0, 1, 30, 7)
@@ -141,8 +141,8 @@ def test_the_index_is_kept_and_believed_while_the_files_are_the_same(
 ) -> None:
     paths = write(tmp_path, COUNTS)
     scans: list[Any] = []
-    scan = record_index.scan
-    monkeypatch.setattr(record_index, "scan", lambda *given: scans.append(given) or scan(*given))
+    scan = index_file.scan
+    monkeypatch.setattr(index_file, "scan", lambda *given: scans.append(given) or scan(*given))
     for _ in range(2):
         assert numbers(tfdp.from_tfrecords(f"{tmp_path}/*", parse)) == list(range(EXAMPLES))
     (index,) = index_files(tmp_path)
@@ -210,8 +210,8 @@ def test_workers_that_come_at_once_search_once(tmp_path: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
-from tfdp.data import record_index
-scan = record_index.scan
+from tfdp.data import index_file
+scan = index_file.scan
 def slow(*given):
     print("SCANS")
     found = scan(*given)
@@ -219,10 +219,10 @@ def slow(*given):
     while not gate.exists():
         time.sleep(0.01)
     return found
-record_index.scan = slow
+index_file.scan = slow
 print("READY")
 paths = sorted(map(str, Path(sys.argv[1]).glob("*.tfrecord")))
-index = record_index.open_index(paths, None, False)
+index = index_file.open_index(paths, None, False)
 print("FOUND", index.counts.tolist(), int(index.spans[-1, 1]))
 """
     gate = tmp_path / "gate"
@@ -355,7 +355,7 @@ def test_a_search_that_takes_long_says_how_far_it_is(
         print(message)
         said.set()
 
-    monkeypatch.setattr(record_index, "_SAY_AFTER_S", 0.05)
+    monkeypatch.setattr(record_index, "_REPORT_EVERY_S", 0.05)
     monkeypatch.setattr(record_index, "_scan_file", slow)
     monkeypatch.setattr(record_index, "say", say)
     assert record_index.scan(paths).counts.tolist() == [2, 2]
