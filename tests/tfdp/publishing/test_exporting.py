@@ -16,7 +16,7 @@ import tfdp
 from tests.tfdp.servables import loaded, warmup_requests
 from tfdp.errors import Refused, TrainingError
 from tfdp.publishing import exporting, load_check, recipe_model
-from tfdp.publishing.servable import about, published, versions
+from tfdp.publishing.servable import published, read_provenance, versions
 from tfdp.publishing.settings import PublishSettings
 from tfdp.recipe import Recipe
 
@@ -255,7 +255,9 @@ def test_metrics_decide_before_anything_is_written(tmp_path: Path) -> None:
         ' version_labels { key: "stable" value: 1 } } }'
     )
     publish(0.93, not_worse_than_current=0.01, models_config=tmp_path.parent / "stable.config")
-    assert [about(path)["eval_metrics"]["accuracy"] for path in versions(tmp_path).values()] == [
+    assert [
+        read_provenance(path)["eval_metrics"]["accuracy"] for path in versions(tmp_path).values()
+    ] == [
         0.9,
         0.95,
         0.93,
@@ -313,7 +315,7 @@ def test_answers_are_alike_if_they_differ_by_rounding() -> None:
     expected = np.array([1e5, -3e4, 0.01, np.nan], np.float32)
     for more, are_alike in (((0.01, 0.02), True), ((0, 3), False), ((30, 0), False)):
         answer = expected + np.array([more[0], 0, more[1], 0], np.float32)
-        assert load_check._are_alike(answer, expected, 1e-4) is are_alike
+        assert load_check._are_close(answer, expected, 1e-4) is are_alike
 
 
 def test_a_table_that_preprocess_holds_is_said_before_training(tmp_path: Path) -> None:

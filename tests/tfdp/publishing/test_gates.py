@@ -10,7 +10,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from tests.running import run
 from tfdp.errors import BadInput, Refused
 from tfdp.publishing.gates import Gates
-from tfdp.publishing.models_config import Needs, needs_of
+from tfdp.publishing.models_config import ServedVersions, read_served_versions
 from tfdp.publishing.settings import PublishSettings
 
 SERVED = Path("models/digits/3")
@@ -59,7 +59,12 @@ def test_what_is_good_enough_passes(
         ({"not_worse_than_current": 0.01}, {"accuracy": 0.88}, {"accuracy": 0.9}, "worse by more"),
         ({"not_worse_than_current": 0.01}, {"loss": 1.02}, {"loss": 1.0}, "worse by more"),
         ({"not_worse_than_current": 1.0}, {"loss": float("nan")}, {"loss": 1.0}, "worse by more"),
-        ({"not_worse_than_current": 1.0}, {"loss": 1.0}, None, "digits/3, .* says nothing of loss"),
+        (
+            {"not_worse_than_current": 1.0},
+            {"loss": 1.0},
+            None,
+            "digits/3, .* does not contain loss",
+        ),
         ({"not_worse_than_current": 1.0}, {"odd": 1.0}, {"odd": 1.0}, "whose better side is known"),
         # Less is better: a name that doesn't tell is not guessed at.
         (
@@ -144,12 +149,12 @@ def test_what_servers_need(
     folder = tmp_path / "digits"
     (tmp_path / "models.config").write_text(config(**options))
     for path in (None, tmp_path / "models.config"):
-        needs = needs_of(path, folder)
-        assert needs.of([1, 2, 5, 7, 9]) == stay
+        needs = read_served_versions(path, folder)
+        assert needs.required([1, 2, 5, 7, 9]) == stay
         assert needs.current([1, 2, 5, 7, 9]) == current
-    assert needs_of(None, tmp_path / "another").of([1, 2]) == {2}
-    assert needs_of(None, folder / "below") == Needs()
-    assert needs_of(None, folder).current([]) is None
+    assert read_served_versions(None, tmp_path / "another").required([1, 2]) == {2}
+    assert read_served_versions(None, folder / "below") == ServedVersions()
+    assert read_served_versions(None, folder).current([]) is None
 
 
 def test_models_that_are_called_alike_all_keep_what_their_labels_point_to(tmp_path: Path) -> None:
@@ -158,22 +163,22 @@ def test_models_that_are_called_alike_all_keep_what_their_labels_point_to(tmp_pa
         one = made.model_config_list.config.add(name=name, base_path=f"/models/{name}/model")
         one.version_labels["stable"] = version
     (tmp_path / "models.config").write_text(text_format.MessageToString(made))
-    needs = needs_of(None, tmp_path / "model")
-    assert needs.of([1, 2, 5, 7]) == {2, 5, 7}
+    needs = read_served_versions(None, tmp_path / "model")
+    assert needs.required([1, 2, 5, 7]) == {2, 5, 7}
     assert needs.current([1, 2, 7]) == 2
 
 
 def test_a_file_that_the_rollout_has_written_is_understood(tmp_path: Path) -> None:
     flags = ["--model=digits", f"--models_config={tmp_path / 'models.config'}", "--targets="]
     run(["python", "-m", "serving.rollout", "promote", "2", *flags, "--base_path=/models/digits"])
-    needs = needs_of(None, tmp_path / "digits")
-    assert needs.of([1, 2, 3, 4]) == {2, 4}
+    needs = read_served_versions(None, tmp_path / "digits")
+    assert needs.required([1, 2, 3, 4]) == {2, 4}
     assert needs.current([1, 2, 3, 4]) == 2
 
 
 def test_a_models_config_that_can_not_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"--models_config=.*x\.config can't be read: No such file"):
-        needs_of(tmp_path / "x.config", tmp_path / "digits")
+        read_served_versions(tmp_path / "x.config", tmp_path / "digits")
     (tmp_path / "models.config").write_text("model_config_list { config { nam")
     with pytest.raises(BadInput, match=r"models\.config is not a models.config of TF Serving"):
-        needs_of(None, tmp_path / "digits")
+        read_served_versions(None, tmp_path / "digits")

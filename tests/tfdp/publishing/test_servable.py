@@ -12,7 +12,7 @@ import pytest
 
 from tests.running import Process, wait_until
 from tfdp.publishing import servable
-from tfdp.publishing.servable import ABOUT, Draft, remove_old, versions
+from tfdp.publishing.servable import PROVENANCE_FILE, Draft, remove_old, versions
 
 # Publishes versions of 30 files without end; each file holds the publisher and the version's turn.
 PUBLISHER = """
@@ -41,7 +41,7 @@ def whole(version: Path) -> str:
     """Which publisher's turn made all of a version."""
     said = {(version / str(place)).read_text() for place in range(30)}
     assert len(said) == 1, f"{version} is not whole: {said}"
-    assert (version / ABOUT).read_text() == "{}"
+    assert (version / PROVENANCE_FILE).read_text() == "{}"
     return said.pop()
 
 
@@ -149,7 +149,7 @@ def make_versions(folder: Path, *numbers: int, others: tuple[int, ...] = ()) -> 
         (folder / str(number)).mkdir()
         (folder / str(number) / "saved_model.pb").touch()
         if number in numbers:
-            (folder / str(number) / ABOUT).write_text("{}")
+            (folder / str(number) / PROVENANCE_FILE).write_text("{}")
 
 
 @pytest.mark.parametrize(

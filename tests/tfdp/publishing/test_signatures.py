@@ -11,7 +11,8 @@ import tensorflow as tf
 
 import tfdp
 from tests.tfdp.servables import loaded, warmup_requests
-from tfdp.publishing.signatures import Features, features_of, serving_functions
+from tfdp.publishing.features import Features, find_features
+from tfdp.publishing.signatures import make_signatures
 
 ROWS = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
 LOGITS = {"from_logits": True}
@@ -41,7 +42,7 @@ def example(**values: Any) -> bytes:
 
 
 def functions_of(model: keras.Model, names: list[str] | None = None) -> dict[str, Any]:
-    return serving_functions(model, None, features_of(model, None, None), names)
+    return make_signatures(model, None, find_features(model, None, None), names)
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -184,9 +185,9 @@ def test_what_can_not_be_served_is_refused() -> None:
     taken = {"a": tf.RaggedTensorSpec([None], tf.int64, 0), "a_length": tf.TensorSpec([])}
     for features in ({"a": deep}, taken):
         with pytest.raises(tfdp.BadInput, match="ragged in several dimensions, or"):
-            features_of(model_of(1, None), features, None)
+            find_features(model_of(1, None), features, None)
     with pytest.raises(tfdp.BadInput, match="has to be a tensor, dense or ragged"):
-        features_of(model_of(1, None), {"a": tf.SparseTensorSpec([3])}, None)
+        find_features(model_of(1, None), {"a": tf.SparseTensorSpec([3])}, None)
 
 
 def test_signatures_have_the_methods_and_shapes_that_tf_serving_demands(tmp_path: Path) -> None:
@@ -215,9 +216,9 @@ def test_signatures_have_the_methods_and_shapes_that_tf_serving_demands(tmp_path
 
 
 def test_features_know_what_is_sent() -> None:
-    features = features_of(model_of(1, None), Sentences(), counts)
+    features = find_features(model_of(1, None), Sentences(), counts)
     assert isinstance(features, Features)
-    assert {name: spec.shape.as_list() for name, spec in features.inputs().items()} == {
+    assert {name: spec.shape.as_list() for name, spec in features.input_specs().items()} == {
         "words": [None, None],
         "words_length": [None],
         "size": [None, 1, 1],
