@@ -127,7 +127,7 @@ def test_wrong_overrides_are_refused(override: str, said: str, write: Any) -> No
         (
             "import dataclasses\n@dataclasses.dataclass\nclass HParams:\n    needed: int\n"
             "def build_model(h): ...\ndef train_data(h): ...",
-            "HParams can't be made: .*needed",
+            "HParams can't be created: .*needed",
         ),
     ],
 )
