@@ -1,4 +1,4 @@
-"""Keeps the index of TFRecord files in a hidden file, so that records are searched for only once.
+"""Keeps the index of TFRecord files in a hidden file, which spares later starts the search.
 
 The index file is one line of JSON (the indexed files and their state), then int64[records, 2],
 little-endian, from a multiple of 64 bytes on. It appears by one rename. It is used as long as each
@@ -140,7 +140,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
-        yield  # writing to the folder will report what is wrong with it
+        yield  # a write to the folder will raise the error
         return
     try:
         with contextlib.suppress(OSError):

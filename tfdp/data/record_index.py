@@ -118,7 +118,7 @@ def scan(paths: Sequence[str], check_payloads: bool = False) -> Index:
 
 
 def _scan_file(path: str, check_payloads: bool) -> tuple[np.ndarray, list[Corruption]]:
-    """Returns the spans of a file's readable records (int64[records, 2]), and what is damaged."""
+    """Returns the spans of a file's readable records (int64[records, 2]), and its corruptions."""
     try:
         lengths, checksums, end, size = _read_headers(path)
     except OSError as error:

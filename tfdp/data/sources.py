@@ -21,7 +21,7 @@ from tfdp.data.digest import names_and_sizes, sha256_of
 from tfdp.errors import BadInput
 
 Batch = tuple[Any, ...]  # (features,), (features, labels) or (features, labels, sample_weight)
-Data: TypeAlias = "Source | tf.data.Dataset"  # what a recipe's functions for data return
+Data: TypeAlias = "Source | tf.data.Dataset"  # returned by a recipe's train_data and eval_data
 
 _PARALLEL_CALLS = 16  # of a user's function, within one batch
 _READ_AHEAD_BYTES = 1 << 17  # Linux reads so much around an accessed page, by default
@@ -130,7 +130,7 @@ def from_arrays(features: Any, labels: Any = None, sample_weight: Any = None) ->
         BadInput: if the arrays differ in length, or weights come without labels.
     """
     if sample_weight is not None and labels is None:
-        raise BadInput("there are sample weights but no labels: weights belong to labels")
+        raise BadInput("sample weights but no labels are given: weights belong to labels")
     optional = [value for value in (labels, sample_weight) if value is not None]
     batch = tuple(_stack_scalars(value) for value in (features, *optional))
     return _ArraySource(tf.nest.map_structure(_to_keras_array, batch))

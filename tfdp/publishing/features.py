@@ -25,7 +25,8 @@ class Features:
     Args:
         specs: spec of a batch of each feature, by name.
         is_single: whether the features are one tensor, which is then called ``features``.
-        read: returns a batch of real examples of a given size, by name; None if there are none.
+        read: returns a batch of real examples of a given size, by name; None if only specs are
+            known.
     """
 
     specs: dict[str, tf.TensorSpec | tf.RaggedTensorSpec]

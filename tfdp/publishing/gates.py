@@ -87,11 +87,11 @@ class Gates:
         flag = f"--not_worse_than_current={self.not_worse_by:g}"
         if not common:
             raise _refused(
-                f"{flag} has nothing to compare: {current}, which is served now, does not contain "
+                f"{flag} has nothing to compare: {current}, which is served now, has no record of "
                 f"{', '.join(compared) or 'metrics whose better side is known'}"
             )
         if missing := compared.keys() - common.keys():
-            say(f"{flag} leaves out {', '.join(sorted(missing))}: {current} does not contain that")
+            say(f"{flag} leaves out {', '.join(sorted(missing))}: {current} has no record of that")
         for name, sign in common.items():
             before = known[name]
             # 0.9 - 0.01 is not exactly 0.89 in floating point.

@@ -89,7 +89,7 @@ def find_head(
 
 
 def _inspect_loss(model: keras.Model) -> tuple[Activation | None, bool]:
-    """Returns what computes scores from the outputs, and whether the loss is a classifier's."""
+    """Returns the activation that the loss applies to logits, and whether the model classifies."""
     losses = tf.nest.flatten(getattr(model, "loss", None))
     if len(losses) != 1 or losses[0] is None:
         return None, False

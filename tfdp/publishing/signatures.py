@@ -68,8 +68,8 @@ def check_preprocess(preprocess: Preprocess | None, features: Features) -> None:
     if any(tensor.dtype == tf.resource for tensor in captured):
         raise BadInput(
             "preprocess uses a table or a variable that it did not get as an argument (of a layer "
-            "such as StringLookup, perhaps), which a SavedModel would not contain: make such "
-            "layers part of the model, in build_model, or use --export_dir=none"
+            "like StringLookup, perhaps), which a SavedModel would not contain: make such layers "
+            "part of the model, in build_model, or use --export_dir=none"
         )
 
 

@@ -19,7 +19,7 @@ Inputs = dict[str, np.ndarray]  # of a signature, by name
 
 
 def make_inputs(features: Features, size: int) -> Inputs:
-    """Returns inputs of ``size`` real examples; of zeros if there are no real examples.
+    """Returns inputs of ``size`` real examples, or of zeros if only specs are known.
 
     Zeros have one element in each dimension of unknown size.
     """

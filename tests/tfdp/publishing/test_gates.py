@@ -62,7 +62,7 @@ def test_good_metrics_pass(
             {"not_worse_than_current": 1.0},
             {"loss": 1.0},
             None,
-            "digits/3, .* does not contain loss",
+            "digits/3, .* has no record of loss",
         ),
         ({"not_worse_than_current": 1.0}, {"odd": 1.0}, {"odd": 1.0}, "whose better side is known"),
         # Lower is better, but the name does not show it.
