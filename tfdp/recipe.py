@@ -1,4 +1,4 @@
-"""Recipes: what a user writes, a Python file or module with a few functions."""
+"""Recipes: Python files or modules of a few functions, which users write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from tfdp.errors import BadInput
 
-_ARGUMENTS = {  # of the functions that a recipe may have; the first two it has to have
+_ARGUMENTS = {  # of each function that a recipe may define
     "build_model": ("hparams",),
     "train_data": ("hparams",),
     "eval_data": ("hparams",),
@@ -31,7 +31,7 @@ _REQUIRED = ("build_model", "train_data")
 
 @dataclasses.dataclass(frozen=True)
 class NoHParams:
-    """What functions get from a recipe that has no hyperparameters."""
+    """The hyperparameters of a recipe that defines none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Recipe:
     """A recipe, loaded and checked.
 
     Args:
-        name: as the user named it.
+        name: path or module name, as the user gave it.
         hparams: its ``HParams`` with the user's values.
-        digest: sha256 of its source and hyperparameters; what it imports is not in it.
-        build_model: gives a compiled ``keras.Model``.
-        train_data: gives a source or a dataset of single examples.
-        eval_data: likewise, or None.
-        preprocess: ``(features, training, seed)`` of one example to model inputs, or None.
-        callbacks: gives a list of Keras callbacks, or None.
-        class_names: gives names of what the outputs' columns stand for, or None.
+        digest: sha256 of its source and hyperparameters, without the modules that it imports.
+        build_model: returns a compiled ``keras.Model``.
+        train_data: returns a source or a dataset of single examples.
+        eval_data: returns evaluation data of the same kinds, or None.
+        preprocess: returns model inputs for ``(features, training, seed)`` of one example, or None.
+        callbacks: returns a list of Keras callbacks, or None.
+        class_names: returns the names of the output's columns, or None.
     """
 
     name: str
@@ -62,14 +62,14 @@ class Recipe:
 
 
 def load(name: str, hparam: Sequence[str] = ()) -> Recipe:
-    """Imports a recipe and applies ``NAME=VALUE`` to its hyperparameters.
+    """Imports a recipe and overrides its hyperparameters.
 
     Args:
-        name: path of a Python file (ending in ``.py``), or a dotted module.
-        hparam: overrides of fields of its ``HParams``.
+        name: path of a Python file (ending in ``.py``), or a dotted module name.
+        hparam: ``NAME=VALUE`` for each overridden field of its ``HParams``.
 
     Raises:
-        BadInput: if it can't be imported, lacks a function, or a value does not fit its field.
+        BadInput: if it can't be imported, lacks a function, or a value has the wrong type.
     """
     module = _import(name)
     functions: dict[str, Any] = {}
@@ -81,12 +81,12 @@ def load(name: str, hparam: Sequence[str] = ()) -> Recipe:
                     f"recipe {name} has no function {function}({', '.join(arguments)}): "
                     f"a recipe needs {' and '.join(_REQUIRED)}"
                 )
-        elif not _takes(functions[function], len(arguments)):
+        elif not _accepts(functions[function], len(arguments)):
             raise BadInput(
                 f"recipe {name}: {function} has to be a function that takes "
                 f"({', '.join(arguments)})"
             )
-    hparams = _hparams(name, getattr(module, "HParams", NoHParams), hparam)
+    hparams = _make_hparams(name, getattr(module, "HParams", NoHParams), hparam)
     source = Path(module.__file__ or "").read_bytes()
     values = json.dumps(dataclasses.asdict(hparams), sort_keys=True, default=str)
     digest = hashlib.sha256(source + values.encode()).hexdigest()
@@ -101,7 +101,7 @@ def _import(name: str) -> ModuleType:
     try:
         if not is_file:
             return importlib.import_module(name)
-        sys.path.insert(0, str(path.resolve().parent))  # for what it imports from beside it
+        sys.path.insert(0, str(path.resolve().parent))  # it may import modules beside it
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -119,7 +119,8 @@ def _import(name: str) -> ModuleType:
         raise BadInput(f"recipe {name} could not be imported:\n{trace}") from error
 
 
-def _takes(function: Any, arguments: int) -> bool:
+def _accepts(function: Any, arguments: int) -> bool:
+    """Returns whether a value is a function that accepts so many positional arguments."""
     if not callable(function):
         return False
     try:
@@ -129,7 +130,7 @@ def _takes(function: Any, arguments: int) -> bool:
     return True
 
 
-def _hparams(recipe: str, kind: Any, overrides: Sequence[str]) -> Any:
+def _make_hparams(recipe: str, kind: Any, overrides: Sequence[str]) -> Any:
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise BadInput(f"recipe {recipe}: HParams has to be a dataclass")
     types = typing.get_type_hints(kind)
@@ -144,14 +145,15 @@ def _hparams(recipe: str, kind: Any, overrides: Sequence[str]) -> Any:
                 f"--hparam={override}: recipe {recipe} has no such hyperparameter; "
                 f"it has {', '.join(fields) or 'none'}"
             )
-        values[name] = _value(override, text, fields[name])
+        values[name] = _parse_value(override, text, fields[name])
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
-        raise BadInput(f"recipe {recipe}: HParams can't be made: {error}") from error
+        raise BadInput(f"recipe {recipe}: HParams can't be created: {error}") from error
 
 
-def _value(override: str, text: str, kind: Any) -> Any:
+def _parse_value(override: str, text: str, kind: Any) -> Any:
+    """Returns the value in ``override`` as ``kind``; any kind but str is parsed as JSON."""
     if kind is str:
         return text
     try:
@@ -162,4 +164,4 @@ def _value(override: str, text: str, kind: Any) -> Any:
         return float(value)
     if kind in (int, float, bool) and type(value) is not kind:
         raise BadInput(f"--hparam={override}: the value has to be of type {kind.__name__}")
-    return tuple(value) if isinstance(value, list) else value  # of any other type, as JSON has it
+    return tuple(value) if isinstance(value, list) else value

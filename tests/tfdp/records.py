@@ -1,4 +1,4 @@
-"""TFRecord files for tests: record i is its number, padded to a length of its own."""
+"""TFRecord files for tests: record i contains its number, padded to a length that varies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def payload(number: int) -> bytes:
 
 
 def write(folder: Path, counts: Sequence[int]) -> list[Path]:
-    """Writes as many files as there are counts; their records are numbered through."""
+    """Writes a file for each count; records are numbered consecutively over all files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths, number = [], 0
     for file, count in enumerate(counts):
@@ -26,13 +26,13 @@ def write(folder: Path, counts: Sequence[int]) -> list[Path]:
 
 
 def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Features: the number; label: all of the record."""
+    """Returns the number as the features, and the whole record as the label."""
     return tf.strings.to_number(tf.strings.split(record, " ")[0], tf.int64), record
 
 
 def offset(number: int) -> int:
-    """Where a record begins in a file that begins with record 0, by the format's definition."""
-    return sum(12 + len(payload(each)) + 4 for each in range(number))
+    """Returns the byte at which a record begins in a file that begins with record 0."""
+    return sum(12 + len(payload(before)) + 4 for before in range(number))
 
 
 def damage(path: Path, at: int) -> None:

@@ -1,4 +1,4 @@
-"""Versions, asked as TF Serving's loader does it: a session, tensors by name, no Keras."""
+"""Published versions, loaded as TF Serving does: a session, tensors by name, no Keras."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 
 class Servable:
-    """A version, loaded."""
+    """A loaded version."""
 
     def __init__(self, session: Any, signatures: Mapping[str, Any]) -> None:
         self._session = session
         self.signatures = signatures
 
     def ask(self, signature: str = "serving_default", **inputs: Any) -> dict[str, np.ndarray]:
-        """What it answers."""
+        """Returns the outputs of a signature."""
         chosen = self.signatures[signature]
         fetch = {name: tensor.name for name, tensor in chosen.outputs.items()}
         assert inputs.keys() == set(chosen.inputs)
@@ -28,7 +28,7 @@ class Servable:
         return self._session.run(fetch, feed)  # type: ignore[no-any-return]
 
     def inputs(self, signature: str = "serving_default") -> dict[str, tuple[int, list[int]]]:
-        """Dtype (as protos number it) and shape of each input."""
+        """Returns the dtype (its number in protos) and shape of each input."""
         return {
             name: (tensor.dtype, [dim.size for dim in tensor.tensor_shape.dim])
             for name, tensor in self.signatures[signature].inputs.items()
@@ -37,18 +37,18 @@ class Servable:
 
 @contextmanager
 def loaded(version: Path) -> Iterator[Servable]:
-    """Loads a version for as long as the block lasts."""
+    """Loads a version until the block ends."""
     session = tf.compat.v1.Session(graph=tf.Graph())
     try:
         with session.graph.as_default():
-            found = tf.compat.v1.saved_model.load(session, ["serve"], str(version))
-        yield Servable(session, dict(found.signature_def))
+            meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], str(version))
+        yield Servable(session, dict(meta_graph.signature_def))
     finally:
         session.close()
 
 
 def warmup_requests(version: Path) -> list[Any]:
-    """The Predict requests that a server makes of a version before callers can."""
+    """Returns a version's warm-up requests, which are Predict requests."""
     path = version / "assets.extra" / "tf_serving_warmup_requests"
     if not path.exists():
         return []

@@ -11,7 +11,7 @@ import pytest
 from tfdp import recipe
 from tfdp.errors import BadInput
 
-WHOLE = """
+RECIPE = """
 import dataclasses
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ def train_data(hparams): return "train"
 
 @pytest.fixture
 def write(tmp_path: Path) -> Iterator[Any]:
-    """Writes a recipe file and gives its path."""
+    """Writes a recipe file and returns its path."""
     before = list(sys.path)
 
     def written(text: str, name: str = "my_recipe.py") -> str:
@@ -62,7 +62,7 @@ def test_a_recipe_is_a_file_or_a_module() -> None:
     assert by_module.eval_data is not None
 
 
-def test_a_file_may_import_what_lies_beside_it(write: Any) -> None:
+def test_a_file_may_import_modules_beside_it(write: Any) -> None:
     write("VALUE = 7", "beside_it.py")
     text = "import beside_it\ndef build_model(h): return beside_it.VALUE\ndef train_data(h): ..."
     assert recipe.load(write(text)).build_model(None) == 7
@@ -85,13 +85,13 @@ def test_a_file_may_import_what_lies_beside_it(write: Any) -> None:
     ],
 )
 def test_hyperparameters_are_overridden(override: str, name: str, value: Any, write: Any) -> None:
-    hparams = recipe.load(write(WHOLE), [override]).hparams
+    hparams = recipe.load(write(RECIPE), [override]).hparams
     assert getattr(hparams, name) == value
     assert type(getattr(hparams, name)) is type(value)
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("rate", "--hparam=rate: it has to be NAME=VALUE"),
         ("speed=1", "no such hyperparameter; it has rate, units, name, deep, sizes"),
@@ -102,55 +102,55 @@ def test_hyperparameters_are_overridden(override: str, name: str, value: Any, wr
         ("deep=1", "of type bool"),
     ],
 )
-def test_wrong_overrides_are_refused(override: str, said: str, write: Any) -> None:
-    with pytest.raises(BadInput, match=said):
-        recipe.load(write(WHOLE), [override])
+def test_wrong_overrides_are_refused(override: str, message: str, write: Any) -> None:
+    with pytest.raises(BadInput, match=message):
+        recipe.load(write(RECIPE), [override])
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("def train_data(h): ...", r"no function build_model\(hparams\)"),
         ("def build_model(h): ...", r"no function train_data\(hparams\)"),
-        (WHOLE + "\ntrain_data = 3", r"train_data has to be a function that takes \(hparams\)"),
-        (WHOLE + "\ndef build_model(): ...", r"build_model has to be a function that takes"),
+        (RECIPE + "\ntrain_data = 3", r"train_data has to be a function that takes \(hparams\)"),
+        (RECIPE + "\ndef build_model(): ...", r"build_model has to be a function that takes"),
         (
-            WHOLE + "\ndef preprocess(features): ...",
+            RECIPE + "\ndef preprocess(features): ...",
             r"preprocess has to be .* \(features, training, seed\)",
         ),
-        (WHOLE + "\ndef callbacks(): ...", r"callbacks has to be .* \(hparams\)"),
-        (WHOLE + "\nclass HParams: ...", "HParams has to be a dataclass"),
-        (WHOLE + "\nHParams = 3", "HParams has to be a dataclass"),
+        (RECIPE + "\ndef callbacks(): ...", r"callbacks has to be .* \(hparams\)"),
+        (RECIPE + "\nclass HParams: ...", "HParams has to be a dataclass"),
+        (RECIPE + "\nHParams = 3", "HParams has to be a dataclass"),
         ("import no_such_package_anywhere", "no_such_package_anywhere, which is not installed"),
         ("1 / 0", "ZeroDivisionError"),
         ("def broken(:", "SyntaxError"),
         (
             "import dataclasses\n@dataclasses.dataclass\nclass HParams:\n    needed: int\n"
             "def build_model(h): ...\ndef train_data(h): ...",
-            "HParams can't be made: .*needed",
+            "HParams can't be created: .*needed",
         ),
     ],
 )
-def test_wrong_recipes_are_refused(text: str, said: str, write: Any) -> None:
-    with pytest.raises(BadInput, match=said):
+def test_wrong_recipes_are_refused(text: str, message: str, write: Any) -> None:
+    with pytest.raises(BadInput, match=message):
         recipe.load(write(text))
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("no/such/file.py", "--recipe is no/such/file.py: there is no such file"),
         ("no_such_module.anywhere", r"no_such_module\.anywhere: there is no such module"),
     ],
 )
-def test_a_recipe_that_is_not_there_is_refused(name: str, said: str) -> None:
-    with pytest.raises(BadInput, match=said):
+def test_a_missing_recipe_is_refused(name: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         recipe.load(name)
 
 
-def test_the_digest_is_of_source_and_values(write: Any) -> None:
-    plain = recipe.load(write(WHOLE)).digest
-    assert recipe.load(write(WHOLE)).digest == plain
-    assert recipe.load(write(WHOLE), ["rate=0.1"]).digest == plain, "the default, said aloud"
-    assert recipe.load(write(WHOLE), ["rate=0.2"]).digest != plain
-    assert recipe.load(write(WHOLE + "\n# changed")).digest != plain
+def test_the_digest_covers_source_and_values(write: Any) -> None:
+    plain = recipe.load(write(RECIPE)).digest
+    assert recipe.load(write(RECIPE)).digest == plain
+    assert recipe.load(write(RECIPE), ["rate=0.1"]).digest == plain, "the explicit default"
+    assert recipe.load(write(RECIPE), ["rate=0.2"]).digest != plain
+    assert recipe.load(write(RECIPE + "\n# changed")).digest != plain

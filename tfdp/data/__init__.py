@@ -1,1 +1,1 @@
-"""Sources of examples, their order, and the input pipeline. Knows nothing of models."""
+"""Sources of examples, their order, and the input pipeline. Independent of models."""

@@ -1,4 +1,4 @@
-"""Telling data from other data, cheaply, and alike on all machines."""
+"""Digests that identify data: cheap to compute, and equal on all machines."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 
 
-def sha256_of(*parts: Any) -> str:
-    """The sha256 of arrays' contents, and of anything else's ``repr``; lists are gone through."""
+def sha256_of(*values: Any) -> str:
+    """Returns the sha256 of values: of an array's content, a list's items, any other's ``repr``."""
     digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype.newbyteorder('<').str}{part.shape}".encode())
-            array = np.ascontiguousarray(part.astype(part.dtype.newbyteorder("<"), copy=False))
+    for value in values:
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype.newbyteorder('<').str}{value.shape}".encode())
+            array = np.ascontiguousarray(value.astype(value.dtype.newbyteorder("<"), copy=False))
             if array.size and array.itemsize:
                 digest.update(array.reshape(-1).view(np.uint8).data)  # without a copy: it is large
-        elif isinstance(part, list):
-            digest.update("".join(["[", *map(sha256_of, part), "]"]).encode())
+        elif isinstance(value, list):
+            digest.update("".join(["[", *map(sha256_of, value), "]"]).encode())
         else:
-            digest.update(repr(part).encode())
+            digest.update(repr(value).encode())
         digest.update(b";")
     return digest.hexdigest()
 
 
 def names_and_sizes(paths: Sequence[str]) -> list[tuple[str, int]]:
-    """Of files: names below the folder that all are in, and bytes (-1 if that can't be told)."""
+    """Returns each file's name below the folder common to all, and its bytes (-1 if unknown)."""
     common = os.path.dirname(os.path.commonprefix(list(paths)))  # noqa: PTH120, RUF071
     return [(path[len(common) :], _size_bytes(path)) for path in paths]
 

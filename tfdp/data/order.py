@@ -1,10 +1,9 @@
 """Which examples make global batch k: a pure function of (seed, step).
 
-Nothing here remembers anything. An epoch's order is a permutation (of examples, or of runs of
-consecutive ones) that can be asked for any of its positions
-(``tf.random.experimental.index_shuffle``), a global batch is a stretch of positions, and a
-replica's slice is a stretch of those. So the order depends neither on how many workers there are
-nor on where a run was resumed, and a checkpoint needs no input state.
+An epoch's order is a permutation of the examples, or of runs of consecutive examples.
+``tf.random.experimental.index_shuffle`` computes it at any position. A global batch is a range of
+positions, and a replica's slice is a range of those. So the order depends neither on the number of
+workers nor on where a run was resumed, and a checkpoint needs no input state.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ Number = Any  # a whole number, or an int64 scalar tensor
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The order in which a run of any length sees ``examples`` examples.
+    """The order in which a run of any length takes the examples of a source.
 
     Args:
         examples: length of the source, at least 1.
-        global_batch_size: examples per update over all replicas; the last batch of an epoch has
-            what is left.
+        global_batch_size: examples per update over all replicas; the last batch of an epoch may be
+            smaller.
         seed: the run's seed.
-        shuffle: whether each epoch has a permutation of its own, or the source's order.
-        run_length: consecutive examples that stay together when shuffled; a source that reads
-            runs faster than single examples names it.
+        shuffle: whether each epoch has its own permutation; if not, it has the source's order.
+        run_length: number of consecutive examples that stay together when shuffled, for sources
+            that read a run faster than single examples.
 
     Raises:
         BadInput: if a number is out of range.
@@ -52,7 +51,7 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in an epoch, the last and maybe shorter one included."""
+        """Updates in an epoch, including a smaller last one."""
         return -(-self.examples // self.global_batch_size)
 
     @property
@@ -60,33 +59,33 @@ class Order:
         """Examples in the last batch of an epoch."""
         return self.examples - (self.steps_per_epoch - 1) * self.global_batch_size
 
-    def leaves_idle(self, parts: int) -> bool:
-        """Whether some batch has fewer examples than the parts that it is split into."""
-        return min(self.global_batch_size, self.last_batch_size) < parts
+    def has_empty_share(self, shares: int) -> bool:
+        """Returns whether some global batch has fewer examples than ``shares``."""
+        return min(self.global_batch_size, self.last_batch_size) < shares
 
     def examples_before(self, step: Number) -> Number:
-        """Examples that the updates before ``step`` took, over all epochs."""
+        """Returns the number of examples in the updates before ``step``, over all epochs."""
         epoch, batch = step // self.steps_per_epoch, step % self.steps_per_epoch
         return epoch * self.examples + batch * self.global_batch_size
 
     def batch_size(self, step: Number) -> Number:
-        """Examples in the global batch of a step."""
+        """Returns the number of examples in the global batch of ``step``."""
         return self.examples_before(step + 1) - self.examples_before(step)
 
-    # AutoGraph would take a quarter of a second to convert all that it calls, for nothing.
+    # AutoGraph would take a quarter of a second to convert all called functions, for nothing.
     @tf.autograph.experimental.do_not_convert
     def slice(self, step: tf.Tensor, replica: tf.Tensor, replicas: int) -> tuple[tf.Tensor, ...]:
-        """The examples of one replica at one step.
+        """Returns the examples of one replica at one step.
 
         Args:
-            step: int64 scalar, updates done before this one.
+            step: int64 scalar, number of earlier updates.
             replica: int64 scalar in ``[0, replicas)``.
-            replicas: how many replicas share the global batch.
+            replicas: number of replicas that share the global batch.
 
         Returns:
-            ``epoch`` (int64 scalar) and ``indices`` (int64[n]) into the source. Slices differ in
-            length by one at the most; the slices of all replicas, one after the other, are the
-            global batch whatever their number.
+            ``epoch`` (int64 scalar) and ``indices`` (int64[n]) into the source. The lengths of
+            slices differ by at most one. The concatenated slices of all replicas are the global
+            batch, for any number of replicas.
         """
         epoch, batch = step // self.steps_per_epoch, step % self.steps_per_epoch
         first, size = batch * self.global_batch_size, self.batch_size(step)
@@ -96,37 +95,40 @@ class Order:
         return epoch, self.indices(epoch, positions)
 
     def indices(self, epoch: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-        """Indices into the source (int64[n]) at ``positions`` (int64[n]) of ``epoch``."""
+        """Returns indices into the source (int64[n]) at ``positions`` (int64[n]) of ``epoch``."""
         if not self.shuffle:
             return positions
         seed = tf.random.experimental.stateless_fold_in(
-            words_of(self.seed), tf.cast(epoch, tf.int32)
+            to_stateless_seed(self.seed), tf.cast(epoch, tf.int32)
         )
-        runs, rest = divmod(self.examples, self.run_length)
+        full_runs, rest = divmod(self.examples, self.run_length)
         if not rest:
-            return self._of_full_runs(positions, seed, runs)
-        # The last run is shorter. Only full ones can change places, so it is put among them.
+            return self._shuffle_full_runs(positions, seed, full_runs)
+        # index_shuffle permutes runs of equal length only. So the shorter last run is inserted at
+        # a random place among the shuffled full runs.
         first = self.run_length * tf.random.stateless_uniform(
-            [], tf.random.experimental.stateless_fold_in(seed, 1), 0, runs + 1, tf.int64
+            [], tf.random.experimental.stateless_fold_in(seed, 1), 0, full_runs + 1, tf.int64
         )
         others = tf.where(positions < first, positions, tf.maximum(positions - rest, 0))
         return tf.where(
             (first <= positions) & (positions < first + rest),
-            runs * self.run_length + positions - first,
-            self._of_full_runs(others, seed, runs) if runs else others,
+            full_runs * self.run_length + positions - first,
+            self._shuffle_full_runs(others, seed, full_runs) if full_runs else others,
         )
 
-    def _of_full_runs(self, positions: tf.Tensor, seed: tf.Tensor, runs: int) -> tf.Tensor:
-        """Indices at ``positions`` of an epoch that had ``runs`` full runs and nothing else."""
-        # One more than asked for, because the op refuses an empty vector: an idle replica's slice.
-        places = tf.concat([positions // self.run_length, [0]], axis=0)
+    def _shuffle_full_runs(
+        self, positions: tf.Tensor, seed: tf.Tensor, full_runs: int
+    ) -> tf.Tensor:
+        """Returns indices at ``positions`` of an epoch that consists of ``full_runs`` full runs."""
+        # With a 0 appended, because the op refuses an empty vector, the slice of an idle replica.
+        runs = tf.concat([positions // self.run_length, [0]], axis=0)
         shuffled = tf.random.experimental.index_shuffle(
-            places, seed=seed, max_index=tf.constant(runs - 1, tf.int64)
+            runs, seed=seed, max_index=tf.constant(full_runs - 1, tf.int64)
         )[:-1]
         return shuffled * self.run_length + positions % self.run_length
 
 
-def words_of(seed: int) -> tf.Tensor:
-    """A run's seed (any 64-bit integer) as int32[2], the shape that stateless ops take."""
+def to_stateless_seed(seed: int) -> tf.Tensor:
+    """Returns a run's seed (any 64-bit integer) as int32[2], the form that stateless ops take."""
     words = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
     return tf.constant([word - (1 << 32) if word >> 31 else word for word in words], tf.int32)

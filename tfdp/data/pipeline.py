@@ -1,4 +1,4 @@
-"""From data to an endless stream of batches, split over the replicas."""
+"""The input pipeline: from data to an endless stream of batches, split over the replicas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdp.choices import AutoShard
 from tfdp.data import sharding
-from tfdp.data.order import Order, words_of
+from tfdp.data.order import Order, to_stateless_seed
 from tfdp.data.sources import Batch, Source
 from tfdp.errors import BadInput
 from tfdp.workers.collectives import Workers
@@ -22,15 +22,16 @@ Preprocess = Callable[[Any, bool, tf.Tensor], Any]  # (features, training, seed)
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Batches without end, one for each replica and step.
+    """Endless batches, one for each replica and step.
 
     Args:
-        dataset: what ``iter`` takes; gives every local replica its part of a global batch.
+        dataset: an iterable dataset; gives every local replica its share of a global batch.
         element_spec: specs of ``(x[, y[, sample_weight]])``, batch dimension first and unknown.
         steps_per_epoch: updates in an epoch.
-        order: how many examples each global batch has; None where only TensorFlow knows.
-        examples_before: examples used by the updates before a step; None if that is unknown.
-        steps_to_skip: batches to draw and drop before the first: done in an earlier start.
+        order: gives the size of each global batch; None if the size is not known in advance.
+        examples_before: returns the number of examples in the updates before a step; None if that
+            is unknown.
+        steps_to_skip: number of batches to read and drop first: those of an earlier start.
     """
 
     dataset: Any
@@ -41,7 +42,7 @@ class Batches:
     steps_to_skip: int = 0
 
     def iterator(self) -> Any:
-        """An iterator that stands at the first batch of this start."""
+        """Returns an iterator over the batches after the skipped ones."""
         iterator = iter(self.dataset)
 
         @tf.function
@@ -64,45 +65,45 @@ def from_source(
     preprocess: Preprocess | None = None,
     transform: Callable[..., Any] | None = None,
 ) -> Batches:
-    """Batches of a source: each replica reads its slice of every global batch.
+    """Returns the batches of a source: each replica reads its slice of every global batch.
 
     Args:
-        source: where examples are read.
-        order: which of them make global batch k.
+        source: the source of examples.
+        order: determines which examples make global batch k.
         workers: the workers.
-        first_step: updates done before the first batch.
-        training: what ``preprocess`` is told.
+        first_step: number of updates before the first batch.
+        training: the argument ``training`` of ``preprocess``.
         preprocess: applied to the features of each example, in parallel.
-        transform: applied to each batch ``(x[, y[, sample_weight]])`` at last.
+        transform: applied to each batch ``(x[, y[, sample_weight]])``, after ``preprocess``.
 
     Raises:
-        BadInput: on all workers, if the source has another length on another one.
+        BadInput: on all workers, if their sources differ in length.
     """
     check_same_length(source, workers)
-    read = _reader(source, preprocess, training, seed=order.seed)
+    read = _make_source_reader(source, preprocess, training, seed=order.seed)
 
-    def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
+    def build(context: tf.distribute.InputContext) -> tf.data.Dataset:
         first_replica = context.input_pipeline_id * workers.local_replicas
 
-        def batch(turn: tf.Tensor) -> Any:  # every local replica takes its turn at each step
+        def read_batch(turn: tf.Tensor) -> Any:  # local replicas take turns at each step
             step, replica = turn // workers.local_replicas, turn % workers.local_replicas
             epoch, indices = order.slice(step, first_replica + replica, workers.replicas)
             return read(epoch, indices)
 
         turns = tf.data.Dataset.counter(start=first_step * workers.local_replicas)
-        dataset = turns.map(batch, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = turns.map(read_batch, num_parallel_calls=tf.data.AUTOTUNE)
         if transform is not None:
             dataset = dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE)
         return dataset.prefetch(tf.data.AUTOTUNE)
 
-    here = tf.distribute.InputContext(workers.count, workers.index, workers.replicas)
-    local = pipeline(here)
-    # TensorFlow's distributed dataset carries batches to several devices; to one CPU it adds
-    # about a tenth to the step of a tiny model.
+    context = tf.distribute.InputContext(workers.count, workers.index, workers.replicas)
+    local = build(context)
+    # TensorFlow's distributed dataset brings batches to several devices. With one CPU it would add
+    # about a tenth to the step time of a tiny model.
     is_one_cpu = workers.local_replicas == 1 and not tf.config.list_physical_devices("GPU")
     return Batches(
         dataset=(
-            local if is_one_cpu else workers.strategy.distribute_datasets_from_function(pipeline)
+            local if is_one_cpu else workers.strategy.distribute_datasets_from_function(build)
         ),
         element_spec=local.element_spec,
         steps_per_epoch=order.steps_per_epoch,
@@ -112,13 +113,13 @@ def from_source(
 
 
 def check_same_length(source: Source, workers: Workers) -> None:
-    """Raises BadInput, on all workers, if they have sources of different lengths."""
+    """Raises BadInput, on all workers, if their sources differ in length; a collective."""
     lengths = workers.gather(np.array([len(source)], np.int64))[:, 0].tolist()
     if len(set(lengths)) > 1:
         workers.settle()
         raise BadInput(
             f"the workers' sources have {lengths} examples, in the workers' order: all of them "
-            "have to see the same arrays or files"
+            "have to have the same arrays or files"
         )
 
 
@@ -133,44 +134,44 @@ def from_dataset(
     seed: int = 0,
     transform: Callable[..., Any] | None = None,
 ) -> Batches:
-    """Training batches of a plain dataset of global batches, sharded by TensorFlow.
+    """Returns training batches of a plain dataset of global batches, sharded by TensorFlow.
 
     Args:
         dataset: global batches ``(x[, y[, sample_weight]])``.
         workers: the workers.
-        steps_per_epoch: updates in an epoch; None takes the dataset's length, and counts it by
-            reading it once where TensorFlow doesn't know it.
-        first_step: updates done before the first batch; what they read is read again and dropped.
-        auto_shard: how the workers divide the data; None leaves it to the dataset's options.
+        steps_per_epoch: updates in an epoch; None uses the dataset's length, which is counted by
+            reading the dataset once if TensorFlow can't tell it.
+        first_step: number of updates before the first batch; their batches are read and dropped.
+        auto_shard: how TensorFlow shards the dataset; None uses the dataset's options.
         preprocess: applied to the features of each example.
-        seed: of the run; makes the seeds that ``preprocess`` gets.
-        transform: applied to each batch at last.
+        seed: the run's seed, from which the seeds of ``preprocess`` are derived.
+        transform: applied to each batch, after ``preprocess``.
 
     Raises:
-        BadInput: if the dataset has no end and ``steps_per_epoch`` is None, or is empty, or has
-            another length on another worker, or its files can't be divided as asked for.
+        BadInput: if the dataset never ends and ``steps_per_epoch`` is None, or it is empty, or
+            its length differs between workers, or its files can't be sharded as requested.
     """
     if preprocess is not None:
-        # Batches are numbered for the seeds, and TensorFlow can't shard by files through that.
+        # Seeds need numbered batches, and TensorFlow can't shard by file behind a numbering.
         if auto_shard == "file":
             raise BadInput(
                 "--auto_shard=file does not go with preprocess: map it in train_data yourself, "
                 "or use --auto_shard=data, or a tfdp.Source"
             )
         auto_shard = "data" if auto_shard in (None, "auto") else auto_shard
-    auto_shard = sharding.settled(dataset, auto_shard, workers, training=True)
+    auto_shard = sharding.choose_auto_shard(dataset, auto_shard, workers, training=True)
     if steps_per_epoch is None:
-        steps_per_epoch = _length(dataset, workers)
-    dataset = dataset.repeat()  # without an end, workers need not agree on one at every step
+        steps_per_epoch = _count_batches(dataset, workers)
+    dataset = dataset.repeat()  # or workers would have to agree at every step whether it ends
     if preprocess is not None:
-        read = _batch_preprocessor(preprocess, training=True, seed=seed)
+        preprocess_batch = _make_dataset_preprocess(preprocess, training=True, seed=seed)
         dataset = dataset.scan(
             np.int64(0), lambda step, batch: (step + 1, (step, *as_tuple(batch)))
         )
-        dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.map(preprocess_batch, num_parallel_calls=tf.data.AUTOTUNE)
     if transform is not None:
         dataset = dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = sharded(dataset, auto_shard).prefetch(tf.data.AUTOTUNE)
+    dataset = with_auto_shard_policy(dataset, auto_shard).prefetch(tf.data.AUTOTUNE)
     return Batches(
         dataset=workers.strategy.experimental_distribute_dataset(dataset),
         element_spec=dataset.element_spec,
@@ -204,20 +205,22 @@ def for_evaluation(
         auto_shard: how TensorFlow shards the dataset; None uses the dataset's options.
 
     Raises:
-        BadInput: if the dataset has no end and ``steps`` is None, or its files can't be sharded as
-            asked for.
+        BadInput: if the dataset never ends and ``steps`` is None, or its files can't be sharded as
+            requested.
     """
     if steps is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise BadInput(
             "the dataset to evaluate or predict never ends: give steps (validation_steps), or "
             "leave out repeat()"
         )
-    auto_shard = sharding.settled(dataset, auto_shard, workers, training=False)
-    return sharded(preprocessed(dataset, preprocess), auto_shard)
+    auto_shard = sharding.choose_auto_shard(dataset, auto_shard, workers, training=False)
+    return with_auto_shard_policy(preprocessed(dataset, preprocess), auto_shard)
 
 
-def sharded(dataset: tf.data.Dataset, auto_shard: AutoShard | None) -> tf.data.Dataset:
-    """The dataset with TensorFlow's option for how workers divide it."""
+def with_auto_shard_policy(
+    dataset: tf.data.Dataset, auto_shard: AutoShard | None
+) -> tf.data.Dataset:
+    """Returns the dataset with TensorFlow's option that determines how workers shard it."""
     if auto_shard is None:
         return dataset
     options = tf.data.Options()
@@ -227,7 +230,7 @@ def sharded(dataset: tf.data.Dataset, auto_shard: AutoShard | None) -> tf.data.D
     return dataset.with_options(options)
 
 
-def _length(dataset: tf.data.Dataset, workers: Workers) -> int:
+def _count_batches(dataset: tf.data.Dataset, workers: Workers) -> int:
     length = int(dataset.cardinality())
     if length == tf.data.INFINITE_CARDINALITY:
         raise BadInput(
@@ -236,7 +239,7 @@ def _length(dataset: tf.data.Dataset, workers: Workers) -> int:
     if length == tf.data.UNKNOWN_CARDINALITY:
         if workers.is_chief:
             print(
-                "tfdp: counting the dataset, whose length TensorFlow doesn't know "
+                "tfdp: counting the dataset, whose length TensorFlow can't tell "
                 "(steps_per_epoch or tf.data.experimental.assert_cardinality spare this)",
                 file=sys.stderr,
             )
@@ -252,41 +255,41 @@ def _length(dataset: tf.data.Dataset, workers: Workers) -> int:
     return length
 
 
-def per_batch(preprocess: Preprocess, training: bool) -> Callable[..., Any]:
-    """``preprocess``, which takes one example, for a batch of them.
+def make_batch_preprocess(preprocess: Preprocess, training: bool) -> Callable[..., Any]:
+    """Returns a function that applies ``preprocess`` to each example of a batch.
 
     Returns:
-        A function of features (examples first) and seeds (int32[n, 2]) that gives model inputs.
+        A function of features (examples first) and seeds (int32[n, 2]) that returns model inputs.
     """
 
-    def one(features_and_seed: tuple[Any, tf.Tensor]) -> Any:
+    def preprocess_one(features_and_seed: tuple[Any, tf.Tensor]) -> Any:
         return preprocess(features_and_seed[0], training, features_and_seed[1])
 
-    def batch(features: Any, seeds: tf.Tensor) -> Any:
+    def preprocess_batch(features: Any, seeds: tf.Tensor) -> Any:
         example = tf.nest.map_structure(
             lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), (features, seeds)
         )
-        outputs = tf.function(one).get_concrete_function(example).structured_outputs
+        outputs = tf.function(preprocess_one).get_concrete_function(example).structured_outputs
         signature = tf.nest.map_structure(
             lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), outputs
         )
-        return tf.map_fn(one, (features, seeds), fn_output_signature=signature)
+        return tf.map_fn(preprocess_one, (features, seeds), fn_output_signature=signature)
 
-    return batch
+    return preprocess_batch
 
 
 def as_tuple(element: Any) -> Batch:
-    """An element of a dataset, as the tuple that it is unless it has features alone."""
+    """Returns a dataset's element as a tuple: ``(element,)`` if it consists of features alone."""
     return element if isinstance(element, tuple) else (element,)
 
 
 def element_spec(data: Source | tf.data.Dataset) -> Batch:
-    """Specs of ``(features[, labels[, sample_weight]])`` of single examples."""
+    """Returns the specs of ``(features[, labels[, sample_weight]])`` of one example."""
     return data.element_spec() if isinstance(data, Source) else as_tuple(data.element_spec)
 
 
 def are_compatible(spec: Any, other: Any) -> bool:
-    """Whether two specs have one structure, and leaves that fit each other."""
+    """Returns whether two specs have the same structure and compatible leaves."""
     try:
         tf.nest.assert_same_structure(spec, other)
     except (TypeError, ValueError):
@@ -296,44 +299,50 @@ def are_compatible(spec: Any, other: Any) -> bool:
 
 
 def preprocessed(dataset: tf.data.Dataset, preprocess: Preprocess | None) -> tf.data.Dataset:
-    """A dataset of batches for evaluation, with ``preprocess`` applied to each example."""
+    """Returns a dataset of batches for evaluation, with each example preprocessed."""
     if preprocess is None:
         return dataset
-    read = _batch_preprocessor(preprocess, training=False, seed=0)
+    preprocess_batch = _make_dataset_preprocess(preprocess, training=False, seed=0)
     return dataset.map(
-        lambda *batch: read(tf.constant(0, tf.int64), *batch), num_parallel_calls=tf.data.AUTOTUNE
+        lambda *batch: preprocess_batch(tf.constant(0, tf.int64), *batch),
+        num_parallel_calls=tf.data.AUTOTUNE,
     )
 
 
-def _batch_preprocessor(preprocess: Preprocess, training: bool, seed: int) -> Callable[..., Any]:
-    """For batches that come from elsewhere, where an example is known by its place in its batch."""
-    one_by_one = per_batch(preprocess, training)
+def _make_dataset_preprocess(
+    preprocess: Preprocess, training: bool, seed: int
+) -> Callable[..., Any]:
+    """Returns a function that preprocesses a dataset's batch, given its step.
 
-    def read(step: tf.Tensor, features: Any, *rest: Any) -> Any:
+    A dataset's examples have no indices, so seeds are derived from the place in the batch.
+    """
+    preprocess_batch = make_batch_preprocess(preprocess, training)
+
+    def apply(step: tf.Tensor, features: Any, *rest: Any) -> Any:
         places = tf.range(tf.shape(tf.nest.flatten(features)[0])[0])
-        return (one_by_one(features, _seeds(seed, step, places)), *rest)
+        return (preprocess_batch(features, _example_seeds(seed, step, places)), *rest)
 
-    return read
+    return apply
 
 
-def _reader(
+def _make_source_reader(
     source: Source, preprocess: Preprocess | None, training: bool, seed: int
 ) -> Callable[[tf.Tensor, tf.Tensor], Any]:
-    """Reads and preprocesses the examples at ``indices`` of ``epoch``."""
+    """Returns a function that reads and preprocesses the examples at ``indices`` of ``epoch``."""
     if preprocess is None:
         return lambda epoch, indices: source.read(indices)
-    one_by_one = per_batch(preprocess, training)
+    preprocess_batch = make_batch_preprocess(preprocess, training)
 
     def read(epoch: tf.Tensor, indices: tf.Tensor) -> Any:
         features, *rest = source.read(indices)
-        return (one_by_one(features, _seeds(seed, epoch, indices)), *rest)
+        return (preprocess_batch(features, _example_seeds(seed, epoch, indices)), *rest)
 
     return read
 
 
-def _seeds(seed: int, epoch: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
-    """A seed (int32[2]) for each example, made of the run's seed, the epoch and the index."""
-    fold_in = tf.random.experimental.stateless_fold_in  # gives [a hash of the seed, the data]
-    of_epoch = fold_in(fold_in(words_of(seed), tf.cast(epoch, tf.int32)), 0)[0]
-    columns = [tf.fill(tf.shape(indices), of_epoch), tf.cast(indices, tf.int32)]
+def _example_seeds(seed: int, epoch: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+    """Returns a seed for each example (int32[n, 2]), from the run's seed, epoch and index."""
+    fold_in = tf.random.experimental.stateless_fold_in  # returns [hash of the seed, the data]
+    epoch_seed = fold_in(fold_in(to_stateless_seed(seed), tf.cast(epoch, tf.int32)), 0)[0]
+    columns = [tf.fill(tf.shape(indices), epoch_seed), tf.cast(indices, tf.int32)]
     return tf.stack(columns, axis=1)

@@ -1,43 +1,31 @@
-"""Where every record of TFRecord files begins and ends: found once, kept in a small file.
+"""Finds where every record of TFRecord files begins and ends.
 
-A record is its length (uint64), a checksum of the length, the payload, a checksum of the payload.
-So records are found by hopping from header to header; most of the data is not read.
-
-The index file is one line of JSON (what was indexed, and how), then int64[records, 2], little
-endian, from a multiple of 64 bytes on. It appears by one rename, and is believed as long as each
-data file has the size and the modification time that it says.
+A record is its length (uint64), a checksum of the length, the payload, and a checksum of the
+payload. So the search reads one header after the other and skips the payloads: it reads only a
+small part of files with large records.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
-import hashlib
-import json
 import os
-import secrets
 import shlex
 import struct
 import time
 from array import array
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tfdp.errors import BadInput
-from tfdp.files import sync_folder, write_durably
 from tfdp.log import say
 
-INDEX_PREFIX = ".tfdp-index-"  # of the names of index files
-_FORMAT = 1
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4  # around each payload
-_BLOCK_BYTES = 1 << 14  # read at once: many headers where records are small, little beside one
-_THREADS = 16  # for waiting on disks; hopping itself is one core's work
-_SAY_AFTER_S = 5.0
+_BLOCK_BYTES = 1 << 14  # per read: many headers of small records, little beside a large record
+_THREADS = 16  # to wait for disks; one core is enough to follow the headers
+_REPORT_EVERY_S = 5.0
 
 _DECOMPRESS = {
     "gzip": "gunzip --stdout {path} > {path}.plain",
@@ -47,243 +35,140 @@ _DECOMPRESS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Fault:
-    """A place in a file where a record should be and is not.
+class Corruption:
+    """A truncated or damaged record.
 
     Args:
         path: the file.
         offset: byte at which the record begins.
-        what: what is wrong, and how much of the file it costs.
+        reason: why the record can't be read, and which part of the file is lost with it.
     """
 
     path: str
     offset: int
-    what: str
+    reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}, byte {self.offset}: {self.what}"
+        return f"{self.path}, byte {self.offset}: {self.reason}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """Records of some files, numbered through.
+    """The records of some files, numbered consecutively over all files.
 
     Args:
         paths: the files.
-        spans: int64[records, 2], the byte at which each record begins, and the one after its end.
-        firsts: int64[files + 1], the number of each file's first record, and that of all records.
-        faults: what was left out.
+        spans: int64[records, 2], the byte at which each record begins, and the byte after its end.
+        firsts: int64[files + 1], the number of each file's first record, and of all records.
+        corruptions: records that are left out.
     """
 
     paths: tuple[str, ...]
     spans: np.ndarray
     firsts: np.ndarray
-    faults: tuple[Fault, ...]
+    corruptions: tuple[Corruption, ...]
 
     @property
     def counts(self) -> np.ndarray:
-        """Records of each file: int64[files]."""
+        """Number of records in each file: int64[files]."""
         return np.diff(self.firsts)
 
-
-def open_index(paths: Sequence[str], folder: Path | None, check_payloads: bool) -> Index:
-    """Reads the index of files, or makes and keeps it; any number of workers at the same time.
-
-    Args:
-        paths: the files.
-        folder: where the index is kept; None: beside the files, in the folder that all are in.
-        check_payloads: whether payloads have to match their checksums, for which all is read.
-
-    Raises:
-        BadInput: if the folder can't be written, a file can't be read, or is compressed.
-    """
-    absolute = [os.path.abspath(path) for path in paths]  # noqa: PTH100 (links stay links)
-    common = os.path.commonpath([os.path.dirname(path) for path in absolute])  # noqa: PTH120
-    named = {"paths": [os.path.relpath(path, common) for path in absolute]}
-    if folder is not None:  # it may hold indexes of files of the same names from elsewhere
-        named["of"] = [common]
-        with _index_dir_needed(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    else:
-        folder = Path(common)
-    name = hashlib.sha256(json.dumps([named, check_payloads]).encode()).hexdigest()[:16]
-    index_path = folder / f"{INDEX_PREFIX}{name}"
-
-    index = _load(index_path, paths)
-    if index is not None:
-        return index
-    with _one_at_a_time(folder):
-        index = _load(index_path, paths)  # another worker may have made it meanwhile
-        if index is None:
-            made = _make(index_path, paths, check_payloads)
-            index = _load(index_path, paths) or made  # from the file, it takes no memory
-    return index
-
-
-def _load(index_path: Path, paths: Sequence[str]) -> Index | None:
-    """The index if it is there, whole, and of the files as they are now."""
-    try:
-        with index_path.open("rb") as file:
-            about = json.loads(file.readline())
-            offset, size = file.tell(), os.fstat(file.fileno()).st_size
-            firsts = np.cumsum([0, *about["counts"]], dtype=np.int64)
-            if about["format"] != _FORMAT or size - offset != 16 * firsts[-1]:
-                return None
-            if about["stats"] != [_stat(path) for path in paths]:
-                return None
-            spans = np.zeros([0, 2], np.int64)
-            if firsts[-1]:
-                spans = np.memmap(file, "<i8", "r", offset, (int(firsts[-1]), 2))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    faults = [Fault(paths[number], at, what) for number, at, what in about["faults"]]
-    return Index(tuple(paths), spans, firsts, tuple(faults))
-
-
-def _make(index_path: Path, paths: Sequence[str], check_payloads: bool) -> Index:
-    hidden = index_path.with_name(f"{index_path.name}.{secrets.token_hex(8)}")
-    with _index_dir_needed(index_path.parent):
-        hidden.touch(exist_ok=False)  # before all the work, not after it
-    try:
-        try:
-            stats = [_stat(path) for path in paths]
-        except OSError as error:
-            raise BadInput(f"{error.filename} can't be read: {error.strerror}") from None
-        index = scan(paths, check_payloads)
-        numbers = {path: number for number, path in enumerate(paths)}
-        about = {
-            "format": _FORMAT,
-            "stats": stats,
-            "counts": index.counts.tolist(),
-            "faults": [[numbers[each.path], each.offset, each.what] for each in index.faults],
-        }
-        line = json.dumps(about).encode()
-        padded = line.ljust(-(-(len(line) + 1) // 64) * 64 - 1) + b"\n"
-        with _index_dir_needed(index_path.parent):
-            write_durably(hidden, padded + index.spans.astype("<i8").tobytes())
-            hidden.rename(index_path)
-            sync_folder(index_path.parent)
-        return index
-    finally:
-        hidden.unlink(missing_ok=True)
-
-
-def _stat(path: str) -> list[int]:
-    status = os.stat(path)  # noqa: PTH116
-    return [status.st_size, status.st_mtime_ns]
-
-
-@contextlib.contextmanager
-def _index_dir_needed(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise BadInput(
-            f"the index of the TFRecord files can't be kept in {folder}: {error.strerror}; "
-            "give index_dir=, a folder that can be written (and is kept: it spares the next start "
-            "the search for records)"
-        ) from None
-
-
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Lets one worker search while others wait; where there are no locks, all search alike."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        yield  # what is wrong with the folder is said by who writes to it
-        return
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    def file_of(self, record: int | np.ndarray) -> np.ndarray:
+        """Returns the index into ``paths`` of the file that contains a record."""
+        return np.searchsorted(self.firsts, record, side="right") - 1
 
 
 def scan(paths: Sequence[str], check_payloads: bool = False) -> Index:
-    """Finds the records of files, several at a time, and says how far it is if that takes long.
+    """Finds the records of files, several files at a time, and reports progress if that is slow.
+
+    Args:
+        paths: the files.
+        check_payloads: whether to leave out records whose payload does not match its checksum,
+            for which all data is read.
 
     Raises:
         BadInput: if a file can't be read, or is compressed.
     """
-    began = said = time.monotonic()
+    started_s = reported_s = time.monotonic()
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
     try:
         searches = [pool.submit(_scan_file, path, check_payloads) for path in paths]
-        waiting = set(searches)
-        while waiting:
-            done, waiting = concurrent.futures.wait(
-                waiting, _SAY_AFTER_S, concurrent.futures.FIRST_EXCEPTION
+        pending = set(searches)
+        while pending:
+            done, pending = concurrent.futures.wait(
+                pending, _REPORT_EVERY_S, concurrent.futures.FIRST_EXCEPTION
             )
             for search in done:
-                search.result()  # raises what it raised
-            if waiting and time.monotonic() - said > _SAY_AFTER_S:
-                said = time.monotonic()
+                search.result()  # raises the search's exception
+            if pending and time.monotonic() - reported_s > _REPORT_EVERY_S:
+                reported_s = time.monotonic()
                 say(
                     f"searching {len(paths)} TFRecord files for their records: "
-                    f"{len(paths) - len(waiting)} done after {said - began:.0f} s"
+                    f"{len(paths) - len(pending)} done after {reported_s - started_s:.0f} s"
                 )
-        found = [search.result() for search in searches]
+        results = [search.result() for search in searches]
     finally:
         pool.shutdown(cancel_futures=True)
     return Index(
         tuple(paths),
-        np.concatenate([spans for spans, _ in found]),
-        np.cumsum([0, *(len(spans) for spans, _ in found)], dtype=np.int64),
-        tuple(fault for _, faults in found for fault in faults),
+        np.concatenate([spans for spans, _ in results]),
+        np.cumsum([0, *(len(spans) for spans, _ in results)], dtype=np.int64),
+        tuple(corruption for _, corruptions in results for corruption in corruptions),
     )
 
 
-def _scan_file(path: str, check_payloads: bool) -> tuple[np.ndarray, list[Fault]]:
-    """The spans of a file's records (int64[records, 2]), and where it is damaged."""
+def _scan_file(path: str, check_payloads: bool) -> tuple[np.ndarray, list[Corruption]]:
+    """Returns the spans of a file's readable records (int64[records, 2]), and its corruptions."""
     try:
-        lengths, checksums, end, size = _headers(path)
+        lengths, checksums, end, size = _read_headers(path)
     except OSError as error:
         raise BadInput(f"{path} can't be read: {error.strerror}") from None
     wrong = np.flatnonzero(_masked_crc32c(lengths) != checksums)
     good = int(wrong[0]) if len(wrong) else len(lengths)
     ends = np.cumsum(lengths[:good].astype(np.int64) + (_HEADER_BYTES + _FOOTER_BYTES))
     spans = np.stack([np.concatenate([[0], ends])[:-1], ends], axis=1).astype(np.int64)
-    last = int(ends[-1]) if good else 0
-    faults = []
-    if good and last > size:  # only the last one can be, for there hopping ends
+    last_end = int(ends[-1]) if good else 0
+    corruptions = []
+    if good and last_end > size:  # only the last record can be truncated: the search ends there
+        begin = int(spans[-1, 0])
         spans = spans[:-1]
-        faults.append(Fault(path, int(ends[-2]) if good > 1 else 0, "the file ends in this record"))
+        corruptions.append(Corruption(path, begin, "the file ends in this record"))
     elif len(wrong):
         if good == 0:
             _refuse_compressed(path)
-        faults.append(
-            Fault(
-                path,
-                last,
-                "the record's length does not match its checksum, so that nothing can be found "
-                "from there on" + ("" if good else " (is this a TFRecord file?)"),
-            )
+        reason = (
+            "the record's length does not match its checksum, so the rest of the file can't be "
+            "read" + ("" if good else " (is this a TFRecord file?)")
         )
+        corruptions.append(Corruption(path, last_end, reason))
     elif end < size:
-        faults.append(Fault(path, end, "the file ends in this record's header"))
+        corruptions.append(Corruption(path, end, "the file ends in this record's header"))
     if check_payloads:
         bad = _bad_payloads(path, spans)
-        what = "the record's payload does not match its checksum"
-        faults += [Fault(path, int(spans[number, 0]), what) for number in bad]
+        reason = "the record's payload does not match its checksum"
+        corruptions += [Corruption(path, int(spans[number, 0]), reason) for number in bad]
         spans = np.delete(spans, bad, axis=0)
-    return spans, faults
+    return spans, corruptions
 
 
-def _headers(path: str) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Lengths (uint64) and their checksums (uint32) hop by hop, where hopping ended, file size."""
+def _read_headers(path: str) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Reads one header after the other, up to a header that is truncated or the end of the file.
+
+    Returns:
+        Lengths (uint64) and their checksums (uint32), the byte at which reading ended, file size.
+    """
     lengths, checksums = array("Q"), array("I")
     unpack = struct.Struct("<QI").unpack_from
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123
         descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
-        position = block_at = 0
+        position = block_start = 0
         block = b""
         while position < size:
-            place = position - block_at
+            place = position - block_start
             if place + _HEADER_BYTES > len(block):
-                block, block_at, place = os.pread(descriptor, _BLOCK_BYTES, position), position, 0
+                block = os.pread(descriptor, _BLOCK_BYTES, position)
+                block_start, place = position, 0
                 if len(block) < _HEADER_BYTES:
                     break
             length, checksum = unpack(block, place)
@@ -304,7 +189,7 @@ _CRC32C = _crc32c_table()
 
 
 def _masked_crc32c(numbers: np.ndarray) -> np.ndarray:
-    """TFRecord's checksum of each of some uint64: CRC-32C, rotated by 15 bits, plus a constant."""
+    """Returns TFRecord's checksum of each uint64: CRC-32C, rotated by 15 bits, plus a constant."""
     crc = np.full(len(numbers), 0xFFFFFFFF, np.uint32)
     for byte in numbers.view(np.uint8).reshape(-1, 8).T:
         crc = _CRC32C[(crc ^ byte) & 0xFF] ^ (crc >> 8)
@@ -313,7 +198,7 @@ def _masked_crc32c(numbers: np.ndarray) -> np.ndarray:
 
 
 def _bad_payloads(path: str, spans: np.ndarray) -> list[int]:
-    """Numbers of the records whose payload TensorFlow refuses."""
+    """Returns the numbers of the records whose payload TensorFlow refuses."""
     bad, number = [], 0
     while number < len(spans):
         number += count_readable(path, spans[number:, 0])
@@ -324,33 +209,33 @@ def _bad_payloads(path: str, spans: np.ndarray) -> list[int]:
 
 
 def count_readable(path: str, offsets: np.ndarray) -> int:
-    """How many of the records that follow each other at ``offsets`` are good before a bad one."""
-    if not len(offsets) or _all_readable(path, offsets):
+    """Returns how many of the consecutive records at ``offsets`` come before a bad one."""
+    if not len(offsets) or _are_all_readable(path, offsets):
         return len(offsets)
-    good, step, is_near = 0, 1, False  # in growing steps, then in shrinking ones
+    good, step, is_shrinking = 0, 1, False  # steps grow up to the first failure, then shrink
     while step:
-        if _all_readable(path, offsets[good : good + step]):
+        if _are_all_readable(path, offsets[good : good + step]):
             good += step
         else:
-            is_near = True
-        step = step // 2 if is_near else step * 2
+            is_shrinking = True
+        step = step // 2 if is_shrinking else step * 2
     return good
 
 
-def _all_readable(path: str, offsets: np.ndarray) -> bool:
-    def last(offset: tf.Tensor) -> tf.data.Dataset:
+def _are_all_readable(path: str, offsets: np.ndarray) -> bool:
+    def read_last(offset: tf.Tensor) -> tf.data.Dataset:
         records = records_at(tf.constant(path), offset, tf.constant(1 << 18, tf.int64))
         return records.skip(len(offsets) - 1).take(1)
 
-    dataset = tf.data.Dataset.from_tensors(np.int64(offsets[0])).flat_map(last)
+    dataset = tf.data.Dataset.from_tensors(np.int64(offsets[0])).flat_map(read_last)
     return len(list(dataset)) == 1
 
 
 def records_at(path: tf.Tensor, offset: tf.Tensor, buffer_bytes: tf.Tensor) -> tf.data.Dataset:
-    """The payloads of a file's records from a byte on, up to one that can't be read.
+    """Returns the payloads of a file's records from a byte on, up to a record that can't be read.
 
-    Call it in a function that another dataset maps: TensorFlow can't rewrite this one, because it
-    forgets the offset.
+    Call it in a function that another dataset maps. There, TensorFlow does not rewrite this
+    dataset; a rewrite would lose the offset.
     """
     variant = tf.raw_ops.TFRecordDatasetV2(
         filenames=[path], compression_type="", buffer_size=buffer_bytes, byte_offsets=[offset]
@@ -360,6 +245,7 @@ def records_at(path: tf.Tensor, offset: tf.Tensor, buffer_bytes: tf.Tensor) -> t
 
 
 def _refuse_compressed(path: str) -> None:
+    """Raises BadInput, with the command that decompresses the file, if it is compressed."""
     with open(path, "rb") as file:  # noqa: PTH123
         start = file.read(2)
     kind = None
@@ -369,6 +255,6 @@ def _refuse_compressed(path: str) -> None:
         kind = "zlib"
     if kind is not None:
         raise BadInput(
-            f"{path} is compressed ({kind}), so that no record can be read without all before it: "
-            f"convert it by\n    {_DECOMPRESS[kind].format(path=shlex.quote(path))}"
+            f"{path} is compressed ({kind}), so no record can be read without all records before "
+            f"it: convert it by\n    {_DECOMPRESS[kind].format(path=shlex.quote(path))}"
         )

@@ -1,9 +1,9 @@
-"""What can be known, before the first step, of how TensorFlow will divide a plain dataset.
+"""How workers shard a plain dataset, decided before the first step.
 
-By ``file`` every worker reads files of its own: without waste, but there must be files for all, and
-equally many records in each worker's, or batches become short without a word. By ``data`` every
-worker reads and preprocesses everything, and drops what is the others'. TensorFlow's ``auto`` is
-``file`` wherever it finds files, even if they are too few, else ``data``.
+``file``: every worker reads its own files. No work is repeated, but every worker needs a file and
+all need equally many records; otherwise TensorFlow silently makes short batches. ``data``: every
+worker reads and preprocesses everything, and drops the other workers' examples. TensorFlow's
+``auto`` is ``file`` for any dataset of files, even if it has too few, and ``data`` for others.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _READERS = {
     "FixedLengthRecordDataset",
     "FixedLengthRecordDatasetV2",
 }
-_FILE_NAMES = {"TensorSliceDataset", "TensorDataset"}  # where the names of files come from
-_IGNORE_STATE = 1  # of generators and the like, when a graph is written down
-_LISTED = 12  # files that a message names; the rest is counted
+_FILE_NAMES = {"TensorSliceDataset", "TensorDataset"}  # datasets that hold the files' names
+_IGNORE_STATE = 1  # policy for generators and the like when a graph is serialized
+_MAX_LISTED = 12  # files that a message lists; the others are counted
 
 
 @dataclasses.dataclass(frozen=True)
-class Files:
-    """Files that a dataset reads, in the order in which it takes them.
+class FileGroup:
+    """Files that one part of a dataset reads, in order.
 
     Args:
-        paths: their names.
-        are_tfrecords: whether they are, so that their records can be counted.
-        are_shuffled: whether the order is another in each epoch.
+        paths: the files' names.
+        are_tfrecords: whether they are TFRecord files, whose records can be counted.
+        are_shuffled: whether their order changes in each epoch.
     """
 
     paths: tuple[str, ...]
@@ -49,96 +49,95 @@ class Files:
     are_shuffled: bool = False
 
 
-def settled(
+def choose_auto_shard(
     dataset: tf.data.Dataset, auto_shard: AutoShard | None, workers: Workers, *, training: bool
 ) -> AutoShard | None:
-    """How workers shall divide a dataset; says so if each has to read all of it in training.
+    """Returns how workers shard a dataset; a collective.
 
-    Every worker calls it. Files with unequal numbers of records do no harm in evaluation, which
-    waits for nobody's batch to be full, and so are not counted there.
+    Reports if every worker has to read the whole dataset in training. Unequal numbers of records
+    are allowed in evaluation, so records are not counted there.
 
     Args:
-        dataset: plain, as the user made it.
-        auto_shard: as asked for; None: as the dataset's options say.
+        dataset: a plain dataset, as the user made it.
+        auto_shard: the requested sharding; None uses the dataset's options.
         workers: the workers.
         training: whether it is for training, or for evaluation.
 
     Returns:
-        The same, or ``"data"`` in place of an ``auto`` that ``file`` would not do justice to.
+        ``auto_shard``, or ``"data"`` in place of an ``auto`` for which ``file`` would not work.
 
     Raises:
-        BadInput: if files would be divided (``file``) and there are fewer than workers, or, in
-            training, TFRecord files that leave the workers unequal numbers of records.
+        BadInput: if ``file`` is requested and the workers outnumber the files, or, in training,
+            workers would get unequal numbers of records from TFRecord files.
     """
     policy = auto_shard or dataset.options().experimental_distribute.auto_shard_policy.name.lower()
     if workers.count == 1 or policy not in ("auto", "file", "data"):
         return auto_shard
 
-    def look() -> dict[str, Any]:
-        groups = files_of(dataset) if policy != "data" else []
-        reason = unbalanced(groups, workers.count) if training else too_few(groups, workers.count)
+    def inspect() -> dict[str, Any]:
+        groups = find_files(dataset) if policy != "data" else []
+        describe = describe_imbalance if training else describe_shortage
+        reason = describe(groups, workers.count)
         if reason is not None and policy == "file":
             raise BadInput(f"{reason}. {_remedy(auto_shard, workers)}")
         return {"has_files": bool(groups), "reason": reason}
 
-    found = workers.run_on_chief(look)
-    reason = found["reason"]
-    if training and workers.is_chief and (reason is not None or not found["has_files"]):
+    outcome = workers.run_on_chief(inspect)
+    reason = outcome["reason"]
+    if training and workers.is_chief and (reason is not None or not outcome["has_files"]):
         say(
             f"{'each' if reason is None else f'{reason}. So each'} of the {workers.count} workers "
-            "reads and preprocesses all of the dataset and drops what is the others': more workers "
-            "don't make input faster (with a tfdp.Source they do)"
+            "reads and preprocesses all of the dataset and drops the other workers' examples: more "
+            "workers don't make input faster (with a tfdp.Source they do)"
         )
     return auto_shard if reason is None else "data"
 
 
-def files_of(dataset: tf.data.Dataset) -> list[Files]:
-    """The files that a dataset reads, as far as its graph tells; nothing where it doesn't.
+def find_files(dataset: tf.data.Dataset) -> list[FileGroup]:
+    """Returns the files that a dataset reads, as far as its graph shows them.
 
-    Writing the graph down copies the arrays in it: it isn't done unless something may read files.
+    The graph is serialized only if some op may read files, because that copies the arrays in it.
     """
-    kinds = dataset.__debug_string__()
-    if not any(
-        kind in kinds for kind in ("TFRecord", "TextLine", "FixedLength", "erleave", "FlatMap")
-    ):
+    ops = dataset.__debug_string__()
+    if not any(op in ops for op in ("TFRecord", "TextLine", "FixedLength", "erleave", "FlatMap")):
         return []
     variant = tf.data.experimental.to_variant(dataset)
     try:
         serialized = tf.raw_ops.DatasetToGraphV2(
             input_dataset=variant, external_state_policy=_IGNORE_STATE
         )
-    except tf.errors.OpError:  # too large for a message, or an op that TensorFlow can't write down
+    except tf.errors.OpError:  # too large for a message, or an op that can't be serialized
         return []
     graph = tf.compat.v1.GraphDef.FromString(serialized.numpy())
-    return list(_files_in(graph))
+    return list(_find_in_graph(graph))
 
 
-def too_few(groups: Sequence[Files], workers: int) -> str | None:
-    """Why some worker would have no file, naming those that there are, or None."""
-    for files in groups:
-        if len(files.paths) < workers:
+def describe_shortage(groups: Sequence[FileGroup], workers: int) -> str | None:
+    """Returns why some worker would have no file, or None."""
+    for group in groups:
+        if len(group.paths) < workers:
             return (
-                f"the dataset has {len(files.paths)} file(s) for {workers} workers, and divided by "
-                f"files some would have none: {_listed(files.paths)}"
+                f"the dataset has {len(group.paths)} file(s) for {workers} workers: sharded by "
+                f"file, some workers would have none: {_list_names(group.paths)}"
             )
     return None
 
 
-def unbalanced(groups: Sequence[Files], workers: int) -> str | None:
-    """Why files can't be divided evenly, naming them, or None if they can or nobody knows."""
-    if reason := too_few(groups, workers):
-        return reason
-    for files in groups:
-        counts = _counts(files)
+def describe_imbalance(groups: Sequence[FileGroup], workers: int) -> str | None:
+    """Returns why files can't be sharded evenly; None if they can be, or if that is unknown."""
+    if shortage := describe_shortage(groups, workers):
+        return shortage
+    for group in groups:
+        counts = _count_records(group)
         if counts is None:
             continue
-        # TensorFlow deals files out in turns. In a new order each time, only equal ones are fair.
+        # TensorFlow deals files out in turns. If they are shuffled, all have to be equal.
         by_worker = [int(counts[worker::workers].sum()) for worker in range(workers)]
-        if len(set(by_worker)) > 1 or (files.are_shuffled and len(set(counts.tolist())) > 1):
-            each = [f"{path} ({count})" for path, count in zip(files.paths, counts, strict=True)]
+        if len(set(by_worker)) > 1 or (group.are_shuffled and len(set(counts.tolist())) > 1):
+            names = [f"{path} ({count})" for path, count in zip(group.paths, counts, strict=True)]
             return (
-                f"divided by files, the {workers} workers would have {by_worker} records, and "
-                f"batches would be short without a word. Records in each file: {_listed(each)}"
+                f"sharded by file, the {workers} workers would have {by_worker} records, and some "
+                f"batches would silently be short. Records in each file: {_list_names(names)}"
             )
     return None
 
@@ -152,47 +151,48 @@ def _remedy(auto_shard: AutoShard | None, workers: Workers) -> str:
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+def _list_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
 
 
-def _counts(files: Files) -> np.ndarray | None:
-    """Records of each file; None if they can't be counted. Nothing is written beside the data."""
+def _count_records(group: FileGroup) -> np.ndarray | None:
+    """Returns the records of each file; None if they can't be counted. Writes no index."""
     try:
-        return record_index.scan(files.paths).counts if files.are_tfrecords else None
+        return record_index.scan(group.paths).counts if group.are_tfrecords else None
     except BadInput:  # compressed
         return None
 
 
-def _files_in(graph: Any) -> Iterator[Files]:
-    """Looks for datasets that call a function which reads files, and for the names they give it."""
+def _find_in_graph(graph: Any) -> Iterator[FileGroup]:
+    """Finds nodes that call functions which read files, and the file names that they pass on."""
     nodes = {node.name: node for node in graph.node}
     functions = {function.signature.name: function for function in graph.library.function}
 
-    def ops(function: str) -> set[str]:
+    def ops_in(function: str) -> set[str]:
         return {op for node in functions[function].node_def for op in (node.op, *called_ops(node))}
 
     def called_ops(node: Any) -> set[str]:
         called = [value.func.name for value in node.attr.values() if value.func.name in functions]
-        return {op for function in called for op in ops(function)}
+        return {op for function in called for op in ops_in(function)}
 
     for node in graph.node:
         readers = called_ops(node) & _READERS
         if not readers:
             continue
-        above, passed = nodes.get(node.input[0]), []
-        while above is not None and above.op not in _FILE_NAMES:
-            passed.append(above.op)
-            above = nodes.get(above.input[0]) if above.input else None
-        paths = () if above is None else _strings(nodes[name] for name in above.input)
+        upstream, ops_between = nodes.get(node.input[0]), []
+        while upstream is not None and upstream.op not in _FILE_NAMES:
+            ops_between.append(upstream.op)
+            upstream = nodes.get(upstream.input[0]) if upstream.input else None
+        paths = () if upstream is None else _first_strings(nodes[name] for name in upstream.input)
         if paths and all(Path(path).exists() for path in paths):
-            is_shuffled = any("Shuffle" in op for op in passed)
-            yield Files(paths, readers <= _TFRECORDS, is_shuffled)
+            is_shuffled = any("Shuffle" in op for op in ops_between)
+            yield FileGroup(paths, readers <= _TFRECORDS, is_shuffled)
 
 
-def _strings(constants: Iterator[Any]) -> tuple[str, ...]:
-    for node in constants:
+def _first_strings(nodes: Iterator[Any]) -> tuple[str, ...]:
+    """Returns the values of the first string constant among nodes."""
+    for node in nodes:
         if node.op == "Const" and node.attr["dtype"].type == tf.string.as_datatype_enum:
             proto = node.attr["value"].tensor.SerializeToString()
             values = tf.io.parse_tensor(proto, tf.string).numpy()

@@ -1,7 +1,7 @@
-"""Sources: examples that know their number and can be read at any index.
+"""Sources: data of known length, in which any example can be read by its index.
 
-That is all that exact order, sharding and resuming need: they become arithmetic (``tfdp.order``),
-and a worker reads its own slice of a global batch and nothing else.
+Exact order, sharding and resuming need nothing else: they become arithmetic (``tfdp.data.order``),
+and a worker reads only its own slice of a global batch.
 """
 
 from __future__ import annotations
@@ -21,56 +21,56 @@ from tfdp.data.digest import names_and_sizes, sha256_of
 from tfdp.errors import BadInput
 
 Batch = tuple[Any, ...]  # (features,), (features, labels) or (features, labels, sample_weight)
-Data: TypeAlias = "Source | tf.data.Dataset"  # what a recipe's functions for data return
+Data: TypeAlias = "Source | tf.data.Dataset"  # returned by a recipe's train_data and eval_data
 
-_PARALLEL_CALLS = 16  # of a user's function, within a batch
-_READ_AHEAD_BYTES = 1 << 17  # what Linux reads around a page that is touched, unless set otherwise
+_PARALLEL_CALLS = 16  # of a user's function, within one batch
+_READ_AHEAD_BYTES = 1 << 17  # Linux reads so much around an accessed page, by default
 
 
 class Source(abc.ABC):
     """Examples ``(features[, labels[, sample_weight]])`` with random access.
 
-    ``tfdp.from_arrays``, ``tfdp.from_tfrecords`` and ``tfdp.from_files`` make them; subclass it for
-    data of another kind.
+    ``tfdp.from_arrays``, ``tfdp.from_tfrecords`` and ``tfdp.from_files`` return sources. Subclass
+    it for other kinds of data.
     """
 
     @property
     def run_length(self) -> int:
-        """How many consecutive examples stay together when shuffled, as they are fast to read."""
+        """Number of consecutive examples that stay together when shuffled, to be read faster."""
         return 1
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """How many examples there are."""
+        """Returns the number of examples."""
 
     @abc.abstractmethod
     def read(self, indices: tf.Tensor) -> Batch:
-        """Reads a batch, by TensorFlow ops, inside of tf.data.
+        """Reads a batch by TensorFlow ops, within a tf.data pipeline.
 
         Args:
-            indices: int64[n], each in ``[0, len(self))``; n is 0 for a replica that has nothing to
-                do at a step.
+            indices: int64[n], each in ``[0, len(self))``; n is 0 for a replica whose share of a
+                global batch is empty.
 
         Returns:
-            The n examples, stacked: every leaf has n as its first dimension.
+            The n examples, stacked: n is the first dimension of every leaf.
         """
 
     def element_spec(self) -> Batch:
-        """The ``tf.TensorSpec`` of every leaf of one example."""
+        """Returns the ``tf.TensorSpec`` of every leaf of one example."""
         read = tf.function(self.read).get_concrete_function(tf.TensorSpec([None], tf.int64))
         return tf.nest.map_structure(  # type: ignore[no-any-return]
             lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), read.structured_outputs
         )
 
     def sha256(self) -> str:
-        """Tells data from other data, as far as that can be told without reading all of it.
+        """Returns a digest that identifies the data as far as possible without reading all of it.
 
-        It is of the number of examples and what they look like; sources that know more say more.
+        By default it covers the number of examples and their specs; subclasses may add more.
         """
         return sha256_of(self.element_spec(), len(self))
 
 
-class _Arrays(Source):
+class _ArraySource(Source):
     def __init__(self, arrays: Batch) -> None:
         self.arrays = arrays
         self._tensors: Batch | None = None
@@ -84,7 +84,7 @@ class _Arrays(Source):
         self._length = len(leaves[0])
         for leaf in leaves:
             if _is_on_disk(leaf) and leaf[:1].nbytes < _READ_AHEAD_BYTES:
-                _read_rows_alone(leaf)
+                _disable_read_ahead(leaf)
 
     def __len__(self) -> int:
         return self._length
@@ -98,12 +98,14 @@ class _Arrays(Source):
                     self.arrays,
                 )
         return tf.nest.map_structure(  # type: ignore[no-any-return]
-            lambda leaf: _rows(leaf, indices) if _is_on_disk(leaf) else tf.gather(leaf, indices),
+            lambda leaf: (
+                _read_rows(leaf, indices) if _is_on_disk(leaf) else tf.gather(leaf, indices)
+            ),
             self._tensors,
         )
 
     def sha256(self) -> str:
-        """Of what is in the arrays; of those on the disk, of names and shapes."""
+        """Returns a digest of the arrays' contents; for arrays on disk, of names and shapes."""
         structure = tf.nest.map_structure(lambda leaf: leaf.shape, self.arrays)
         leaves = [
             (leaf.filename and Path(leaf.filename).name, leaf.dtype.str)
@@ -115,33 +117,33 @@ class _Arrays(Source):
 
 
 def from_arrays(features: Any, labels: Any = None, sample_weight: Any = None) -> Source:
-    """Makes a source of arrays in memory.
+    """Returns a source of arrays in memory.
 
     Args:
         features: an array (or list of numbers or strings), or a dict, list or tuple of arrays,
-            with examples along the first dimension. Floats become ``keras.config.floatx()``, as
-            ``Model.fit`` makes them. A ``numpy.memmap`` stays on the disk: each batch reads its
-            rows of it.
-        labels: likewise, or None.
+            with examples along the first dimension. Floats are cast to ``keras.config.floatx()``,
+            as by ``Model.fit``. A ``numpy.memmap`` stays on disk: each batch reads its rows.
+        labels: as ``features``, or None.
         sample_weight: float[examples], or None.
 
     Raises:
-        BadInput: if the arrays differ in length, or there are weights without labels.
+        BadInput: if the arrays differ in length, or weights come without labels.
     """
     if sample_weight is not None and labels is None:
-        raise BadInput("there are sample weights but no labels: weights belong to labels")
-    examples = [_as_array_of_scalars(part) for part in (features, labels, sample_weight)]
-    given = tuple(examples[: 3 - sum(part is None for part in examples)])
-    return _Arrays(tf.nest.map_structure(_as_keras_would, given))
+        raise BadInput("sample weights but no labels are given: weights belong to labels")
+    optional = [value for value in (labels, sample_weight) if value is not None]
+    batch = tuple(_stack_scalars(value) for value in (features, *optional))
+    return _ArraySource(tf.nest.map_structure(_to_keras_array, batch))
 
 
-def _as_array_of_scalars(part: Any) -> Any:
-    """A list of numbers or strings as the array that is meant, anything else as it is."""
-    is_flat = isinstance(part, (list, tuple)) and len(part) and np.isscalar(part[0])
-    return np.asarray(part) if is_flat else part
+def _stack_scalars(value: Any) -> Any:
+    """Returns a list of numbers or strings as an array, and anything else unchanged."""
+    is_flat = isinstance(value, (list, tuple)) and len(value) and np.isscalar(value[0])
+    return np.asarray(value) if is_flat else value
 
 
-def _as_keras_would(leaf: Any) -> np.ndarray:
+def _to_keras_array(leaf: Any) -> np.ndarray:
+    """Returns an array, with floats in memory cast to ``keras.config.floatx()``."""
     array = leaf if _is_on_disk(leaf) else np.asarray(leaf)
     if array.dtype == object:
         raise BadInput(
@@ -157,30 +159,30 @@ def _is_on_disk(leaf: Any) -> bool:
     return isinstance(leaf, np.memmap)
 
 
-def _read_rows_alone(array: Any) -> None:
-    """Tells the kernel that rows come in no order, or it reads far more than them, for nothing."""
+def _disable_read_ahead(array: Any) -> None:
+    """Disables the kernel's read-ahead for an array, whose rows are read in random order."""
     while array is not None and not isinstance(array, mmap.mmap):
         array = getattr(array, "base", None)
     if array is not None:
         array.madvise(mmap.MADV_RANDOM)
 
 
-def _rows(array: np.memmap[Any, Any], indices: tf.Tensor) -> tf.Tensor:
-    """Rows of an array on the disk, in the machine's byte order and floats as Keras wants them.
+def _read_rows(array: np.memmap[Any, Any], indices: tf.Tensor) -> tf.Tensor:
+    """Reads rows of an array on disk, in native byte order, with floats cast as in memory.
 
-    NumPy reads them, without holding Python's lock: to TensorFlow the array would have to be a
-    tensor, which is a copy unless the array happens to be aligned.
+    NumPy reads them, without holding Python's lock. TensorFlow would need the array as a tensor,
+    which is a copy unless the array happens to be aligned.
     """
     is_float = array.dtype.kind == "f"
     dtype = np.dtype(keras.config.floatx()) if is_float else array.dtype.newbyteorder("=")
     rows = tf.numpy_function(
-        lambda places: np.asarray(array[places], dtype), [indices], tf.as_dtype(dtype)
+        lambda indices: np.asarray(array[indices], dtype), [indices], tf.as_dtype(dtype)
     )
     return tf.ensure_shape(rows, [None, *array.shape[1:]])
 
 
-class _Files(Source):
-    def __init__(self, paths_and_rest: _Arrays, load: Callable[[tf.Tensor], Any]) -> None:
+class _FileSource(Source):
+    def __init__(self, paths_and_rest: _ArraySource, load: Callable[[tf.Tensor], Any]) -> None:
         self._paths_and_rest = paths_and_rest
         self._load = load
 
@@ -189,12 +191,13 @@ class _Files(Source):
 
     def read(self, indices: tf.Tensor) -> Batch:
         _, *rest = self._paths_and_rest.read(indices)
-        paths, *_ = self._paths_and_rest.read(at_least_one(indices))
-        features = each(tf.data.Dataset.from_tensor_slices(paths), self._load, tf.size(indices))
+        paths, *_ = self._paths_and_rest.read(pad_if_empty(indices))
+        dataset = tf.data.Dataset.from_tensor_slices(paths)
+        features = map_and_stack(dataset, self._load, tf.size(indices))
         return (features, *rest)
 
     def sha256(self) -> str:
-        """Of the files' names and sizes, labels and weights."""
+        """Returns a digest of the files' names and sizes, labels and weights."""
         names, *rest = self._paths_and_rest.arrays
         return sha256_of(names_and_sizes(names.tolist()), tf.nest.flatten(rest))
 
@@ -205,42 +208,42 @@ def from_files(
     load: Callable[[tf.Tensor], Any],
     sample_weight: Any = None,
 ) -> Source:
-    """Makes a source of files that hold an example each: images in folders, say.
+    """Returns a source of files with one example each, for instance images in folders.
 
     Args:
-        paths: of the files, in the same order on every worker (sort what a glob gives).
+        paths: paths of the files, in the same order on every worker (sort the result of a glob).
         labels: an array, or a structure of arrays, with a label for each path; None for data that
-            is only predicted.
-        load: gives the features of one example from its path (string scalar), by TensorFlow ops:
+            is only used for prediction.
+        load: returns the features of one example from its path (string scalar), by TensorFlow ops:
             ``tf.io.read_file``, decode, resize to one shape. Called in parallel.
         sample_weight: float[len(paths)], or None.
 
     Raises:
-        BadInput: if there are no paths, or labels or weights of another number.
+        BadInput: if ``paths`` is empty, or differs in length from labels or weights.
     """
     names = np.array([os.fspath(path) for path in paths], dtype=np.str_)
     if not len(names):
         raise BadInput("from_files was given no paths: look at the pattern that they come from")
     paths_and_rest = from_arrays(names, labels, sample_weight)
-    assert isinstance(paths_and_rest, _Arrays)
-    return _Files(paths_and_rest, load)
+    assert isinstance(paths_and_rest, _ArraySource)
+    return _FileSource(paths_and_rest, load)
 
 
-def at_least_one(indices: tf.Tensor) -> tf.Tensor:
-    """The indices, or a single 0 where there is none: what ``each`` reads for an idle replica."""
+def pad_if_empty(indices: tf.Tensor) -> tf.Tensor:
+    """Returns the indices, or a single 0 if there are none, because ``map_and_stack`` needs one."""
     padding = tf.cast(tf.equal(tf.size(indices), 0), tf.int32)
     return tf.concat([indices, tf.zeros(tf.reshape(padding, [1]), tf.int64)], axis=0)
 
 
-def each(dataset: tf.data.Dataset, function: Callable[..., Any], count: tf.Tensor) -> Any:
-    """What ``function`` gives for each element, in parallel, stacked in the elements' order.
+def map_and_stack(dataset: tf.data.Dataset, function: Callable[..., Any], count: tf.Tensor) -> Any:
+    """Applies ``function`` to each element, in parallel, and stacks the results in order.
 
     Args:
         dataset: at least one element.
-        function: of one element.
-        count: int32 scalar, how many of the elements are wanted.
+        function: function of one element.
+        count: int32 scalar, the number of leading results to return; may be 0.
     """
-    options = tf.data.Options()  # of a pipeline that lives for one batch: nothing to tune
+    options = tf.data.Options()  # tuning does not pay for a pipeline that lives for one batch
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
     mapped = dataset.map(function, num_parallel_calls=_PARALLEL_CALLS, deterministic=True)
@@ -250,11 +253,11 @@ def each(dataset: tf.data.Dataset, function: Callable[..., Any], count: tf.Tenso
 
 
 def as_data(x: Any, y: Any = None, sample_weight: Any = None) -> Source | tf.data.Dataset:
-    """What users pass as data: a source or dataset as it is, arrays as a source.
+    """Returns a user's data as a source or dataset: arrays become a source.
 
     Raises:
-        BadInput: if labels or weights come beside a source or dataset, which have their own, or
-            the dataset is distributed already.
+        BadInput: if labels or weights are passed with a source or dataset, which contains its own,
+            or the dataset is distributed already.
     """
     if isinstance(x, tf.distribute.DistributedDataset):
         raise BadInput(
@@ -265,7 +268,7 @@ def as_data(x: Any, y: Any = None, sample_weight: Any = None) -> Source | tf.dat
     if y is not None or sample_weight is not None:
         raise BadInput(
             f"labels or weights were given beside a {type(x).__name__}, "
-            "which has to give (features, labels[, sample_weight]) itself"
+            "which has to contain (features, labels[, sample_weight]) itself"
         )
     return x
 

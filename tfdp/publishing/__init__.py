@@ -1,1 +1,1 @@
-"""How a model becomes a version that TF Serving picks up: what ``tfdp.export`` is made of."""
+"""Publishing: a model becomes a version for TF Serving; the steps of ``tfdp.export``."""

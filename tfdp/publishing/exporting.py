@@ -1,7 +1,8 @@
-"""``tfdp.export``: a model, its preprocessing inside, as a version that TF Serving picks up."""
+"""``tfdp.export``: publishes a model, with its preprocessing, as a version for TF Serving."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import numbers
 import os
@@ -20,22 +21,16 @@ from tfdp.errors import BadInput
 from tfdp.files import write_durably
 from tfdp.log import say
 from tfdp.publishing import load_check, servable, warmup
+from tfdp.publishing.features import Features, find_features
 from tfdp.publishing.gates import Gates
-from tfdp.publishing.load_check import Answers
-from tfdp.publishing.models_config import needs_of
+from tfdp.publishing.load_check import Outputs
+from tfdp.publishing.models_config import read_served_versions
 from tfdp.publishing.servable import Draft, make_folder
 from tfdp.publishing.settings import WARMUP_BATCH_SIZES, check_options
-from tfdp.publishing.signatures import (
-    METHODS,
-    PREDICT,
-    Features,
-    check_preprocess,
-    features_of,
-    serving_functions,
-)
+from tfdp.publishing.signatures import METHODS, PREDICT, check_preprocess, make_signatures
 from tfdp.versions import package_versions
 
-_PROBES = 8  # examples in what a new version is asked besides the warm-up requests
+_TEST_EXAMPLES = 8  # in each request of the load check, besides the warm-up requests
 
 
 def export(
@@ -57,84 +52,78 @@ def export(
 ) -> Path:
     """Publishes a model as the next version in ``path``.
 
-    Call it on the chief. The version is written under a hidden name, loaded in a fresh process as
-    TF Serving loads it, asked, and then appears by one rename: readers see all of it or nothing.
+    Call it on the chief. The version is written to a hidden folder, loaded in a fresh process as TF
+    Serving loads it, and compared with the model. Then it appears by one rename: readers see a
+    complete version or none.
 
     The signature ``serving_default`` takes the features, batch first, by name (a single tensor is
     called ``features``) and returns the model's outputs by name (a single one is ``outputs``). A
     ragged feature is taken as a padded tensor of shape [n, longest, …], with the lengths, int64[n],
     as ``<name>_length``. ``classify`` and ``regress`` take serialized ``tf.train.Example``
-    (``inputs``, string[n]) where the features fit into one and the model has a single output:
-    ``classify`` gives ``classes`` (string) and ``scores`` (float32), both [n, classes], of a model
-    that is compiled with a crossentropy, or has ``class_names``; ``regress`` gives ``outputs``
-    (float32[n, 1]) of another model whose output is [n] or [n, 1].
+    (``inputs``, string[n]), if it can hold the features and the model has a single output.
+    ``classify`` returns ``classes`` (string) and ``scores`` (float32), both [n, classes], of a
+    model that is compiled with a crossentropy, or has ``class_names``. ``regress`` returns
+    ``outputs`` (float32[n, 1]) of another model whose output is [n] or [n, 1].
 
     Args:
         model: a built model.
-        path: the servable's folder, which holds the versions; made if it isn't there.
-        preprocess: of the recipe; applied to each example, with ``training=False``.
+        path: folder of the servable, which contains the versions; created if it does not exist.
+        preprocess: preprocessing of one example, called with ``training=False``.
         features: a ``tfdp.Source``, or a ``tf.data.Dataset`` of single examples, or
             ``tf.TensorSpec`` (``tf.RaggedTensorSpec``) of the features of one example; by default
-            the model's inputs. The first examples are what the version is asked, and warmed up
-            with; where there are only specs, zeros and empty strings.
-        class_names: of the outputs' columns; by default "0", "1" and so on.
-        warmup_batch_sizes: examples in each of the requests that servers warm the version up with.
-        eval_metrics: what an evaluation gave: a dict, as ``tfdp.evaluate`` gives it.
-        require_min: least values of metrics in it.
-        require_max: greatest values.
-        not_worse_than_current: by how much a metric may be worse than that of the version now
-            served: the one that the label ``stable`` points to, or the newest. Compared are the
-            metrics of ``require_min`` and ``require_max``; without those, all whose names tell
-            which side is better; the loss, if there is nothing else.
-        keep: how many of the newest versions stay; None: all. Those that ``models_config`` names
-            stay as well.
-        models_config: TF Serving's; by default ``models.config`` beside ``path``, if it is there.
-        about: what the file ``tfdp.json`` beside the SavedModel shall say besides, as JSON takes
-            it.
-        confirm: called just before the version appears; if it raises, nothing does.
+            the model's inputs. The first examples are used to warm up and to compare the version;
+            specs alone are replaced by zeros and empty strings.
+        class_names: names of the output's columns; by default "0", "1" and so on.
+        warmup_batch_sizes: number of examples in each of the version's warm-up requests.
+        eval_metrics: metrics of an evaluation, as ``tfdp.evaluate`` returns them.
+        require_min: smallest allowed values of these metrics.
+        require_max: largest allowed values.
+        not_worse_than_current: how much worse a metric may be than that of the currently served
+            version: the one with the label ``stable``, or the newest. The metrics of
+            ``require_min`` and ``require_max`` are compared. Without those, all metrics are
+            compared whose names show which side is better; the loss only if no other is left.
+        keep: number of newest versions to keep; None: all. Versions that ``models_config`` names
+            are kept as well.
+        models_config: TF Serving's configuration; by default ``models.config`` beside ``path``, if
+            it exists.
+        about: further content of the file ``tfdp.json`` beside the SavedModel, as JSON takes it.
+        confirm: called just before the version appears; if it raises, the version does not appear.
 
     Returns:
-        The version's folder, ``path/<number>``.
+        Folder of the version, ``path/<number>``.
 
     Raises:
-        BadInput: if the features can't be told or named, or an argument is out of range.
-        Refused: if the metrics are not what was demanded; nothing is published then.
-        TrainingError: if the version does not answer as the model does; nothing is published then.
+        BadInput: if the features are unknown or have unsuitable names, or an argument is out of
+            range.
+        Refused: if the metrics do not meet the conditions; nothing is published then.
+        TrainingError: if the version answers differently from the model; nothing is published then.
     """
     folder = Path(path)
     config = None if models_config is None else Path(models_config)
-    gates = Gates(require_min or {}, require_max or {}, not_worse_than_current)
     check_options(not_worse_than_current, keep, warmup_batch_sizes)
-    scores = {
-        name: float(value) if isinstance(value, numbers.Real) else value
-        for name, value in (eval_metrics or {}).items()
-    }
-    gates.check_names([name for name, value in scores.items() if isinstance(value, float)])
+    gates = Gates(require_min or {}, require_max or {}, not_worse_than_current)
+    metrics = _as_floats(eval_metrics or {})
+    gates.check_names([name for name, value in metrics.items() if isinstance(value, float)])
     make_folder(folder)
-    needs_of(config, folder)
-    told = features_of(model, features, preprocess)
-    functions = serving_functions(model, preprocess, told, class_names)
-    provenance = {
-        "weights_sha256": (about or {}).get("weights_sha256") or state.weights_sha256(model),
-        "data_sha256": data_sha256(features),
-        **package_versions(),
-        **(about or {}),
-        "eval_metrics": scores,
-    }
-    _check_metrics(gates, folder, config, provenance)
+    read_served_versions(config, folder)  # fails now if it can't be read later
 
+    served_features = find_features(model, features, preprocess)
+    signatures = make_signatures(model, preprocess, served_features, class_names)
+    provenance = _describe_provenance(model, features, metrics, about or {})
+    _check_gates(gates, folder, config, provenance)
     with Draft(folder) as draft:
-        _save(model, functions, draft.path)
-        name = folder.resolve().name
-        requests, questions, answers = _questions(functions, told, warmup_batch_sizes, name)
-        if requests:
-            warmup.write(draft.path / warmup.PATH, requests)
-        load_check.check(draft.path, questions, answers, load_check.rtol_of(model))
+        _save(model, signatures, draft.path)
+        servable_name = folder.resolve().name
+        requests = _make_requests(signatures, served_features, warmup_batch_sizes, servable_name)
+        if requests.warmup:
+            warmup.write(draft.path / warmup.PATH, requests.warmup)
+        rtol = load_check.choose_rtol(model)
+        load_check.check(draft.path, requests.others, requests.expected, rtol)
         text = json.dumps(provenance, indent=2) + "\n"
-        write_durably(draft.path / servable.ABOUT, text.encode())
+        write_durably(draft.path / servable.PROVENANCE_FILE, text.encode())
         version = draft.publish(confirm or (lambda: None))
     if keep is not None:
-        _remove_old(folder, keep, config)
+        _remove_old_versions(folder, keep, config)
     return version
 
 
@@ -147,69 +136,107 @@ def check(
     class_names: Sequence[str] | None,
     models_config: Path | None,
 ) -> None:
-    """Finds out what would fail only after training; arguments as for ``export``.
+    """Checks before training arguments that ``export`` would refuse after it.
 
     Raises:
-        BadInput: if features or classes can't be named so, or files are not as they have to be.
+        BadInput: if the features or classes can't be served, or the folder or ``models_config``
+            can't be used.
     """
-    servable.try_out(folder)
-    needs_of(models_config, folder)
-    told = features_of(model, features, preprocess)
-    check_preprocess(preprocess, told)
+    servable.check_writable(folder)
+    read_served_versions(models_config, folder)
+    served_features = find_features(model, features, preprocess)
+    check_preprocess(preprocess, served_features)
     if class_names is not None:
-        serving_functions(model, preprocess, told, class_names)
+        make_signatures(model, preprocess, served_features, class_names)
 
 
-def _check_metrics(
+def _as_floats(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns metrics with numbers of any type as floats, and other values unchanged."""
+    return {
+        name: float(value) if isinstance(value, numbers.Real) else value
+        for name, value in metrics.items()
+    }
+
+
+def _describe_provenance(
+    model: keras.Model, features: Any, metrics: Mapping[str, Any], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "weights_sha256": about.get("weights_sha256") or state.weights_sha256(model),
+        "data_sha256": data_sha256(features),
+        **package_versions(),
+        **about,
+        "eval_metrics": metrics,
+    }
+
+
+def _check_gates(
     gates: Gates, folder: Path, config: Path | None, provenance: Mapping[str, Any]
 ) -> None:
+    """Raises Refused unless the new version passes the gates."""
     if not gates:
         return
-    found = servable.versions(folder)
-    number = needs_of(config, folder).current(list(found))
-    current = None if number is None else found[number]
-    said = {} if current is None else servable.about(current) or {}
-    ours, theirs = (each.get("eval_data_sha256") for each in (provenance, said))
-    if gates.not_worse_by is not None and ours and theirs and ours != theirs:
+    existing = servable.versions(folder)
+    number = read_served_versions(config, folder).current(list(existing))
+    current = None if number is None else existing[number]
+    current_provenance = {} if current is None else servable.read_provenance(current) or {}
+    data, current_data = (
+        source.get("eval_data_sha256") for source in (provenance, current_provenance)
+    )
+    if gates.not_worse_by is not None and data and current_data and data != current_data:
         say(f"{current}, which is served now, was evaluated on other data than this version")
-    gates.check(provenance["eval_metrics"], current, said.get("eval_metrics"))
+    gates.check(provenance["eval_metrics"], current, current_provenance.get("eval_metrics"))
 
 
-def _save(model: keras.Model, functions: Mapping[str, Any], path: Path) -> None:
+def _save(model: keras.Model, signatures: Mapping[str, Any], path: Path) -> None:
     archive = keras.export.ExportArchive()
     archive.track(model)
-    for name, function in functions.items():
+    for name, function in signatures.items():
         archive.add_endpoint(name, function)
     archive.write_out(str(path), verbose=False)
-    methods = METHODS.keys() & functions.keys()
-    if methods:  # Keras and TensorFlow 2 write Predict's for all
+    methods = METHODS.keys() & signatures.keys()
+    if methods:  # Keras and TensorFlow 2 write the method name of Predict for all
         updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(path))
         for name in methods:
             updater.replace_method_name(name, METHODS[name], tags=tf.saved_model.SERVING)
         updater.save()
 
 
-def _questions(
-    functions: Mapping[str, Any], features: Features, sizes: Sequence[int], name: str
-) -> tuple[list[bytes], list[bytes], list[Answers]]:
-    """What a new version is asked, and how the live model answers.
+@dataclasses.dataclass(frozen=True)
+class _Requests:
+    """The requests of a version's load check.
 
-    Returns:
-        Warm-up requests, other questions, and answers to all of them in that order.
+    Args:
+        warmup: warm-up requests, which are published with the version.
+        others: further requests.
+        expected: outputs of the live model for all requests, in this order.
     """
-    requests, questions, answers = [], [], []
+
+    warmup: list[bytes] = dataclasses.field(default_factory=list)
+    others: list[bytes] = dataclasses.field(default_factory=list)
+    expected: list[Outputs] = dataclasses.field(default_factory=list)
+
+
+def _make_requests(
+    signatures: Mapping[str, Any],
+    features: Features,
+    batch_sizes: Sequence[int],
+    servable_name: str,
+) -> _Requests:
+    """Returns requests, of real features if possible; none if the model refuses zeros."""
+    requests = _Requests()
     try:
-        for size in sizes:
-            inputs = warmup.inputs_of(features, size)
-            answers.append(_answers(functions[PREDICT], inputs))
-            requests.append(warmup.request(name, inputs))
-        inputs = warmup.inputs_of(features, _PROBES)
-        for signature, function in functions.items():
-            asked: Any = inputs
+        for size in batch_sizes:
+            inputs = warmup.make_inputs(features, size)
+            requests.expected.append(_call(signatures[PREDICT], inputs))
+            requests.warmup.append(warmup.make_request(servable_name, inputs))
+        inputs = warmup.make_inputs(features, _TEST_EXAMPLES)
+        for signature, function in signatures.items():
+            sent: Any = inputs
             if signature != PREDICT:
-                asked = {"inputs": np.array(warmup.as_examples(inputs, features), object)}
-            answers.append(_answers(function, asked if signature == PREDICT else asked["inputs"]))
-            questions.append(warmup.request(name, asked, signature))
+                sent = {"inputs": np.array(warmup.to_examples(inputs, features), object)}
+            requests.expected.append(_call(function, inputs if sent is inputs else sent["inputs"]))
+            requests.others.append(warmup.make_request(servable_name, sent, signature))
     except tf.errors.OpError as error:
         if features.read is not None:
             raise
@@ -218,20 +245,20 @@ def _questions(
             f"requests, and its answers are not compared ({str(error).splitlines()[0][:200]}); "
             "give features= as a source"
         )
-        return [], [], []
-    return requests, questions, answers
+        return _Requests()
+    return requests
 
 
-def _answers(function: Any, inputs: Any) -> Answers:
+def _call(function: Any, inputs: Any) -> Outputs:
     tensors = tf.nest.map_structure(tf.constant, inputs)
     return {name: value.numpy() for name, value in function(tensors).items()}
 
 
-def _remove_old(folder: Path, keep: int, config: Path | None) -> None:
-    def needed() -> set[int]:
-        return needs_of(config, folder).of(list(servable.versions(folder)))
+def _remove_old_versions(folder: Path, keep: int, config: Path | None) -> None:
+    def required() -> set[int]:
+        return read_served_versions(config, folder).required(list(servable.versions(folder)))
 
     try:
-        servable.remove_old(folder, keep, needed)
-    except BadInput as error:  # somebody has changed it meanwhile
+        servable.remove_old(folder, keep, required)
+    except BadInput as error:  # models.config was changed meanwhile
         say(f"old versions stay: {error}")

@@ -1,4 +1,4 @@
-"""What a version has to reach to be published. No TensorFlow in here."""
+"""Gates: conditions that a version has to meet to be published. No TensorFlow in here."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from tfdp.errors import BadInput, Refused
 from tfdp.log import say
 
-# Last words of the names that Keras gives its metrics; a number may follow (auc_1).
-_HIGHER = re.compile(
+# Ends of the names of Keras's metrics; a number may follow (auc_1).
+_HIGHER_IS_BETTER = re.compile(
     r"(?:^|_)(?:acc|accuracy|auc|precision|recall|(?:f1|fbeta|r2)_score|io_u|similarity|correlation"
     r"|sensitivity|specificity)(?:_\d+)?$"
 )
-_LOWER = re.compile(
+_LOWER_IS_BETTER = re.compile(
     r"(?:^|_)(?:loss|error|mae|mse|rmse|mape|msle|logcosh|divergence|hinge|crossentropy|poisson)"
     r"(?:_\d+)?$"
 )
@@ -25,12 +25,13 @@ _LOSS = re.compile(r"(?:^|_)loss$")
 
 @dataclasses.dataclass(frozen=True)
 class Gates:
-    """What an evaluation has to reach.
+    """Limits on the metrics of an evaluation.
 
     Args:
-        at_least: by the metric's name.
-        at_most: likewise.
-        not_worse_by: how much worse than the version now served a metric may be, or None.
+        at_least: smallest allowed values, by metric.
+        at_most: largest allowed values, by metric.
+        not_worse_by: how much worse than the currently served version a metric may be; None: do
+            not compare with that version.
     """
 
     at_least: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -41,7 +42,7 @@ class Gates:
         return bool(self.at_least or self.at_most or self.not_worse_by is not None)
 
     def check_names(self, evaluated: Collection[str]) -> None:
-        """Raises BadInput if a metric that is asked for is none of the evaluation's."""
+        """Raises BadInput if the evaluation does not contain a metric that a gate needs."""
         for flag, values in (("require_min", self.at_least), ("require_max", self.at_most)):
             for name, value in values.items():
                 if name not in evaluated:
@@ -56,14 +57,17 @@ class Gates:
             )
 
     def check(
-        self, metrics: Mapping[str, Any], current: Path | None, served: Mapping[str, Any] | None
+        self,
+        metrics: Mapping[str, Any],
+        current: Path | None,
+        current_metrics: Mapping[str, Any] | None,
     ) -> None:
-        """Raises Refused unless an evaluation is good enough.
+        """Raises Refused unless an evaluation passes all gates.
 
         Args:
-            metrics: of the evaluation.
-            current: the version now served, or None.
-            served: what its evaluation gave, or None if it says nothing of it.
+            metrics: metrics of the evaluation.
+            current: the currently served version, or None.
+            current_metrics: metrics of that version's evaluation, or None if they are unknown.
         """
         for name, least in self.at_least.items():
             if not metrics[name] >= least:
@@ -73,22 +77,24 @@ class Gates:
                 raise _refused(f"{name} is {metrics[name]:g}, above --require_max={name}:{most:g}")
         if self.not_worse_by is None or current is None:
             return
+        known = current_metrics or {}
+        compared = self._compared(metrics)
         common = {
             name: sign
-            for name, sign in self._signs(metrics).items()
-            if isinstance((served or {}).get(name), (int, float))
+            for name, sign in compared.items()
+            if isinstance(known.get(name), (int, float))
         }
         flag = f"--not_worse_than_current={self.not_worse_by:g}"
         if not common:
             raise _refused(
-                f"{flag} has nothing to compare: {current}, which is served now, says nothing of "
-                f"{', '.join(self._signs(metrics)) or 'metrics whose better side is known'}"
+                f"{flag} has nothing to compare: {current}, which is served now, has no record of "
+                f"{', '.join(compared) or 'metrics whose better side is known'}"
             )
-        if missing := self._signs(metrics).keys() - common.keys():
-            say(f"{flag} leaves out {', '.join(sorted(missing))}: {current} says nothing of that")
+        if missing := compared.keys() - common.keys():
+            say(f"{flag} leaves out {', '.join(sorted(missing))}: {current} has no record of that")
         for name, sign in common.items():
-            before = (served or {})[name]
-            # What a computer makes of 0.9 - 0.01 is not quite 0.89.
+            before = known[name]
+            # 0.9 - 0.01 is not exactly 0.89 in floating point.
             margin = self.not_worse_by + 1e-9 * max(1.0, abs(before))
             if not sign * (before - metrics[name]) <= margin:
                 raise _refused(
@@ -96,22 +102,23 @@ class Gates:
                     f"{before:g}: worse by more than {flag} allows"
                 )
 
-    def _signs(self, metrics: Mapping[str, Any]) -> dict[str, int]:
-        """Metrics to compare: 1 where more is better, -1 where less is.
+    def _compared(self, metrics: Mapping[str, Any]) -> dict[str, int]:
+        """Returns the metrics to compare: 1 if a higher value is better, -1 if a lower one is.
 
-        Those that are asked for by name; without such, all whose names tell, losses only if there
-        is nothing else.
+        They are those of the other gates. Without other gates, they are all metrics whose names
+        show which side is better; losses only if no other metric is left.
         """
         named = dict.fromkeys(self.at_least, 1) | dict.fromkeys(self.at_most, -1)
         if named:
             return named
         known = {
-            name: 1 if _HIGHER.search(name) else -1
+            name: 1 if _HIGHER_IS_BETTER.search(name) else -1
             for name, value in metrics.items()
-            if isinstance(value, (int, float)) and (_HIGHER.search(name) or _LOWER.search(name))
+            if isinstance(value, (int, float))
+            and (_HIGHER_IS_BETTER.search(name) or _LOWER_IS_BETTER.search(name))
         }
         return {name: sign for name, sign in known.items() if not _LOSS.search(name)} or known
 
 
-def _refused(why: str) -> Refused:
-    return Refused(f"not published: {why}")
+def _refused(reason: str) -> Refused:
+    return Refused(f"not published: {reason}")

@@ -1,4 +1,4 @@
-"""Whether a version that was written answers as the live model does, asked in a fresh process."""
+"""The load check: whether a version, loaded in a fresh process, answers as the live model does."""
 
 from __future__ import annotations
 
@@ -17,49 +17,50 @@ from tensorflow_serving.apis import predict_pb2
 from tfdp.errors import TrainingError
 from tfdp.publishing import warmup
 
-LIMIT_S = 600.0  # for importing TensorFlow (some 3 s), loading, and answering
+LIMIT_S = 600.0  # to import TensorFlow (some 3 s), load the version, and run the requests
 
-Answers = dict[str, np.ndarray]  # of one question, by the outputs' names
+Outputs = dict[str, np.ndarray]  # of one request, by the outputs' names
 
 
 def check(
-    version: Path, questions: Sequence[bytes], expected: Sequence[Answers], rtol: float
+    version: Path, requests: Sequence[bytes], expected: Sequence[Outputs], rtol: float
 ) -> None:
-    """Asks a version its warm-up requests and more, and compares.
+    """Runs a version's warm-up requests and further requests, and compares its outputs.
 
     Args:
-        version: its folder.
-        questions: serialized PredictionLogs, to be asked after the warm-up requests.
-        expected: what the live model answers, to the warm-up requests first.
-        rtol: how much answers may differ, relative to what is expected; a tenth of it relative to
-            the largest number of a tensor, since small ones are differences of large ones.
+        version: folder of the version.
+        requests: serialized PredictionLogs, run after the warm-up requests.
+        expected: outputs of the live model, for the warm-up requests first.
+        rtol: largest difference allowed, relative to the expected number; also, a tenth of it
+            relative to the tensor's largest number, as small numbers are differences of large ones.
 
     Raises:
-        TrainingError: if it can't be loaded, does not answer in time, or answers differently.
+        TrainingError: if the version can't be loaded, is too slow, or its outputs differ.
     """
-    for answers, wanted in zip(_ask(version, questions), expected, strict=True):
-        for name, value in wanted.items():
-            if not _are_alike(answers[name], value, rtol):
+    for outputs, expected_outputs in zip(_run(version, requests), expected, strict=True):
+        for name, value in expected_outputs.items():
+            if not _are_close(outputs[name], value, rtol):
                 raise TrainingError(
                     f"the exported model answers {name} differently from the live one: "
                     "not published"
                 )
 
 
-def rtol_of(model: keras.Model) -> float:
-    """How much answers may differ: by float rounding, of what the model computes in."""
+def choose_rtol(model: keras.Model) -> float:
+    """Returns how much outputs may differ, by the float rounding of the model's dtype."""
     is_rough = model.compute_dtype in ("float16", "bfloat16")
-    # GPUs multiply with fewer digits; the fresh process leaves them to this one.
+    # GPUs multiply with fewer digits; the fresh process uses none, as this process occupies them.
     return 2e-2 if is_rough or tf.config.list_physical_devices("GPU") else 1e-4
 
 
-def _ask(version: Path, questions: Sequence[bytes]) -> list[Answers]:
+def _run(version: Path, requests: Sequence[bytes]) -> list[Outputs]:
+    """Returns the outputs for the warm-up requests, and then for ``requests``."""
     with tempfile.TemporaryDirectory(prefix="tfdp-reload-") as folder:
-        files = [version / warmup.PATH, Path(folder, "questions")]
-        warmup.write(files[1], questions)
-        answers = Path(folder, "answers")
-        _in_fresh_process(version, answers, [file for file in files if file.exists()])
-        records = tf.data.TFRecordDataset(str(answers)).as_numpy_iterator()
+        files = [version / warmup.PATH, Path(folder, "requests")]
+        warmup.write(files[1], requests)
+        responses = Path(folder, "responses")
+        _in_fresh_process(version, responses, [file for file in files if file.exists()])
+        records = tf.data.TFRecordDataset(str(responses)).as_numpy_iterator()
         return [
             {
                 name: tf.make_ndarray(value)
@@ -69,19 +70,19 @@ def _ask(version: Path, questions: Sequence[bytes]) -> list[Answers]:
         ]
 
 
-def _in_fresh_process(version: Path, answers: Path, questions: Sequence[Path]) -> None:
+def _in_fresh_process(version: Path, responses: Path, requests: Sequence[Path]) -> None:
     script = str(Path(__file__).with_name("load_check_process.py"))
-    # -P: what lies beside the script is not for its imports.
-    command = [sys.executable, "-P", script, str(os.getpid()), str(version), str(answers)]
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    # -P: it imports none of the modules beside the script.
+    command = [sys.executable, "-P", script, str(os.getpid()), str(version), str(responses)]
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
         try:
             code = subprocess.run(
-                [*command, *map(str, questions)],
+                [*command, *map(str, requests)],
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 env=_environment(),
-                start_new_session=True,  # Ctrl-C is for this process to hear
+                start_new_session=True,  # only this process gets Ctrl-C
                 timeout=LIMIT_S,
                 check=False,
             ).returncode
@@ -92,10 +93,10 @@ def _in_fresh_process(version: Path, answers: Path, questions: Sequence[Path]) -
             ) from None
         if code == 0:
             return
-        said.seek(0)
-        lines = [line.strip() for line in said if line.strip()]
+        output.seek(0)
+        lines = [line.strip() for line in output if line.strip()]
     raise TrainingError(
-        "the exported model can't be loaded and asked in a fresh process, as TF Serving would: "
+        "the exported model can't be loaded and run in a fresh process, as TF Serving would: "
         f"not published. It ended with {code}: {''.join(lines[-1:])[:1000]}"
     )
 
@@ -105,12 +106,12 @@ def _environment() -> dict[str, str]:
     return kept | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
-def _are_alike(answer: np.ndarray, expected: np.ndarray, rtol: float) -> bool:
-    if answer.shape != expected.shape or answer.dtype != expected.dtype:
+def _are_close(actual: np.ndarray, expected: np.ndarray, rtol: float) -> bool:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return False
     if expected.dtype.kind in "OSUbiu":
-        return bool(np.array_equal(answer, expected))
+        return bool(np.array_equal(actual, expected))
     wide = np.complex128 if expected.dtype.kind == "c" else np.float64
-    ours, theirs = answer.astype(wide), expected.astype(wide)
-    largest = np.max(np.abs(theirs), initial=1.0, where=np.isfinite(theirs))
-    return np.allclose(ours, theirs, rtol=rtol, atol=rtol / 10 * largest, equal_nan=True)
+    actual, expected = actual.astype(wide), expected.astype(wide)
+    largest = np.max(np.abs(expected), initial=1.0, where=np.isfinite(expected))
+    return np.allclose(actual, expected, rtol=rtol, atol=rtol / 10 * largest, equal_nan=True)

@@ -1,9 +1,9 @@
-"""Loads a version as TF Serving does, and queries it; load_check.py starts it as a process.
+"""Loads a version as TF Serving does, and runs requests; a program that load_check.py starts.
 
-``python load_check_process.py PARENT VERSION ANSWERS QUESTIONS…`` uses a session of the graph that
-is tagged ``serve``, tensors by name, no Keras and nothing of tfdp. Questions are TFRecord files of
-PredictionLogs with Predict requests, such as warm-up requests. Answers are a TFRecord file of
-PredictResponses in the same order. It ends when the process PARENT does.
+``python load_check_process.py PARENT VERSION RESPONSES REQUESTS…`` loads the graph tagged ``serve``
+in a session and passes tensors by name, without Keras or tfdp. REQUESTS are TFRecord files of
+PredictionLogs with Predict requests, as warm-up requests are. RESPONSES becomes a TFRecord file of
+PredictResponses in the same order. The process ends when the process PARENT ends.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from collections.abc import Sequence
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def main(version: str, answers: str, questions: Sequence[str]) -> None:
-    """Answers all questions."""
+def main(version: str, responses: str, requests: Sequence[str]) -> None:
+    """Runs all requests, and writes the responses."""
     sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
-    # TensorFlow imports Keras, and Keras scikit-learn if it is there: half a second for nothing.
+    # TensorFlow imports Keras, and Keras imports an installed scikit-learn: half a second saved.
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-    requests = [
+    predict_requests = [
         prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
-        for record in tf.data.TFRecordDataset(list(questions)).as_numpy_iterator()
+        for record in tf.data.TFRecordDataset(list(requests)).as_numpy_iterator()
     ]
     with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
         loaded = tf.compat.v1.saved_model.load(session, ["serve"], version)
-        with tf.io.TFRecordWriter(answers) as writer:
-            for request in requests:
+        with tf.io.TFRecordWriter(responses) as writer:
+            for request in predict_requests:
                 signature = loaded.signature_def[request.model_spec.signature_name]
                 outputs = session.run(
                     {name: tensor.name for name, tensor in signature.outputs.items()},
@@ -48,5 +48,5 @@ def main(version: str, answers: str, questions: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == int(sys.argv[1]):  # or it has ended already
+    if os.getppid() == int(sys.argv[1]):  # otherwise the parent has already ended
         main(sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -1,7 +1,7 @@
-"""Versions of a servable: a folder appears by one rename, and goes by one.
+"""Versions of a servable: each is a folder that appears, and disappears, by one rename.
 
-Readers see whole versions only. A publisher may be killed at any instant, several may publish into
-one folder at once, and none takes a number that another has.
+So readers see complete versions only. A publisher may be killed at any instant. Several publishers
+may write to one folder at the same time, and never get the same version number.
 """
 
 from __future__ import annotations
@@ -20,34 +20,35 @@ from tfdp.errors import BadInput
 from tfdp.files import sync_folder, sync_tree
 from tfdp.log import say
 
-ABOUT = "tfdp.json"  # beside saved_model.pb: where a version came from
-_DRAFT = ".unpublished-"  # and a name that no other has; TF Serving passes over such folders
+PROVENANCE_FILE = "tfdp.json"  # beside saved_model.pb: from which run, data and code a version is
+_DRAFT = ".unpublished-"  # and a unique name; TF Serving ignores such folders
 _REMOVED = ".removed-"
 
 
 class Draft:
-    """A hidden folder beside the versions, of this process alone, that may become the next one.
+    """A hidden folder beside the versions, written by this process, that may become a version.
 
-    The kernel's lock on it tells others that its publisher is alive; what publishers left that were
-    killed is removed on the way. Use it in a ``with`` block, which removes what was not published.
+    A lock on it, which the kernel releases when its publisher dies, protects it from removal by
+    other publishers. Drafts of dead publishers are removed. Use it in a ``with`` block, which
+    removes a draft that was not published.
 
     Args:
-        folder: the servable's; there already.
+        folder: existing folder of the servable.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        _sweep(folder)
+        _remove_leftovers(folder)
         while True:
             self.path = folder / f"{_DRAFT}{uuid.uuid4().hex}"
             self.path.mkdir()
             try:
                 self._lock = os.open(self.path, os.O_RDONLY)
             except FileNotFoundError:
-                continue  # another one swept it before it was opened
-            if _is_ours(self._lock) is not False and self.path.exists():
+                continue  # another publisher removed it before it was opened
+            if _try_lock(self._lock) is not False and self.path.exists():
                 return
-            os.close(self._lock)  # another one swept it before it was locked
+            os.close(self._lock)  # another publisher removed it before it was locked
 
     def __enter__(self) -> Draft:
         return self
@@ -57,17 +58,17 @@ class Draft:
         os.close(self._lock)
 
     def publish(self, confirm: Callable[[], None] = lambda: None) -> Path:
-        """Gives it the next number, by one rename.
+        """Renames the draft to the next version number, and returns the version's folder.
 
         Args:
-            confirm: called just before; if it raises, nothing is published.
+            confirm: called just before the rename; if it raises, nothing is published.
         """
         sync_tree(self.path)
         confirm()
         while True:
             path = self._folder / str(max(versions(self._folder), default=0) + 1)
             try:
-                self.path.rename(path)  # fails if it is there: versions are not empty
+                self.path.rename(path)  # fails if it exists: versions are not empty
             except OSError:
                 if not path.exists():
                     raise
@@ -77,14 +78,14 @@ class Draft:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a servable's folder; BadInput if something else is there or it can't be made."""
+    """Creates a servable's folder; raises BadInput if that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"versions can't be published in {folder}: {error.strerror}") from None
 
 
-def try_out(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Raises BadInput if versions can't be written in a servable's folder."""
     make_folder(folder)
     try:
@@ -95,42 +96,42 @@ def try_out(folder: Path) -> None:
 
 
 def versions(folder: Path) -> dict[int, Path]:
-    """The versions in a servable's folder by their numbers, ascending."""
+    """Returns the versions in a servable's folder by number, in ascending order."""
     if not folder.is_dir():
         return {}
-    names = [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
-    return {int(path.name): path for path in sorted(names, key=lambda path: int(path.name))}
+    paths = [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
+    return {int(path.name): path for path in sorted(paths, key=lambda path: int(path.name))}
 
 
-def about(version: Path) -> dict[str, Any] | None:
-    """What a version says of where it came from; None if something else has written it."""
+def read_provenance(version: Path) -> dict[str, Any] | None:
+    """Returns the content of a version's ``tfdp.json``; None if tfdp did not write the version."""
     try:
-        said = json.loads((version / ABOUT).read_text())
+        provenance = json.loads((version / PROVENANCE_FILE).read_text())
     except (OSError, ValueError):
         return None
-    return said if isinstance(said, dict) else None
+    return provenance if isinstance(provenance, dict) else None
 
 
-def published(folder: Path, said: Mapping[str, Any]) -> Path | None:
-    """The newest version whose ``tfdp.json`` has all that is ``said``, or None."""
+def published(folder: Path, provenance: Mapping[str, Any]) -> Path | None:
+    """Returns the newest version whose ``tfdp.json`` contains all of ``provenance``, or None."""
     for path in reversed(versions(folder).values()):
-        if said.items() <= (about(path) or {}).items():
+        if provenance.items() <= (read_provenance(path) or {}).items():
             return path
     return None
 
 
-def remove_old(folder: Path, keep: int, needed: Callable[[], Collection[int]]) -> None:
+def remove_old(folder: Path, keep: int, required: Callable[[], Collection[int]]) -> None:
     """Removes all but the newest of the versions that tfdp has published.
 
     Args:
-        folder: the servable's.
-        keep: how many stay.
-        needed: numbers that have to stay as well; asked before each removal.
+        folder: folder of the servable.
+        keep: number of newest versions to keep.
+        required: returns further version numbers to keep; called before each removal.
     """
-    _sweep(folder)
-    ours = [number for number, path in versions(folder).items() if about(path) is not None]
-    for number in ours[:-keep]:
-        if number in needed():
+    _remove_leftovers(folder)
+    own = [number for number, path in versions(folder).items() if read_provenance(path) is not None]
+    for number in own[:-keep]:
+        if number in required():
             continue
         hidden = folder / f"{_REMOVED}{uuid.uuid4().hex}"
         try:
@@ -143,22 +144,22 @@ def remove_old(folder: Path, keep: int, needed: Callable[[], Collection[int]]) -
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _sweep(folder: Path) -> None:
-    """Removes what others left half written, or half removed, when they were killed."""
-    for left in folder.glob(f"{_REMOVED}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    for left in folder.glob(f"{_DRAFT}*"):
+def _remove_leftovers(folder: Path) -> None:
+    """Removes drafts, and versions being removed, of publishers that were killed."""
+    for path in folder.glob(f"{_REMOVED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f"{_DRAFT}*"):
         with contextlib.suppress(OSError):
-            descriptor = os.open(left, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
             try:
-                if _is_ours(descriptor):
-                    shutil.rmtree(left, ignore_errors=True)
+                if _try_lock(descriptor):
+                    shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)
 
 
-def _is_ours(descriptor: int) -> bool | None:
-    """Locks a folder; False if another process has it, None where folders can't be locked (NFS)."""
+def _try_lock(descriptor: int) -> bool | None:
+    """Locks a folder; returns whether it succeeded, or None if folders can't be locked (NFS)."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Handwritten digits: a small convolutional net, and the scans that scikit-learn ships."""
+"""Handwritten digits: a small convolutional network, trained on scikit-learn's scans."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tfdp.recipes.scans import scans
 
 @dataclasses.dataclass(frozen=True)
 class HParams:
-    """What can be set by --hparam."""
+    """The hyperparameters, which ``--hparam`` overrides."""
 
     learning_rate: float = 2e-3
     dropout: float = 0.3
 
 
 def build_model(hparams: HParams) -> keras.Model:
-    """A small convolutional net: float32[8, 8, 1] in [0, 1] to 10 logits."""
+    """Returns a small convolutional network: float32[8, 8, 1] in [0, 1] to 10 logits."""
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -45,15 +45,15 @@ def build_model(hparams: HParams) -> keras.Model:
 
 
 def train_data(hparams: HParams) -> tfdp.Source:
-    """Four fifths of the scans."""
+    """Returns four fifths of the scans."""
     return tfdp.from_arrays(*scans(held_out=False))
 
 
 def eval_data(hparams: HParams) -> tfdp.Source:
-    """The held-out fifth."""
+    """Returns the held-out fifth."""
     return tfdp.from_arrays(*scans(held_out=True))
 
 
 def preprocess(features: Any, training: bool, seed: tf.Tensor) -> tf.Tensor:
-    """One raw scan, uint8[8, 8], to what the model takes."""
+    """Returns the model input for one raw scan, uint8[8, 8]."""
     return tf.cast(features, tf.float32)[..., tf.newaxis] / 16.0

@@ -1,4 +1,4 @@
-"""The 1,797 scans of handwritten digits, 8 by 8 grey pixels from 0 to 16, of scikit-learn."""
+"""scikit-learn's 1,797 scans of handwritten digits, each 8 by 8 grey pixels from 0 to 16."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 
 
 def scans(held_out: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Raw scans (uint8[n, 8, 8]) and the digits that they show (int32[n]).
+    """Returns raw scans (uint8[n, 8, 8]) and the digits that they show (int32[n]).
 
     Args:
-        held_out: the fifth of them that is for evaluation, drawn by a fixed seed, or the rest.
+        held_out: whether to return the fifth for evaluation, drawn by a fixed seed, or the rest.
 
     Raises:
-        ImportError: without scikit-learn, which the extra ``demo`` brings.
+        ImportError: if scikit-learn is missing; the extra ``demo`` installs it.
     """
     try:
         from sklearn.datasets import load_digits

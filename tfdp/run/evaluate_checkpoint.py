@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfdp.errors import BadInput
 from tfdp.files import write_whole
 from tfdp.log import say_on_chief
-from tfdp.publishing import signatures
+from tfdp.publishing.features import to_inputs
 from tfdp.recipe import Recipe
 from tfdp.run import checkpoint_model
 from tfdp.run.recipe_data import RecipeData, eval_data_of
@@ -97,7 +97,7 @@ class PublishedModel(keras.Model):
 
     def call(self, features: Any, training: bool = False) -> Any:
         """Returns the version's outputs, in the structure of the model's."""
-        outputs = self._signature(**signatures.as_sent(features))
+        outputs = self._signature(**to_inputs(features))
         if outputs.keys() == {"outputs"}:
             return outputs["outputs"]
         in_order = [f"output_{place}" for place in range(len(outputs))]

@@ -87,7 +87,7 @@ def share_of(batch: Any, order: Order | None, step: tf.Tensor, accumulate_steps:
     static_size = tf.nest.flatten(batch)[0].shape[0]
     if order is not None:
         total = tf.cast(order.batch_size(step), tf.int32)
-        return Share(examples, total, shares, may_be_empty=order.leaves_idle(shares))
+        return Share(examples, total, shares, may_be_empty=order.has_empty_share(shares))
     if static_size is not None:  # TensorFlow knows it only if it has split the batch evenly
         return Share(examples, examples * replicas, shares, static_size < accumulate_steps)
     total = all_reduce_sum(tf.cast(examples, tf.float32))  # GPUs add floats fastest

@@ -17,12 +17,12 @@ CLASSES = np.arange(6)
 
 
 def all_differ(*data: Any) -> bool:
-    digests = [data_sha256(each) for each in data]
+    digests = [data_sha256(item) for item in data]
     assert all(digest is not None and len(digest) == 64 for digest in digests)
     return len(set(digests)) == len(digests)
 
 
-def test_arrays_are_told_apart_by_what_is_in_them() -> None:
+def test_the_digest_of_arrays_covers_structure_and_content() -> None:
     changed = ROWS.copy()
     changed[5, 1] += 1
     assert all_differ(
@@ -39,13 +39,13 @@ def test_arrays_are_told_apart_by_what_is_in_them() -> None:
     )
     same = [
         tfdp.from_arrays(ROWS, CLASSES),
-        tfdp.from_arrays(ROWS.astype(">f8"), CLASSES.astype(">i8")),  # becomes the same
+        tfdp.from_arrays(ROWS.astype(">f8"), CLASSES.astype(">i8")),  # cast to the same
         tfdp.from_arrays(np.asfortranarray(ROWS), CLASSES.tolist()),
     ]
-    assert len({data_sha256(each) for each in same}) == 1
+    assert len({data_sha256(source) for source in same}) == 1
 
 
-def test_files_are_told_apart_by_names_sizes_and_labels(tmp_path: Path) -> None:
+def test_the_digest_of_files_covers_names_sizes_and_labels(tmp_path: Path) -> None:
     paths = [tmp_path / "here" / name for name in ("a", "b")]
     paths[0].parent.mkdir()
     for path in paths:
@@ -62,7 +62,7 @@ def test_files_are_told_apart_by_names_sizes_and_labels(tmp_path: Path) -> None:
     assert source("there").sha256() != before
 
 
-def test_records_are_told_apart_by_where_they_are(tmp_path: Path) -> None:
+def test_the_digest_of_records_covers_their_offsets(tmp_path: Path) -> None:
     def source(name: str, *counts: int) -> tfdp.Source:
         (tmp_path / name).mkdir()
         write(tmp_path / name, counts)
@@ -72,7 +72,7 @@ def test_records_are_told_apart_by_where_they_are(tmp_path: Path) -> None:
     assert all_differ(source("c", 3, 2), source("d", 2, 3), source("e", 5))
 
 
-def test_others_are_told_apart_by_specs_and_number() -> None:
+def test_the_digest_of_other_data_covers_specs_and_length() -> None:
     numbers = tf.data.Dataset.range
     assert all_differ(
         Squares(), tfdp.from_arrays(ROWS), numbers(3), numbers(4), numbers(3).batch(1)

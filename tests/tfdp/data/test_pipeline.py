@@ -18,27 +18,26 @@ ROWS = np.arange(EXAMPLES, dtype=np.int64)
 
 
 def on_replicas(value: Any, workers: Workers) -> list[Any]:
-    return [np.array(each) for each in workers.strategy.experimental_local_results(value)]
+    return [np.array(local) for local in workers.strategy.experimental_local_results(value)]
 
 
 def steps_of(batches: Batches, workers: Workers, steps: int) -> list[list[tuple[np.ndarray, ...]]]:
-    """For each step, each replica's parts of a batch."""
+    """For each step, each replica's share of the batch."""
     taken = itertools.islice(batches.iterator(), steps)
     return [
-        list(zip(*(on_replicas(part, workers) for part in batch), strict=True)) for batch in taken
+        list(zip(*(on_replicas(leaf, workers) for leaf in batch), strict=True)) for batch in taken
     ]
 
 
-def joined(step: list[tuple[np.ndarray, ...]], part: int = 0) -> list[Any]:
-    return np.concatenate([replica[part] for replica in step]).tolist()
+def joined(step: list[tuple[np.ndarray, ...]], leaf: int = 0) -> list[Any]:
+    return np.concatenate([share[leaf] for share in step]).tolist()
 
 
 def workers_with(strategies: Any, replicas: int) -> Workers:
     return workers_of(strategies(replicas))
 
 
-@pytest.mark.parametrize("replicas", [1, 2, 3])
-@pytest.mark.parametrize("first_step", [0, 7])
+@pytest.mark.parametrize(("replicas", "first_step"), [(1, 0), (1, 7), (3, 7)])
 def test_replicas_read_the_global_batches_in_order(
     replicas: int, first_step: int, strategies: Any
 ) -> None:
@@ -57,8 +56,8 @@ def test_replicas_read_the_global_batches_in_order(
     assert batches.element_spec == (tf.TensorSpec([None], tf.int64),) * 2
 
 
-def test_slow_examples_are_not_overtaken(strategies: Any) -> None:
-    # Batches are read in parallel, and the first is the slowest: it still comes first.
+def test_batches_keep_their_order_if_one_is_slow(strategies: Any) -> None:
+    # Batches are read in parallel, and the first takes longest: it still comes first.
     workers, order = workers_with(strategies, 2), Order(24, 2, shuffle=False)
 
     class Slow(tfdp.Source):
@@ -88,27 +87,27 @@ def with_seed(features: tf.Tensor, training: bool, seed: tf.Tensor) -> Any:
 
 
 def seeds(strategies: Any, replicas: int, batch_size: int, seed: int = 6) -> dict[Any, Any]:
-    """The seed that ``preprocess`` got for each (epoch, example) of two epochs."""
+    """The seed that ``preprocess`` received for each (epoch, example) of two epochs."""
     workers, order = workers_with(strategies, replicas), Order(EXAMPLES, batch_size, seed=seed)
     batches = pipeline.from_source(tfdp.from_arrays(ROWS), order, workers, preprocess=with_seed)
-    found = {}
+    received = {}
     taken = itertools.islice(batches.iterator(), 2 * order.steps_per_epoch)
     for step, (batch,) in enumerate(taken):
-        parts = {name: on_replicas(value, workers) for name, value in batch.items()}
-        assert all(np.all(part) for part in parts["training"])
-        for index, draw, seed_ in zip(
-            *(np.concatenate(parts[name]) for name in ("index", "draw", "seed")), strict=True
-        ):
-            found[step // order.steps_per_epoch, int(index)] = (float(draw), tuple(seed_.tolist()))
-    return found
+        leaves = {
+            name: np.concatenate(on_replicas(value, workers)) for name, value in batch.items()
+        }
+        assert leaves["training"].all()
+        epoch = step // order.steps_per_epoch
+        for index, draw, pair in zip(leaves["index"], leaves["draw"], leaves["seed"], strict=True):
+            received[epoch, int(index)] = (float(draw), tuple(pair.tolist()))
+    return received
 
 
-def test_preprocess_draws_by_example_and_epoch_whatever_the_replicas(strategies: Any) -> None:
+def test_seeds_depend_on_example_and_epoch_but_not_on_replicas(strategies: Any) -> None:
     one = seeds(strategies, replicas=1, batch_size=5)
     assert len(one) == 2 * EXAMPLES
     assert len(set(one.values())) == 2 * EXAMPLES, "another seed for each example and epoch"
-    assert seeds(strategies, replicas=3, batch_size=5) == one
-    assert seeds(strategies, replicas=2, batch_size=8) == one
+    assert seeds(strategies, replicas=3, batch_size=8) == one
     assert not set(seeds(strategies, 1, 5, seed=7).values()) & set(one.values())
 
 
@@ -134,9 +133,8 @@ def test_preprocess_takes_structures_one_example_at_a_time(strategies: Any) -> N
     assert lengths.numpy().tolist() == [expected[label] for label in labels.numpy().tolist()]
 
 
-@pytest.mark.parametrize("first_step", [0, 4])
-def test_a_dataset_goes_on_where_it_was(first_step: int, strategies: Any) -> None:
-    workers = workers_with(strategies, 2)
+def test_a_dataset_is_resumed_at_a_step(strategies: Any) -> None:
+    workers, first_step = workers_with(strategies, 2), 4
     dataset = tf.data.Dataset.from_tensor_slices((ROWS, ROWS)).batch(8)  # 8, 8 and 7
     batches = pipeline.from_dataset(dataset, workers, first_step=first_step)
     assert batches.steps_per_epoch == 3
@@ -147,14 +145,14 @@ def test_a_dataset_goes_on_where_it_was(first_step: int, strategies: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("dataset", "said"),
+    ("dataset", "message"),
     [
         (tf.data.Dataset.range(0).batch(2), "the dataset is empty"),
         (tf.data.Dataset.range(4).batch(2).repeat(), "never ends.*steps_per_epoch"),
     ],
 )
-def test_a_dataset_without_a_length_is_refused(dataset: Any, said: str, strategies: Any) -> None:
-    with pytest.raises(tfdp.BadInput, match=said):
+def test_a_dataset_without_a_length_is_refused(dataset: Any, message: str, strategies: Any) -> None:
+    with pytest.raises(tfdp.BadInput, match=message):
         pipeline.from_dataset(dataset, workers_with(strategies, 1))
 
 
@@ -184,16 +182,16 @@ def test_a_dataset_is_preprocessed_by_step_and_place(strategies: Any) -> None:
 
 @pytest.mark.parametrize("policy", ["auto", "file", "data", "off"])
 def test_a_sharding_policy_is_the_datasets_option(policy: Any) -> None:
-    options = pipeline.sharded(tf.data.Dataset.range(3), policy).options()
+    options = pipeline.with_auto_shard_policy(tf.data.Dataset.range(3), policy).options()
     assert options.experimental_distribute.auto_shard_policy.name == policy.upper()
 
 
 def test_without_a_policy_the_datasets_own_stays() -> None:
-    dataset = pipeline.sharded(tf.data.Dataset.range(3), "off")
-    assert pipeline.sharded(dataset, None) is dataset
+    dataset = pipeline.with_auto_shard_policy(tf.data.Dataset.range(3), "off")
+    assert pipeline.with_auto_shard_policy(dataset, None) is dataset
 
 
-def test_files_are_not_sharded_through_numbered_batches(strategies: Any) -> None:
+def test_sharding_by_file_is_refused_with_preprocess(strategies: Any) -> None:
     dataset = tf.data.Dataset.from_tensor_slices((ROWS, ROWS)).batch(8)
     with pytest.raises(tfdp.BadInput, match="auto_shard=file does not go with preprocess"):
         pipeline.from_dataset(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,58 +19,34 @@ from tfdp.data import sharding
 Dataset = tf.data.Dataset
 Make = Callable[[list[str]], tf.data.Dataset]
 
-READERS: dict[str, tuple[Make, bool, bool]] = {  # are TFRecords, are shuffled
-    "a list": (lambda paths: tf.data.TFRecordDataset(paths), True, False),
-    "in parallel": (
-        lambda paths: tf.data.TFRecordDataset(paths, num_parallel_reads=2),
-        True,
-        False,
+READERS: dict[str, Make] = {  # of TFRecords in order, but for those named below
+    "a list": tf.data.TFRecordDataset,
+    "in parallel": lambda paths: tf.data.TFRecordDataset(paths, num_parallel_reads=2),
+    "a dataset of names": lambda paths: tf.data.TFRecordDataset(Dataset.from_tensor_slices(paths)),
+    "processed": lambda paths: (
+        tf.data.TFRecordDataset(paths).map(tf.strings.length).shuffle(9).repeat()
     ),
-    "a dataset of names": (
-        lambda paths: tf.data.TFRecordDataset(Dataset.from_tensor_slices(paths)),
-        True,
-        False,
+    "list_files": lambda paths: Dataset.list_files(paths, seed=1).interleave(
+        tf.data.TFRecordDataset
     ),
-    "processed": (
-        lambda paths: tf.data.TFRecordDataset(paths).map(tf.strings.length).shuffle(9).repeat(),
-        True,
-        False,
+    "list_files in order": lambda paths: Dataset.list_files(paths, shuffle=False).interleave(
+        lambda path: tf.data.TFRecordDataset(path).map(tf.strings.length), num_parallel_calls=2
     ),
-    "list_files": (
-        lambda paths: Dataset.list_files(paths, seed=1).interleave(tf.data.TFRecordDataset),
-        True,
-        True,
+    "with classes": lambda paths: Dataset.from_tensor_slices((range(len(paths)), paths)).flat_map(
+        lambda label, path: tf.data.TFRecordDataset(path).map(lambda record: (record, label))
     ),
-    "list_files in order": (
-        lambda paths: Dataset.list_files(paths, shuffle=False).interleave(
-            lambda path: tf.data.TFRecordDataset(path).map(tf.strings.length), num_parallel_calls=2
-        ),
-        True,
-        False,
-    ),
-    "with classes": (
-        lambda paths: Dataset.from_tensor_slices((range(len(paths)), paths)).flat_map(
-            lambda label, path: tf.data.TFRecordDataset(path).map(lambda record: (record, label))
-        ),
-        True,
-        False,
-    ),
-    "zipped": (
-        lambda paths: Dataset.zip((Dataset.range(9), tf.data.TFRecordDataset(paths))),
-        True,
-        False,
-    ),
-    "text": (lambda paths: tf.data.TextLineDataset(paths), False, False),
-    "fixed length": (lambda paths: tf.data.FixedLengthRecordDataset(paths, 2), False, False),
+    "zipped": lambda paths: Dataset.zip((Dataset.range(9), tf.data.TFRecordDataset(paths))),
+    "text": tf.data.TextLineDataset,
+    "fixed length": lambda paths: tf.data.FixedLengthRecordDataset(paths, 2),
 }
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_the_files_of_a_dataset_are_found(name: str, tmp_path: Path) -> None:
-    make, are_tfrecords, are_shuffled = READERS[name]
     paths = tuple(map(str, write(tmp_path, (3, 4, 5))))
-    (files,) = sharding.files_of(make(list(paths)).batch(2).prefetch(1))
-    assert files == sharding.Files(paths, are_tfrecords, are_shuffled)
+    (group,) = sharding.find_files(READERS[name](list(paths)).batch(2).prefetch(1))
+    are_tfrecords = name not in ("text", "fixed length")
+    assert group == sharding.FileGroup(paths, are_tfrecords, are_shuffled=name == "list_files")
 
 
 @pytest.mark.parametrize(
@@ -84,16 +62,16 @@ def test_the_files_of_a_dataset_are_found(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_dataset_without_files_has_none(dataset: tf.data.Dataset) -> None:
-    assert sharding.files_of(dataset) == []
+    assert sharding.find_files(dataset) == []
 
 
-def test_arrays_are_not_written_down_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_without_readers_is_not_serialized(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tf.raw_ops, "DatasetToGraphV2", None)
     dataset = Dataset.from_tensor_slices(np.zeros((4, 4))).map(lambda x: x).shuffle(4).batch(2)
-    assert sharding.files_of(dataset) == []
+    assert sharding.find_files(dataset) == []
 
 
-BALANCE = [  # records of each file, workers, shuffled, the words
+BALANCE = [  # records of each file, workers, whether shuffled, words of the reason
     ((6, 6), 2, False, None),
     ((6, 6), 2, True, None),
     ((1, 2, 3, 2), 2, False, None),  # 4 and 4, dealt out in turns
@@ -103,47 +81,36 @@ BALANCE = [  # records of each file, workers, shuffled, the words
     ((6, 6, 6), 3, False, None),
     ((6, 6, 6), 4, False, r"has 3 file\(s\) for 4 workers.*part-002.tfrecord"),
     ((6, 7), 2, False, r"part-000.tfrecord \(6\), .*part-001.tfrecord \(7\)"),
+    ((1,) * 20, 30, False, r"part-011.tfrecord and 8 more$"),
 ]
 
 
-@pytest.mark.parametrize(("counts", "workers", "is_shuffled", "said"), BALANCE)
-def test_files_are_weighed(
-    counts: tuple[int, ...], workers: int, is_shuffled: bool, said: str | None, tmp_path: Path
+@pytest.mark.parametrize(("counts", "workers", "is_shuffled", "reason"), BALANCE)
+def test_an_imbalance_of_files_is_described(
+    counts: tuple[int, ...], workers: int, is_shuffled: bool, reason: str | None, tmp_path: Path
 ) -> None:
     paths = tuple(map(str, write(tmp_path, counts)))
-    files = sharding.Files(paths, are_shuffled=is_shuffled)
-    reason = sharding.unbalanced([files], workers)
-    if said is None:
-        assert reason is None
+    group = sharding.FileGroup(paths, are_shuffled=is_shuffled)
+    described = sharding.describe_imbalance([group], workers)
+    if reason is None:
+        assert described is None
     else:
-        assert reason is not None
-        assert_matches(said, reason)
+        assert described is not None
+        assert re.search(reason, described)
 
 
-def assert_matches(pattern: str, text: str) -> None:
-    with pytest.raises(AssertionError, match=pattern):
-        raise AssertionError(text)
-
-
-def test_what_can_not_be_counted_is_not_judged(tmp_path: Path) -> None:
+def test_files_whose_records_can_not_be_counted_count_as_balanced(tmp_path: Path) -> None:
     first, second = write(tmp_path, (3, 4))
-    text = sharding.Files((str(first), str(second)), are_tfrecords=False)
-    assert sharding.unbalanced([text], 2) is None
-    assert sharding.unbalanced([text], 3) is not None
+    text = sharding.FileGroup((str(first), str(second)), are_tfrecords=False)
+    assert sharding.describe_imbalance([text], 2) is None
+    assert sharding.describe_imbalance([text], 3) is not None
     for path in (first, second):
         path.write_bytes(gzip.compress(path.read_bytes()))
-    assert sharding.unbalanced([sharding.Files(text.paths)], 2) is None
-
-
-def test_many_files_are_not_all_named(tmp_path: Path) -> None:
-    files = sharding.Files(tuple(map(str, write(tmp_path, (1,) * 20))))
-    reason = sharding.unbalanced([files], 30)
-    assert reason is not None
-    assert reason.endswith("part-011.tfrecord and 8 more")
+    assert sharding.describe_imbalance([sharding.FileGroup(text.paths)], 2) is None
 
 
 def workers(count: int) -> Any:
-    return SimpleNamespace(count=count, is_chief=True, run_on_chief=lambda look: look())
+    return SimpleNamespace(count=count, is_chief=True, run_on_chief=lambda inspect: inspect())
 
 
 def with_policy(dataset: tf.data.Dataset, policy: str) -> tf.data.Dataset:
@@ -154,7 +121,7 @@ def with_policy(dataset: tf.data.Dataset, policy: str) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
-SETTLED = [  # counts of files, what is asked for, what becomes of it in training, in evaluation
+CHOICES = [  # records of each file, requested sharding, choice in training, in evaluation
     ((6, 6), "auto", "auto", "auto"),
     ((6, 6), "file", "file", "file"),
     ((6, 6), "data", "data", "data"),
@@ -167,30 +134,29 @@ SETTLED = [  # counts of files, what is asked for, what becomes of it in trainin
 ]
 
 
-@pytest.mark.parametrize(("counts", "asked", "training", "evaluation"), SETTLED)
-def test_how_workers_divide_files(
-    counts: tuple[int, ...], asked: Any, training: str, evaluation: str, tmp_path: Path
+@pytest.mark.parametrize(("counts", "requested", "training", "evaluation"), CHOICES)
+def test_how_workers_shard_files(
+    counts: tuple[int, ...], requested: Any, training: str, evaluation: str, tmp_path: Path
 ) -> None:
     dataset = tf.data.TFRecordDataset(list(map(str, write(tmp_path, counts))))
-    for is_training, outcome in ((True, training), (False, evaluation)):
-        if outcome.startswith("--"):
-            said = f"tfdp.from_tfrecords.*into each of 2 files.*use {outcome}"
-            with pytest.raises(tfdp.BadInput, match=said):
-                sharding.settled(dataset, asked, workers(2), training=is_training)
-            own = with_policy(dataset, asked.upper())
+    with_option = with_policy(dataset, requested.upper())
+    for is_training, choice in ((True, training), (False, evaluation)):
+        choose = functools.partial(sharding.choose_auto_shard, training=is_training)
+        if choice.startswith("--"):
+            message = f"tfdp.from_tfrecords.*into each of 2 files.*use {choice}"
+            with pytest.raises(tfdp.BadInput, match=message):
+                choose(dataset, requested, workers(2))
             with pytest.raises(tfdp.BadInput, match=r"use AutoShardPolicy\.DATA"):
-                sharding.settled(own, None, workers(2), training=is_training)
+                choose(with_option, None, workers(2))
         else:
-            assert sharding.settled(dataset, asked, workers(2), training=is_training) == outcome
-            own = sharding.settled(
-                with_policy(dataset, asked.upper()), None, workers(2), training=is_training
-            )
-            assert own == (None if outcome == asked else outcome)
-        assert sharding.settled(dataset, asked, workers(1), training=is_training) == asked
+            assert choose(dataset, requested, workers(2)) == choice
+            unchanged = None if choice == requested else choice
+            assert choose(with_option, None, workers(2)) == unchanged
+        assert choose(dataset, requested, workers(1)) == requested
 
 
 @pytest.mark.parametrize(
-    ("make", "policy", "is_said"),
+    ("make", "policy", "is_reported"),
     [
         (lambda paths: Dataset.range(4), "auto", True),
         (lambda paths: Dataset.range(4), "data", True),
@@ -199,11 +165,11 @@ def test_how_workers_divide_files(
         (tf.data.TFRecordDataset, "data", True),
     ],
 )
-def test_reading_all_on_every_worker_is_said_once(
-    make: Make, policy: Any, is_said: bool, tmp_path: Path, capfd: Any
+def test_it_is_reported_once_that_every_worker_reads_everything(
+    make: Make, policy: Any, is_reported: bool, tmp_path: Path, capfd: Any
 ) -> None:
     dataset = make(list(map(str, write(tmp_path, (6, 6)))))
     for training in (True, False):
-        sharding.settled(dataset, policy, workers(2), training=training)
-    said = capfd.readouterr().err
-    assert said.count("each of the 2 workers reads and preprocesses all") == is_said
+        sharding.choose_auto_shard(dataset, policy, workers(2), training=training)
+    output = capfd.readouterr().err
+    assert output.count("each of the 2 workers reads and preprocesses all") == is_reported

@@ -20,7 +20,7 @@ def read(source: Source, *indices: int) -> Any:
     return tf.nest.map_structure(np.array, source.read(tf.constant(indices, tf.int64)))
 
 
-def test_a_source_knows_its_length_and_reads_any_example() -> None:
+def test_a_source_has_a_length_and_reads_any_example() -> None:
     source = tfdp.from_arrays(ROWS, CLASSES, sample_weight=CLASSES / 2)
     assert len(source) == 6
     features, labels, weights = read(source, 4, 0, 4)
@@ -30,7 +30,7 @@ def test_a_source_knows_its_length_and_reads_any_example() -> None:
     assert read(source)[0].shape == (0, 2)
 
 
-def test_lists_are_arrays_or_structures_of_them() -> None:
+def test_lists_of_scalars_are_arrays_and_other_lists_are_structures() -> None:
     source = tfdp.from_arrays([{"a": ROWS}, ROWS], ["x", "y"] * 3, [0.5] * 6)
     (named, rows), labels, weights = read(source, 3, 2)
     np.testing.assert_array_equal(named["a"], rows)
@@ -38,14 +38,14 @@ def test_lists_are_arrays_or_structures_of_them() -> None:
     assert weights.tolist() == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3])
-def test_a_batch_has_the_parts_that_were_given(parts: int) -> None:
-    source = tfdp.from_arrays(*(ROWS, CLASSES, CLASSES)[:parts])
-    assert len(read(source, 1)) == len(source.element_spec()) == parts
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_batch_has_an_element_for_each_argument(length: int) -> None:
+    source = tfdp.from_arrays(*(ROWS, CLASSES, CLASSES)[:length])
+    assert len(read(source, 1)) == len(source.element_spec()) == length
 
 
 @pytest.mark.parametrize(
-    ("given", "becomes"),
+    ("dtype", "expected"),
     [
         ("float64", "float32"),
         ("float16", "float32"),
@@ -55,12 +55,12 @@ def test_a_batch_has_the_parts_that_were_given(parts: int) -> None:
         ("bool", "bool"),
     ],
 )
-def test_floats_become_what_keras_computes_in(given: str, becomes: str) -> None:
-    features, labels = tfdp.from_arrays(ROWS.astype(given), ROWS.astype(given)).element_spec()
-    assert features == labels == tf.TensorSpec([2], becomes)
+def test_floats_are_cast_to_float32(dtype: str, expected: str) -> None:
+    features, labels = tfdp.from_arrays(ROWS.astype(dtype), ROWS.astype(dtype)).element_spec()
+    assert features == labels == tf.TensorSpec([2], expected)
 
 
-def test_floats_follow_the_floatx_of_keras(float64: None) -> None:
+def test_floats_are_cast_to_the_floatx_of_keras(float64: None) -> None:
     assert keras.config.floatx() == "float64"
     assert tfdp.from_arrays(ROWS.astype("float32")).element_spec()[0].dtype == tf.float64
 
@@ -77,17 +77,18 @@ def test_structures_and_strings_stay_what_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((ROWS, CLASSES[:5]), r"shapes \[\(6, 2\), \(5,\)\]"),
         (({"a": ROWS, "b": ROWS[:1]},), "the first dimension"),
         ((np.float32(3),), r"shapes \[\(\)\]"),
         ((ROWS, None, CLASSES), "sample weights but no labels"),
+        ((None, CLASSES), "dtype object"),
         ((np.array([{}, []], object),), r"dtype object .*\{\}"),
     ],
 )
-def test_wrong_arrays_are_refused(arguments: Any, said: str) -> None:
-    with pytest.raises(tfdp.BadInput, match=said):
+def test_wrong_arrays_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(tfdp.BadInput, match=message):
         tfdp.from_arrays(*arguments)
 
 
@@ -99,19 +100,24 @@ def on_disk(folder: Path, array: np.ndarray, order: str = "C") -> np.memmap:
     return np.memmap(path, array.dtype, "r", shape=array.shape, order=order)
 
 
-@pytest.mark.parametrize("dtype", ["float64", ">f4", "float16", "uint8", ">i2", "bool", "S3"])
-@pytest.mark.parametrize("view", ["whole", "later rows", "every other row", "columns", "fortran"])
-def test_arrays_on_the_disk_read_as_those_in_memory(dtype: str, view: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "view", "order"),
+    [
+        *((dtype, np.s_[:], "C") for dtype in ("float64", "float16", "uint8", ">i2", "bool", "S3")),
+        (">f4", np.s_[1:], "C"),
+        (">f4", np.s_[::2], "C"),
+        (">f4", np.s_[:, 1:3], "C"),
+        (">f4", np.s_[:], "F"),
+    ],
+)
+def test_arrays_on_disk_are_read_as_those_in_memory(
+    dtype: str, view: Any, order: str, tmp_path: Path
+) -> None:
     values = np.arange(60).reshape(12, 5).astype(dtype)
-    array = on_disk(tmp_path, values, "F" if view == "fortran" else "C")
-    part = {
-        "later rows": np.s_[1:],
-        "every other row": np.s_[::2],
-        "columns": np.s_[:, 1:3],
-    }.get(view, np.s_[:])
-    assert isinstance(array[part], np.memmap)
-    native = values[part].astype(values.dtype.newbyteorder("="))
-    source = tfdp.from_arrays({"rows": array[part]}, array[part])
+    array = on_disk(tmp_path, values, order)[view]
+    assert isinstance(array, np.memmap)
+    native = values[view].astype(values.dtype.newbyteorder("="))
+    source = tfdp.from_arrays({"rows": array}, array)
     expected = tfdp.from_arrays({"rows": native}, native)
     assert len(source) == len(expected)
     assert source.element_spec() == expected.element_spec()
@@ -122,7 +128,7 @@ def test_arrays_on_the_disk_read_as_those_in_memory(dtype: str, view: str, tmp_p
         np.testing.assert_array_equal(labels, labels_in_memory)
 
 
-def test_arrays_on_the_disk_and_in_memory_go_together(tmp_path: Path) -> None:
+def test_arrays_on_disk_and_in_memory_can_be_combined(tmp_path: Path) -> None:
     features = {"disk": on_disk(tmp_path, ROWS), "memory": ROWS}
     (both, labels) = read(tfdp.from_arrays(features, CLASSES), 5, 2)
     np.testing.assert_array_equal(both["disk"], both["memory"])
@@ -131,8 +137,8 @@ def test_arrays_on_the_disk_and_in_memory_go_together(tmp_path: Path) -> None:
         tfdp.from_arrays(features["disk"], CLASSES[:5])
 
 
-def test_memory_does_not_grow_by_what_is_on_the_disk(tmp_path: Path) -> None:
-    # 6 GB that take no room on the disk; float16, of which there must be no float32 copy either.
+def test_arrays_on_disk_do_not_occupy_memory(tmp_path: Path) -> None:
+    # A sparse file of 6 GB; float16, so a float32 copy would be noticed too.
     script = """
 import itertools, resource, sys
 import numpy as np, tensorflow as tf, tfdp
@@ -172,7 +178,7 @@ SIDES = (3, 8, 5, 4)
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
-    """Grey images of several sizes, of the brightness of their number."""
+    """Grey images of several sizes; number n has the brightness 10 n."""
     paths = []
     for number, side in enumerate(SIDES):
         paths.append(tmp_path / f"of class {number % 2}" / f"{number}.png")
@@ -215,18 +221,18 @@ def test_a_missing_file_is_named_when_it_is_read(images: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [([1, 2], r"shapes \[\(4,\), \(2,\), "), (None, "sample weights but no labels")],
 )
-def test_wrong_labels_of_files_are_refused(labels: Any, said: str, images: list[Path]) -> None:
-    with pytest.raises(tfdp.BadInput, match=said):
+def test_wrong_labels_of_files_are_refused(labels: Any, message: str, images: list[Path]) -> None:
+    with pytest.raises(tfdp.BadInput, match=message):
         tfdp.from_files(images, labels, load, sample_weight=np.ones(4))
     with pytest.raises(tfdp.BadInput, match="no paths"):
         tfdp.from_files([], [], load)
 
 
 class Squares(Source):
-    """A source of a user's own."""
+    """A source that a user might write."""
 
     def __len__(self) -> int:
         return 5
@@ -235,7 +241,7 @@ class Squares(Source):
         return ({"n": indices}, tf.square(indices))
 
 
-def test_a_source_of_ones_own_needs_two_methods() -> None:
+def test_a_users_source_needs_two_methods() -> None:
     assert Squares().element_spec() == (
         {"n": tf.TensorSpec([], tf.int64)},
         tf.TensorSpec([], tf.int64),
@@ -245,7 +251,7 @@ def test_a_source_of_ones_own_needs_two_methods() -> None:
         Source()  # type: ignore[abstract]
 
 
-def test_data_is_taken_as_it_comes() -> None:
+def test_sources_and_datasets_stay_and_arrays_become_a_source() -> None:
     source, dataset = Squares(), tf.data.Dataset.range(3)
     assert as_data(source) is source
     assert as_data(dataset) is dataset
@@ -254,7 +260,7 @@ def test_data_is_taken_as_it_comes() -> None:
 
 @pytest.mark.parametrize("extra", [{"y": CLASSES}, {"sample_weight": CLASSES}])
 @pytest.mark.parametrize("data", [Squares(), tf.data.Dataset.range(3)])
-def test_labels_beside_data_that_has_its_own_are_refused(data: Any, extra: Any) -> None:
+def test_labels_are_refused_beside_data_that_contains_its_own(data: Any, extra: Any) -> None:
     with pytest.raises(tfdp.BadInput, match="labels or weights were given beside"):
         as_data(data, **extra)
 

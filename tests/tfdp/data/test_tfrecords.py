@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import concurrent.futures
 import gzip
-import itertools
 import os
 import subprocess
 import sys
@@ -15,10 +15,8 @@ import pytest
 import tensorflow as tf
 
 import tfdp
-from tests.running import Process
 from tests.tfdp.records import damage, offset, parse, payload, write
-from tfdp.data import pipeline, record_index
-from tfdp.data.order import Order
+from tfdp.data import index_file, record_index
 
 COUNTS = (5, 0, 1, 30, 7)
 EXAMPLES = sum(COUNTS)
@@ -33,7 +31,7 @@ def index_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(".tfdp-index-*"))
 
 
-@pytest.mark.parametrize("size", [10, 30_000])  # many headers in a block, and many blocks a record
+@pytest.mark.parametrize("size", [10, 30_000])  # many headers per block, and many blocks per record
 def test_any_record_of_any_file_is_read(size: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(size)
     records = [rng.bytes(int(length)) for length in rng.integers(0, size, 40)]
@@ -76,27 +74,8 @@ def test_files_are_taken_by_name_and_paths_may_be_listed(tmp_path: Path) -> None
         assert numbers(tfdp.from_tfrecords(given, parse)) == list(range(EXAMPLES))
 
 
-def test_with_runs_of_one_the_order_is_that_of_arrays(tmp_path: Path, workers: Any) -> None:
-    write(tmp_path, COUNTS)
-    records = tfdp.from_tfrecords(f"{tmp_path}/*", parse, run_length=1)
-    arrays = tfdp.from_arrays(np.arange(EXAMPLES))
-    batches = [
-        [
-            batch[0].numpy().tolist()
-            for batch in itertools.islice(
-                pipeline.from_source(
-                    source, Order(EXAMPLES, 8, 5, run_length=source.run_length), workers(1)
-                ).iterator(),
-                12,
-            )
-        ]
-        for source in (records, arrays)
-    ]
-    assert batches[0] == batches[1]
-
-
 @pytest.mark.parametrize(
-    ("pattern", "options", "said"),
+    ("pattern", "options", "message"),
     [
         ("none-*", {}, "no file matches '.*none-"),
         ([], {}, "no file matches"),
@@ -107,20 +86,20 @@ def test_with_runs_of_one_the_order_is_that_of_arrays(tmp_path: Path, workers: A
         ("*", {"on_corrupt": "ignore"}, "on_corrupt is 'ignore'"),
     ],
 )
-def test_what_can_not_be_read_is_refused(
-    pattern: Any, options: Any, said: str, tmp_path: Path
+def test_wrong_arguments_are_refused(
+    pattern: Any, options: Any, message: str, tmp_path: Path
 ) -> None:
     write(tmp_path, [1])
     if isinstance(pattern, str) and ":" not in pattern:
         pattern = f"{tmp_path}/{pattern}"
     if isinstance(pattern, list):
         pattern = [f"{tmp_path}/{path}" for path in pattern]
-    with pytest.raises(tfdp.BadInput, match=said):
+    with pytest.raises(tfdp.BadInput, match=message):
         tfdp.from_tfrecords(pattern, parse, **options)
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zlib"])
-def test_compressed_files_come_with_the_command_that_converts_them(
+def test_the_error_about_a_compressed_file_contains_the_command_that_converts_it(
     kind: str, tmp_path: Path
 ) -> None:
     (plain,) = write(tmp_path, [9])
@@ -136,13 +115,13 @@ def test_compressed_files_come_with_the_command_that_converts_them(
     assert (folder / "a.rec.plain").read_bytes() == plain.read_bytes()
 
 
-def test_the_index_is_kept_and_believed_while_the_files_are_the_same(
+def test_the_index_file_is_used_as_long_as_the_files_are_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = write(tmp_path, COUNTS)
     scans: list[Any] = []
-    scan = record_index.scan
-    monkeypatch.setattr(record_index, "scan", lambda *given: scans.append(given) or scan(*given))
+    scan = index_file.scan
+    monkeypatch.setattr(index_file, "scan", lambda *given: scans.append(given) or scan(*given))
     for _ in range(2):
         assert numbers(tfdp.from_tfrecords(f"{tmp_path}/*", parse)) == list(range(EXAMPLES))
     (index,) = index_files(tmp_path)
@@ -172,10 +151,10 @@ def test_the_index_is_kept_and_believed_while_the_files_are_the_same(
     assert not list(tmp_path.glob(".tfdp-index-*.*"))  # nothing half-written
 
 
-def test_an_index_may_be_kept_elsewhere(tmp_path: Path) -> None:
+def test_index_dir_holds_the_indexes_of_several_folders(tmp_path: Path) -> None:
     for name, counts in (("a", [3]), ("b", [4])):
         write(tmp_path / name, counts)
-    for _ in range(2):  # files of the same names, that don't get into each other's way
+    for _ in range(2):  # files of the same names, in two folders
         for name, count in (("a", 3), ("b", 4)):
             source = tfdp.from_tfrecords(
                 f"{tmp_path}/{name}/*", parse, index_dir=tmp_path / "to" / "index"
@@ -185,7 +164,7 @@ def test_an_index_may_be_kept_elsewhere(tmp_path: Path) -> None:
     assert not index_files(tmp_path / "a")
 
 
-def test_without_a_place_for_the_index_index_dir_is_asked_for(
+def test_an_index_that_can_not_be_written_is_refused_but_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, [3])
@@ -196,49 +175,50 @@ def test_without_a_place_for_the_index_index_dir_is_asked_for(
         raise OSError(30, "Read-only file system")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "touch", refuse)  # root may write anywhere, so it has to be told
+        patch.setattr(Path, "touch", refuse)  # root may write anywhere
         with pytest.raises(tfdp.BadInput, match="Read-only file system; give index_dir="):
             tfdp.from_tfrecords(f"{tmp_path}/*", parse)
         assert not index_files(tmp_path)
     tfdp.from_tfrecords(f"{tmp_path}/*", parse)
     monkeypatch.setattr(Path, "touch", refuse)
-    assert len(tfdp.from_tfrecords(f"{tmp_path}/*", parse)) == 3  # reading it is enough
+    assert len(tfdp.from_tfrecords(f"{tmp_path}/*", parse)) == 3  # only reads it
 
 
-def test_workers_that_come_at_once_search_once(tmp_path: Path) -> None:
-    write(tmp_path, [40] * 5)
-    script = """
-import sys, time
-from pathlib import Path
-from tfdp.data import record_index
-scan = record_index.scan
-def slow(*given):
-    print("SCANS")
-    found = scan(*given)
-    gate = Path(sys.argv[2])
-    while not gate.exists():
-        time.sleep(0.01)
-    return found
-record_index.scan = slow
-print("READY")
-paths = sorted(map(str, Path(sys.argv[1]).glob("*.tfrecord")))
-index = record_index.open_index(paths, None, False)
-print("FOUND", index.counts.tolist(), int(index.spans[-1, 1]))
-"""
-    gate = tmp_path / "gate"
-    command = ["python", "-c", script, str(tmp_path), str(gate)]
-    with Process(command) as one, Process(command) as other:
-        for process in (one, other):
-            process.wait_for("READY")
-        gate.touch()
-        outputs = [one.wait(), other.wait()]
-    size = (tmp_path / "part-004.tfrecord").stat().st_size
-    assert all(f"FOUND [40, 40, 40, 40, 40] {size}" in output for output in outputs)
-    assert sum(output.count("SCANS") for output in outputs) == 1
+def test_workers_that_start_at_the_same_time_search_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Threads stand for processes: flock is held by an open file, not by a process.
+    paths = [str(path) for path in write(tmp_path, [40] * 5)]
+    scans: list[Any] = []
+    at_lock, is_released = threading.Semaphore(0), threading.Event()
+    scan, flock = index_file.scan, index_file.fcntl.flock
+
+    def slow_scan(*arguments: Any) -> Any:
+        scans.append(arguments)
+        assert is_released.wait(60)
+        return scan(*arguments)
+
+    def watched_flock(descriptor: int, operation: int) -> None:
+        at_lock.release()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(index_file, "scan", slow_scan)
+    monkeypatch.setattr(index_file.fcntl, "flock", watched_flock)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        opening = [pool.submit(index_file.open_index, paths, None, False) for _ in range(2)]
+        try:
+            assert all(at_lock.acquire(timeout=60) for _ in opening)
+        finally:
+            is_released.set()
+        for future in opening:
+            index = future.result()
+            assert index.counts.tolist() == [40] * 5
+            assert index.spans[-1, 1] == Path(paths[-1]).stat().st_size
+    assert len(scans) == 1
     assert len(index_files(tmp_path)) == 1
 
 
-DAMAGES = {  # name: (what happens to a file of records 0 to 9, the byte and words of the message)
+DAMAGES = {  # name: (change of a file of records 0 to 9, first bad record, words of the message)
     "truncated payload": (lambda d: d[: offset(9) + 20], 9, "the file ends in this record"),
     "truncated footer": (lambda d: d[:-1], 9, "the file ends in this record"),
     "truncated header": (lambda d: d[: offset(9) + 5], 9, "the file ends in this record's header"),
@@ -253,14 +233,14 @@ DAMAGES = {  # name: (what happens to a file of records 0 to 9, the byte and wor
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_file_is_named_or_left_out_from_there_on(
+def test_a_damaged_file_is_refused_or_skipped_from_there_on(
     name: str, tmp_path: Path, capfd: Any
 ) -> None:
-    change, bad, said = DAMAGES[name]
+    change, bad, message = DAMAGES[name]
     first, second = write(tmp_path, [10, 4])
     first.write_bytes(change(first.read_bytes()))
-    place = rf"part-000.tfrecord, byte {offset(bad)}: {said}"
-    for _ in range(2):  # once by searching, once by the index
+    place = rf"part-000.tfrecord, byte {offset(bad)}: {message}"
+    for _ in range(2):  # once from a search, once from the index file
         with pytest.raises(tfdp.BadInput, match=place + ".*on_corrupt"):
             tfdp.from_tfrecords([first, second], parse)
     capfd.readouterr()
@@ -272,8 +252,8 @@ def test_a_damaged_file_is_named_or_left_out_from_there_on(
         assert "part-000.tfrecord, byte" in lines[0]
 
 
-@pytest.mark.parametrize("bad", [[0], [9], [3, 4, 7], list(range(10))])
-def test_damaged_payloads_are_left_out_or_named_when_read(bad: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [[0, 9], [3, 4, 7], list(range(10))])
+def test_damaged_payloads_are_skipped_or_named_when_read(bad: list[int], tmp_path: Path) -> None:
     first, _ = write(tmp_path, [10, 4])
     for number in bad:
         damage(first, offset(number) + 12)
@@ -285,14 +265,13 @@ def test_damaged_payloads_are_left_out_or_named_when_read(bad: list[int], tmp_pa
 
     source = tfdp.from_tfrecords(f"{tmp_path}/*", parse)
     assert numbers(source, good) == good
-    place = rf"part-000.tfrecord, byte {offset(bad[0])}: the record can.*t be read"
-    with pytest.raises(tf.errors.OpError, match=place):
-        numbers(source)
-    with pytest.raises(tf.errors.OpError, match=place):
-        numbers(source, [11, bad[0]])
+    for indices, named in ((range(14), bad[0]), ([11, bad[-1]], bad[-1])):
+        place = rf"part-000.tfrecord, byte {offset(named)}: the record can.*t be read"
+        with pytest.raises(tf.errors.OpError, match=place):
+            numbers(source, indices)
 
 
-def test_a_record_behind_a_damaged_one_is_not_taken_for_another_files(tmp_path: Path) -> None:
+def test_records_of_two_files_are_not_merged_into_one_range(tmp_path: Path) -> None:
     # In the second file the only good record begins at the byte at which the first file ends.
     first, second = (tmp_path / name for name in ("a", "b"))
     for path, records in ((first, [b"abc"]), (second, [b"bad", b"def"])):
@@ -305,7 +284,7 @@ def test_a_record_behind_a_damaged_one_is_not_taken_for_another_files(tmp_path: 
     assert records.numpy().tolist() == [b"abc", b"def"]
 
 
-def test_several_faults_are_counted(tmp_path: Path, capfd: Any) -> None:
+def test_several_corruptions_are_counted(tmp_path: Path, capfd: Any) -> None:
     first, second = write(tmp_path, [10, 4])
     damage(first, offset(2) + 12)
     damage(first, offset(5) + 12)
@@ -314,7 +293,7 @@ def test_several_faults_are_counted(tmp_path: Path, capfd: Any) -> None:
     assert "and at 2 other places, in 2 files" in capfd.readouterr().err
 
 
-def test_a_fault_of_parse_is_the_users_own(tmp_path: Path) -> None:
+def test_an_error_of_parse_is_raised_as_it_is(tmp_path: Path) -> None:
     write(tmp_path, [3])
 
     def parse_wrongly(record: tf.Tensor) -> tf.Tensor:
@@ -324,8 +303,8 @@ def test_a_fault_of_parse_is_the_users_own(tmp_path: Path) -> None:
         numbers(tfdp.from_tfrecords(f"{tmp_path}/*", parse_wrongly))
 
 
-def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
-    # All but a few records are damaged after the search: who touched others would be told.
+def test_only_the_requested_records_are_read(tmp_path: Path) -> None:
+    # All other records are damaged after the search: reading one of them would fail.
     (path,) = write(tmp_path, [200])
     source = tfdp.from_tfrecords(path, parse)
     whole = path.read_bytes()
@@ -340,22 +319,22 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     assert labels.numpy().tolist() == [payload(number) for number in wanted]
 
 
-def test_a_search_that_takes_long_says_how_far_it_is(
+def test_a_long_search_reports_its_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     paths = [str(path) for path in write(tmp_path, [2, 2])]
-    scan_file, said = record_index._scan_file, threading.Event()
+    scan_file, is_reported = record_index._scan_file, threading.Event()
 
     def slow(path: str, check_payloads: bool) -> Any:
         if path == paths[1]:
-            assert said.wait(60)
+            assert is_reported.wait(60)
         return scan_file(path, check_payloads)
 
     def say(message: str) -> None:
         print(message)
-        said.set()
+        is_reported.set()
 
-    monkeypatch.setattr(record_index, "_SAY_AFTER_S", 0.05)
+    monkeypatch.setattr(record_index, "_REPORT_EVERY_S", 0.05)
     monkeypatch.setattr(record_index, "_scan_file", slow)
     monkeypatch.setattr(record_index, "say", say)
     assert record_index.scan(paths).counts.tolist() == [2, 2]

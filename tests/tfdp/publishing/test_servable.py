@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,9 +13,9 @@ import pytest
 
 from tests.running import Process, wait_until
 from tfdp.publishing import servable
-from tfdp.publishing.servable import ABOUT, Draft, remove_old, versions
+from tfdp.publishing.servable import PROVENANCE_FILE, Draft, remove_old, versions
 
-# Publishes versions of 30 files without end; each file holds the publisher and the version's turn.
+# Publishes versions of 30 files endlessly; each file contains the publisher and a turn.
 PUBLISHER = """
 import itertools, sys
 from pathlib import Path
@@ -37,27 +38,27 @@ def publisher(folder: Path, name: str, keep: int = 0) -> Process:
     return Process(["python", "-c", PUBLISHER, str(folder), name, str(keep)], limit_s=60)
 
 
-def whole(version: Path) -> str:
-    """Which publisher's turn made all of a version."""
-    said = {(version / str(place)).read_text() for place in range(30)}
-    assert len(said) == 1, f"{version} is not whole: {said}"
-    assert (version / ABOUT).read_text() == "{}"
-    return said.pop()
+def read_complete(version: Path) -> str:
+    """Returns the publisher and turn that wrote all files of a version."""
+    contents = {(version / str(place)).read_text() for place in range(30)}
+    assert len(contents) == 1, f"{version} is not complete: {contents}"
+    assert (version / PROVENANCE_FILE).read_text() == "{}"
+    return contents.pop()
 
 
-def test_a_kill_at_any_instant_leaves_whole_versions_only(tmp_path: Path) -> None:
+def test_a_kill_at_any_instant_leaves_complete_versions_only(tmp_path: Path) -> None:
     rng = random.Random(8)
-    for round_ in range(8):
+    for round_ in range(5):
         with publisher(tmp_path, str(round_), keep=3) as process:
             process.wait_for(r"(\d+\n){5}")
             time.sleep(rng.uniform(0, 0.02))
             process.signal(signal.SIGKILL)
             process.wait(-signal.SIGKILL)
         for path in versions(tmp_path).values():
-            whole(path)
-        assert 2 in versions(tmp_path), "it has to stay"
+            read_complete(path)
+        assert 2 in versions(tmp_path), "it is required"
     last = max(versions(tmp_path))
-    with Draft(tmp_path) as draft:  # which clears up what was left by all of them
+    with Draft(tmp_path) as draft:  # which removes all leftovers
         (draft.path / "file").touch()
         assert [path.name for path in tmp_path.glob(".*")] == [draft.path.name]
         assert draft.publish() == tmp_path / str(last + 1)
@@ -68,38 +69,38 @@ def test_publishers_at_once_never_take_the_same_number(tmp_path: Path) -> None:
     with publisher(tmp_path, "a") as one, publisher(tmp_path, "b") as other:
         seen: dict[int, str] = {}
         until_s = time.monotonic() + 30
-        while len(seen) < 60 or len({each[0] for each in seen.values()}) < 2:
+        while len(seen) < 60 or len({content[0] for content in seen.values()}) < 2:
             assert time.monotonic() < until_s, f"they published {len(seen)} versions only"
             for number, path in versions(tmp_path).items():
                 if number not in seen:
-                    seen[number] = whole(path)  # the moment that it is there
+                    seen[number] = read_complete(path)  # as soon as it appears
         for process in (one, other):
             process.signal(signal.SIGKILL)
             process.wait(-signal.SIGKILL)
-        numbers = [each.output.split() for each in (one, other)]
-    made = [whole(path) for path in versions(tmp_path).values()]
+        numbers = [process.output.split() for process in (one, other)]
+    made = [read_complete(path) for path in versions(tmp_path).values()]
     assert len(set(made)) == len(made)
     assert not set(numbers[0]) & set(numbers[1])
     assert list(versions(tmp_path)) == list(range(1, len(made) + 1))
 
 
-def test_who_finds_a_number_taken_takes_the_next(
+def test_a_publisher_whose_number_is_taken_gets_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_versions(tmp_path, 1, 2)
-    listings = [{}, {1: tmp_path / "1"}]  # as they were a moment ago
+    listings = [{}, {1: tmp_path / "1"}]  # outdated
 
-    def late(folder: Path) -> dict[int, Path]:
+    def outdated(folder: Path) -> dict[int, Path]:
         return listings.pop(0) if listings else versions(folder)
 
     with Draft(tmp_path) as draft:
         (draft.path / "file").touch()
-        monkeypatch.setattr(servable, "versions", late)
+        monkeypatch.setattr(servable, "versions", outdated)
         assert draft.publish() == tmp_path / "3"
     assert not (tmp_path / "1" / "file").exists()
 
 
-def test_what_living_publishers_write_is_left_alone(tmp_path: Path) -> None:
+def test_a_draft_of_a_living_publisher_is_not_removed(tmp_path: Path) -> None:
     with publisher(tmp_path, "a") as process:
         hidden = lambda: list(tmp_path.glob(".unpublished-*"))  # noqa: E731
         # Once there is a file in it, it is locked.
@@ -117,21 +118,21 @@ def test_what_living_publishers_write_is_left_alone(tmp_path: Path) -> None:
         assert hidden() == [mine.path]
 
 
-def test_a_draft_that_another_sweeps_before_it_is_opened_is_made_anew(
+def test_a_draft_that_is_removed_before_it_is_locked_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    swept: list[Path] = []
+    removed: list[Path] = []
     open_: Callable[..., int] = os.open
 
-    def late(path: Path, *flags: int) -> int:
-        if not swept:
-            swept.append(path)
+    def remove_and_open(path: Path, *flags: int) -> int:
+        if not removed:
+            removed.append(path)
             path.rmdir()
         return open_(path, *flags)
 
-    monkeypatch.setattr(servable.os, "open", late)
+    monkeypatch.setattr(servable.os, "open", remove_and_open)
     with Draft(tmp_path) as draft:
-        assert [draft.path] == list(tmp_path.iterdir()) != swept
+        assert [draft.path] == list(tmp_path.iterdir()) != removed
 
 
 def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -149,11 +150,11 @@ def make_versions(folder: Path, *numbers: int, others: tuple[int, ...] = ()) -> 
         (folder / str(number)).mkdir()
         (folder / str(number) / "saved_model.pb").touch()
         if number in numbers:
-            (folder / str(number) / ABOUT).write_text("{}")
+            (folder / str(number) / PROVENANCE_FILE).write_text("{}")
 
 
 @pytest.mark.parametrize(
-    ("keep", "needed", "left"),
+    ("keep", "required", "remaining"),
     [
         (1, set(), [4, 9]),
         (2, set(), [4, 7, 9]),
@@ -162,32 +163,34 @@ def make_versions(folder: Path, *numbers: int, others: tuple[int, ...] = ()) -> 
     ],
 )
 def test_old_versions_are_kept_by_count(
-    keep: int, needed: set[int], left: list[int], tmp_path: Path
+    keep: int, required: set[int], remaining: list[int], tmp_path: Path
 ) -> None:
     make_versions(tmp_path, 1, 2, 7, 9, others=(4,))
     (tmp_path / ".removed-x").mkdir()
-    remove_old(tmp_path, keep, lambda: needed)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [str(each) for each in left]
+    remove_old(tmp_path, keep, lambda: required)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [str(number) for number in remaining]
 
 
-def test_what_is_needed_is_asked_before_each_removal(tmp_path: Path) -> None:
+def test_required_versions_are_determined_before_each_removal(tmp_path: Path) -> None:
     make_versions(tmp_path, 1, 2, 3, 4)
     answers: list[set[int]] = [set(), {2}, set()]
     remove_old(tmp_path, 1, lambda: answers.pop(0))
     assert list(versions(tmp_path)) == [2, 4]
 
 
-def test_a_version_goes_by_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_disappears_by_one_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_versions(tmp_path, 1, 2)
     seen: list[list[int]] = []
     remove: Callable[..., None] = servable.shutil.rmtree
 
-    def looked_at(path: Path, **options: bool) -> None:
+    def inspect_and_remove(path: Path, **options: bool) -> None:
         seen.append(list(versions(tmp_path)))
         assert path.name.startswith(".removed-")
         remove(path, **options)
 
-    monkeypatch.setattr(servable.shutil, "rmtree", looked_at)
+    monkeypatch.setattr(servable.shutil, "rmtree", inspect_and_remove)
     remove_old(tmp_path, 1, set)
     assert seen == [[2]]
 
@@ -200,3 +203,17 @@ def test_versions_are_names_that_are_numbers(tmp_path: Path) -> None:
         9: "9",
         10: "10",
     }
+    assert versions(tmp_path / "nowhere") == {}
+
+
+def test_the_newest_version_of_a_provenance_is_found(tmp_path: Path) -> None:
+    assert servable.published(tmp_path / "nowhere", {"run": "a"}) is None
+    for number, provenance in enumerate(({"run": "a", "step": 1}, {"run": "a", "step": 2}), 1):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "tfdp.json").write_text(json.dumps(provenance | {"more": 0}))
+    for number in (3, 9):  # of somebody else, and damaged
+        (tmp_path / str(number)).mkdir()
+    (tmp_path / "9" / "tfdp.json").write_text("{ half")
+    assert servable.published(tmp_path, {"run": "a"}) == tmp_path / "2"
+    assert servable.published(tmp_path, {"run": "a", "step": 1}) == tmp_path / "1"
+    assert servable.published(tmp_path, {"run": "b"}) is None

@@ -1,4 +1,4 @@
-"""Which examples make global batch k, as they come out of real files, for any number of workers."""
+"""Which examples make global batch k, read from real files, for any number of workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEED = 9
 
 
 def one_of(workers: int, index: int) -> Any:
-    """The workers as one of them sees them, without the others: reading needs none."""
+    """One of several workers, without the others: reading needs no exchange."""
     return SimpleNamespace(
         count=workers,
         index=index,
@@ -40,7 +40,7 @@ def order_of(source: tfdp.Source, batch_size: int) -> Order:
 def global_batches(
     source: tfdp.Source, batch_size: int, workers: int, first_step: int, steps: int
 ) -> list[list[int]]:
-    """What all workers together have at each step."""
+    """The global batch at each step, from all workers' streams."""
     streams = [
         pipeline.from_source(
             source, order_of(source, batch_size), one_of(workers, index), first_step=first_step
@@ -49,51 +49,42 @@ def global_batches(
     ]
     batches = []
     for _ in range(steps):
-        parts = [tuple(leaf.numpy() for leaf in next(stream)) for stream in streams]
-        sizes = [len(numbers) for numbers, _ in parts]
+        shares = [tuple(leaf.numpy() for leaf in next(stream)) for stream in streams]
+        sizes = [len(numbers) for numbers, _ in shares]
         assert max(sizes) - min(sizes) <= 1
-        numbers = np.concatenate([numbers for numbers, _ in parts]).tolist()
-        records = np.concatenate([records for _, records in parts]).tolist()
+        numbers = np.concatenate([numbers for numbers, _ in shares]).tolist()
+        records = np.concatenate([records for _, records in shares]).tolist()
         assert records == [payload(number) for number in numbers]
         batches.append(numbers)
     return batches
 
 
-SHARDS: dict[str, tuple[int, ...]] = {
-    "one": (23,),
-    "uneven": (1, 0, 13, 2, 7),
-    "single records": (1,) * 23,
-}
+UNEVEN, SINGLE_RECORDS = (1, 0, 13, 2, 7), (1,) * 23  # records of each file
 
 
 @pytest.mark.parametrize(
-    ("shards", "run_length", "batch_size", "resumed_by"),
+    ("shards", "run_length", "batch_size", "workers"),
     [
-        ("one", 1, 5, [2]),
-        ("uneven", 4, 7, [2, 3, 4]),  # not divisible by the workers
-        ("uneven", 16, 5, [3]),  # runs longer than a batch
-        ("uneven", 100, 8, [2]),  # one run
-        ("single records", 3, 64, [2]),  # all in a batch
-        ("single records", 4, 2, [4]),  # fewer examples than workers
+        (UNEVEN, 4, 7, 3),
+        (UNEVEN, 16, 5, 2),  # runs longer than a batch
+        (SINGLE_RECORDS, 4, 2, 4),  # fewer examples than workers
     ],
 )
 def test_a_global_batch_is_the_same_for_any_number_of_workers(
-    shards: str, run_length: int, batch_size: int, resumed_by: list[int], tmp_path: Path
+    shards: tuple[int, ...], run_length: int, batch_size: int, workers: int, tmp_path: Path
 ) -> None:
-    write(tmp_path, SHARDS[shards])
+    write(tmp_path, shards)
     source = tfdp.from_tfrecords(f"{tmp_path}/*", parse, run_length=run_length)
-    per_epoch = -(-23 // batch_size)
-    alone = global_batches(source, batch_size, 1, 0, 2 * per_epoch)
-    epochs = alone[:per_epoch], alone[per_epoch:]
+    steps = -(-23 // batch_size)
+    alone = global_batches(source, batch_size, 1, 0, 2 * steps)
+    epochs = alone[:steps], alone[steps:]
     for epoch in epochs:
         assert sorted(itertools.chain(*epoch)) == list(range(23))
         assert {len(batch) for batch in epoch[:-1]} <= {batch_size}
-    if run_length < 23:
-        assert epochs[0] != epochs[1]
-    for workers in resumed_by:
-        done = 0 if workers == 2 else (per_epoch + 1) // 2  # in the middle of the first epoch
-        resumed = global_batches(source, batch_size, workers, done, 2 * per_epoch - done)
-        assert resumed == alone[done:]
+    assert epochs[0] != epochs[1]
+    first_step = (steps + 1) // 2  # in the middle of the first epoch
+    resumed = global_batches(source, batch_size, workers, first_step, 2 * steps - first_step)
+    assert resumed == alone[first_step:]
 
 
 def test_arrays_files_and_records_have_one_order(tmp_path: Path) -> None:
@@ -118,7 +109,7 @@ def test_arrays_files_and_records_have_one_order(tmp_path: Path) -> None:
 
 
 class Counted(tfdp.Source):
-    """Notes which examples are read, a list for each call."""
+    """Records which examples are read, a list for each call."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
@@ -129,27 +120,26 @@ class Counted(tfdp.Source):
         return 4096
 
     def read(self, indices: tf.Tensor) -> Any:
-        def note(places: np.ndarray) -> np.ndarray:
+        def record(indices: np.ndarray) -> np.ndarray:
             with self._lock:
-                self.calls.append(places.tolist())
-            return places
+                self.calls.append(indices.tolist())
+            return indices
 
-        return (tf.ensure_shape(tf.numpy_function(note, [indices], tf.int64), [None]),)
+        return (tf.ensure_shape(tf.numpy_function(record, [indices], tf.int64), [None]),)
 
     def preprocess(self, features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
-        def note(place: np.ndarray) -> np.ndarray:
+        def count(index: np.ndarray) -> np.ndarray:
             with self._lock:
                 self.preprocessed += 1
-            return place
+            return index
 
-        return tf.ensure_shape(tf.numpy_function(note, [features], tf.int64), [])
+        return tf.ensure_shape(tf.numpy_function(count, [features], tf.int64), [])
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_a_workers_work_for_an_example_does_not_grow_with_the_workers(workers: int) -> None:
-    steps, batch_size = 64, 16  # a quarter of the epoch, so that what is read ahead is in it too
-    mine = batch_size // workers
-    for index in range(workers):
+def test_a_worker_reads_and_preprocesses_only_its_own_share() -> None:
+    workers, steps, batch_size = 4, 32, 16  # an eighth of the epoch; the rest may be read ahead
+    share = batch_size // workers
+    for index in (0, workers - 1):
         source = Counted()
         batches = pipeline.from_source(
             source,
@@ -161,23 +151,11 @@ def test_a_workers_work_for_an_example_does_not_grow_with_the_workers(workers: i
         used = [next(iterator)[0].numpy().tolist() for _ in range(steps)]
         del iterator  # stops reading ahead
         calls = list(source.calls)
-        assert {len(call) for call in calls} == {mine}
-        assert all(each in calls for each in used)
+        assert {len(call) for call in calls} == {share}
+        assert all(indices in calls for indices in used)
         read = list(itertools.chain(*calls))
         assert len(set(read)) == len(read) <= len(source) // workers
-        assert steps * mine <= source.preprocessed <= len(source.calls) * mine
-
-
-def test_mixing_is_a_matter_of_the_run_length() -> None:
-    def neighbours(run_length: int) -> int:
-        """How many examples of a global batch come right behind the one before them."""
-        order = Order(120, 30, SEED, run_length=run_length)
-        batches = [order.slice(np.int64(step), np.int64(0), 1)[1].numpy() for step in range(4)]
-        return sum(int((np.diff(batch) == 1).sum()) for batch in batches)
-
-    assert neighbours(1) < 10
-    assert neighbours(5) in range(90, 110)  # four of five
-    assert neighbours(30) >= 110
+        assert steps * share <= source.preprocessed <= len(source.calls) * share
 
 
 def test_fit_shuffles_a_source_by_its_runs() -> None:
