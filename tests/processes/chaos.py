@@ -128,10 +128,10 @@ def _harm(harm: Harm, launcher: Process) -> Outcome:
     others = [worker for place, worker in workers.items() if place != harm.victim]
     noticed = _wait(launcher, lambda: any(not _is_alive(other) for other in others))
     noticed_s = time.monotonic() - began_s if noticed else None
-    restart = r"\[launch\] (.*: (?:starting anew.*|all workers have finished))"
+    restart = r"\[launch\] (.*: (?:starting again.*|all workers have finished))"
     _wait(launcher, lambda: re.search(restart, launcher.output[before:]) is not None)
     found = re.search(restart, launcher.output[before:])
-    goes_on = r"starting anew.*(?s:.*)tfdp: (step|finished|.* is finished)"
+    goes_on = r"starting again.*(?s:.*)tfdp: (step|finished|.* is finished)"
     again = _wait(launcher, lambda: re.search(goes_on, launcher.output[before:]) is not None)
     again_s = time.monotonic() - began_s if again else None
     said = launcher.output[before:]

@@ -19,8 +19,8 @@ def test_a_harmed_run_ends_with_the_weights_of_an_unharmed_one(
     outcomes: list[Outcome] = []
     chaos.harm_a_run(tmp_path / "run", harms, outcomes.append)
     assert [outcome.harm for outcome in outcomes] == harms
-    assert "worker 1 was killed by SIGKILL: starting anew" in outcomes[0].reason
-    assert "worker 0 was killed by SIGKILL: starting anew" in outcomes[1].reason
+    assert "worker 1 was killed by SIGKILL: starting again" in outcomes[0].reason
+    assert "worker 0 was killed by SIGKILL: starting again" in outcomes[1].reason
     assert summary(tmp_path / "run")["weights_sha256"] == summary(unharmed)["weights_sha256"]
     assert [path.name for path in (tmp_path / "run" / "model").iterdir()] == ["1"]
 

@@ -192,7 +192,7 @@ def test_a_failure_that_comes_a_little_later_still_wins(mark: str) -> None:
     script = "time.sleep(place); sys.exit([138, 1][place])"
     output = run(command(script, mark, "--max_restarts=3"), expect=1)
     assert "[launch] worker 1 ended with 1 (failed): the run ends" in output
-    assert "starting anew" not in output
+    assert "starting again" not in output
 
 
 def test_how_a_worker_ends_that_was_stopped_because_of_another_does_not_count(mark: str) -> None:
@@ -223,9 +223,9 @@ if place: os.kill(os.getpid(), signal.SIGKILL)
 sleep()
 """
     output = run(command(script, mark, "--max_restarts=2"), limit_s=LIMIT_S)
-    assert "[launch] worker 1 was killed by SIGKILL: starting anew, restart 1 of 2" in output
+    assert "[launch] worker 1 was killed by SIGKILL: starting again, restart 1 of 2" in output
     assert re.search(
-        r"worker 1 was killed by SIGKILL: starting anew in \d\.\d s, restart 2", output
+        r"worker 1 was killed by SIGKILL: starting again in \d\.\d s, restart 2", output
     )
     assert output.count("well") == 2
     ports = set()
@@ -247,7 +247,7 @@ def test_it_gives_up_after_max_restarts(how: str, mark: str) -> None:
 
 def test_a_signal_ends_the_wait_for_the_next_start(mark: str) -> None:
     with Process(command("sys.exit(138)", mark, "--max_restarts=50"), limit_s=LIMIT_S) as launcher:
-        launcher.wait_for(r"starting anew in [1-9]")
+        launcher.wait_for(r"starting again in [1-9]")
         launcher.signal(signal.SIGTERM)
         assert launcher.wait(143).endswith("[launch] stopped by SIGTERM\n")
 
@@ -366,8 +366,8 @@ def test_nothing_outlives_a_launcher_killed_while_it_starts(after_s: float, mark
         ("true", "unrecognized arguments: true"),
         ("--workers=2", "put it after --"),
         ("--workers=2 --", "put it after --"),
-        ("-- no-such-command", "'no-such-command' is not there"),
-        ("-- /etc", "'/etc' is not there, or is not executable"),
+        ("-- no-such-command", "'no-such-command' does not exist"),
+        ("-- /etc", "'/etc' does not exist, or is not executable"),
     ],
 )
 def test_wrong_flags_are_named(arguments: str, says: str) -> None:

@@ -22,7 +22,7 @@ from cluster import spares
 def prepare():
     print("said while it waits", flush=True)
 
-if spares.wait(prepare):
+if spares.wait_until_needed(prepare):
     place = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     print(f"place {place} pid {os.getpid()}", flush=True)
     while not os.path.exists("finish"):
