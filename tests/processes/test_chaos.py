@@ -1,4 +1,4 @@
-"""A little chaos in every test run; ``make chaos`` has more of it."""
+"""A short run of the chaos test; ``make chaos`` runs it for longer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_harmed_run_ends_with_the_weights_of_an_unharmed_one(
     assert [path.name for path in (tmp_path / "run" / "model").iterdir()] == ["1"]
 
 
-def test_what_is_done_is_drawn_from_the_seed() -> None:
+def test_all_harms_are_drawn_from_the_seed() -> None:
     def drawn(seed: int) -> list[list[Harm]]:
         return list(chaos.draw(chaos.random.Random(seed), rounds=50))
 
