@@ -102,25 +102,23 @@ class Launcher:
         """
         running: list[WorkerProcess] = []
         exits: list[policy.Exit] = []
-        stop = _Stop()
-        do_exits_count = True
+        shutdown = _Shutdown()
         try:
             self._start_workers(running)
             while running:
-                if (number := stop.pop_due()) is not None:
-                    self._send(number, running, stop.reason)
-                    do_exits_count &= bool(self._stop_signals)
-                if not stop.is_planned:
+                if (number := shutdown.pop_due()) is not None:
+                    self._send(number, running, shutdown.reason)
+                if not shutdown.is_planned:
                     self._spares.start_if_due()
-                if self._wait(until_s=stop.due_s if stop.is_planned else self._spares.due_s):
-                    plan = policy.on_stop_signals(self._stop_signals, self._stop_timeout_s)
-                    stop.set_plan(plan, f"got {self._stop_signals[-1].name}")
+                is_stopped = self._wait(
+                    until_s=shutdown.due_s if shutdown.is_planned else self._spares.due_s
+                )
+                if is_stopped:
+                    shutdown.plan_for_signals(self._stop_signals, self._stop_timeout_s)
                 for worker_exit in self._remove_ended(running):
-                    if not do_exits_count:
-                        continue
-                    exits.append(worker_exit)
-                    if worker_exit.code != exit_codes.FINISHED and not stop.is_planned:
-                        stop.set_plan(policy.ON_FAILURE, str(worker_exit))
+                    if shutdown.do_exits_count:
+                        exits.append(worker_exit)
+                        shutdown.plan_for_exit(worker_exit)
         finally:
             for worker in running:
                 worker.signal(signal.SIGKILL)
@@ -187,12 +185,20 @@ class Launcher:
                 return False
 
 
-class _Stop:
-    """When to send which signal to the workers that still run, and why."""
+class _Shutdown:
+    """When to send which signal to the workers that still run, and why.
+
+    Attributes:
+        reason: the last plan's reason, for people; empty before a plan.
+        do_exits_count: whether workers still end by themselves, or because of the launcher's stop
+            signal: true until a signal is sent because of a failure.
+    """
 
     def __init__(self) -> None:
         self.reason = ""
-        self._signals: list[tuple[float, signal.Signals]] = []
+        self.do_exits_count = True
+        self._is_requested = False
+        self._signals: list[tuple[float, signal.Signals]] = []  # times and numbers
 
     @property
     def is_planned(self) -> bool:
@@ -204,17 +210,28 @@ class _Stop:
         """The monotonic time of the next signal; None if no signal is left."""
         return self._signals[0][0] if self._signals else None
 
-    def set_plan(self, plan: policy.StopPlan, reason: str) -> None:
-        """Replaces the plan."""
-        now_s = time.monotonic()
-        self._signals = [(now_s + after_s, number) for after_s, number in plan]
-        self.reason = reason
+    def plan_for_signals(self, received: Sequence[signal.Signals], timeout_s: float) -> None:
+        """Replaces the plan after the launcher has received another stop signal."""
+        self._is_requested = True
+        plan = policy.on_stop_signals(received, timeout_s)
+        self._set_plan(plan, f"got {received[-1].name}")
+
+    def plan_for_exit(self, worker_exit: policy.Exit) -> None:
+        """Makes a plan after a worker has ended, if it needs one and no plan exists."""
+        if worker_exit.code != exit_codes.FINISHED and not self.is_planned:
+            self._set_plan(policy.ON_FAILURE, str(worker_exit))
 
     def pop_due(self) -> signal.Signals | None:
         """Removes and returns the next signal if its time has come."""
         if self.due_s is None or time.monotonic() < self.due_s:
             return None
+        self.do_exits_count &= self._is_requested
         return self._signals.pop(0)[1]
+
+    def _set_plan(self, plan: policy.StopPlan, reason: str) -> None:
+        now_s = time.monotonic()
+        self._signals = [(now_s + after_s, number) for after_s, number in plan]
+        self.reason = reason
 
 
 def _environ(**variables: str) -> dict[str, str]:

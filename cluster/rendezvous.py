@@ -116,11 +116,7 @@ class _Chief:
                             with contextlib.suppress(OSError):
                                 channel = Channel(listener.accept()[0])
                                 selector.register(channel, selectors.EVENT_READ)
-                    missing = self._missing()
-                    self._deadline.check(missing)
-                    if missing != self._sent_missing:
-                        self._sent_missing = missing
-                        self._send({"missing": missing[:MAX_NAMED]})
+                    self._check_missing()
             except BaseException:
                 self._send({"missing": self._missing()[:MAX_NAMED], "over": True})
                 joined.clear()
@@ -131,6 +127,14 @@ class _Chief:
                         key.fileobj.close()
         self._send({"go": True})
         return joined
+
+    def _check_missing(self) -> None:
+        """Raises MissingWorkers after the time limit; before, keeps joined workers informed."""
+        missing = self._missing()
+        self._deadline.check(missing)
+        if missing != self._sent_missing:
+            self._sent_missing = missing
+            self._send({"missing": missing[:MAX_NAMED]})
 
     def _missing(self) -> list[int]:
         # A worker that has joined and given up is not the one that the others wait for.
