@@ -141,14 +141,16 @@ def test_an_old_worker_does_not_count_but_the_new_one_at_its_address_does() -> N
     assert are_connected(connect(addresses, [0, 1, 2], timeout_s=30))
 
 
-def test_a_worker_that_gives_up_while_others_wait_may_come_again() -> None:
-    addresses = free_addresses(3)
+def test_a_worker_that_gives_up_is_not_missing_and_may_come_again() -> None:
+    addresses = free_addresses(4)
     results: list[object] = []
     chief = threading.Thread(target=lambda: results.extend(connect(addresses, [0], timeout_s=60)))
     chief.start()
-    (error,) = connect(addresses, [1], timeout_s=0.5)
-    assert f"for worker 2 ({addresses[2]})" in str(error), "the chief sends who is missing"
-    results_of_others = connect(addresses, [1, 2], timeout_s=30)
+    names = [f"worker {index} ({address})" for index, address in enumerate(addresses)]
+    for present, missing in ((1, f"{names[2]}, {names[3]}"), (3, names[2]), (3, names[2])):
+        (error,) = connect(addresses, [present], timeout_s=0.5)
+        assert f" for {missing}: " in str(error), "the chief sends who is missing"
+    results_of_others = connect(addresses, [1, 2, 3], timeout_s=30)
     chief.join(30)
     assert are_connected([*results, *results_of_others])
 
