@@ -245,7 +245,7 @@ def _connect(address: str) -> socket.socket:
     if connection.getsockname() == connection.getpeername():
         # Where no process listens, TCP may connect a socket to itself.
         connection.close()
-        raise ConnectionRefusedError(f"nobody listens at {address}")
+        raise ConnectionRefusedError(f"no process listens at {address}")
     return connection
 
 

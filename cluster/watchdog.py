@@ -1,4 +1,4 @@
-"""A process that kills everything the launcher has started once the launcher is gone.
+"""A process that kills all processes of the launcher after the launcher has ended.
 
 The watchdog reads from a pipe which process groups exist. When the pipe closes, for any reason, it
 kills the groups that are left. It is started as a file of its own, not forked. So a command that
