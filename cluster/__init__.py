@@ -1,1 +1,1 @@
-"""Who the workers are, and keeping them alive. Never imports TensorFlow."""
+"""The workers of a run: addresses, start, liveness, restarts. Never imports TensorFlow."""

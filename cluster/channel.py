@@ -1,4 +1,4 @@
-"""Small messages between two workers: a JSON object a line, over one TCP connection."""
+"""Short messages between two workers: one JSON object per line, over one TCP connection."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import select
 import socket
 from typing import Any, Final
 
-MESSAGE_BYTES: Final = 8192  # the longest line that is sent or taken
-CUT_S: Final = 7.0  # after which the kernel gives up a machine that acknowledges nothing
+MAX_MESSAGE_BYTES: Final = 8192  # of a line, its end included
+KERNEL_TIMEOUT_S: Final = 7.0  # without an acknowledgement the kernel breaks the connection
 
 Message = dict[str, Any]
 
 
 class Closed(ConnectionError):  # noqa: N818
-    """The connection is over; the message says why, for people."""
+    """The connection has ended; the error's message gives the reason, for people."""
 
 
 class Channel:
     """One end of a connection.
 
-    Reading and writing never wait. The kernel of each machine asks the other's, once a second, to
-    acknowledge something: a machine that is gone breaks the connection, however busy its processes
-    were.
+    Reading and writing never block. The kernels of both machines exchange a keepalive packet each
+    second. So the loss of a machine breaks the connection even if its processes were busy.
 
     Args:
-        connection: connected; the channel owns it from here on.
+        connection: a connected socket; the channel owns it from here on.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -37,39 +36,41 @@ class Channel:
             (socket.TCP_NODELAY, 1),
             (socket.TCP_KEEPIDLE, 1),
             (socket.TCP_KEEPINTVL, 1),
-            (socket.TCP_KEEPCNT, round(CUT_S)),
-            (socket.TCP_USER_TIMEOUT, round(1000 * CUT_S)),
+            (socket.TCP_KEEPCNT, round(KERNEL_TIMEOUT_S)),
+            (socket.TCP_USER_TIMEOUT, round(1000 * KERNEL_TIMEOUT_S)),
         ):
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def fileno(self) -> int:
-        """What ``select`` waits for; -1 once closed."""
+        """Returns the descriptor, for ``select``; -1 once closed."""
         return self._connection.fileno()
 
     def send(self, message: Message) -> None:
-        """Sends a message; one that can't arrive is lost without words: reading says why.
+        """Sends a message. If the connection is broken, the message is lost without an error.
+
+        ``receive`` raises that error.
 
         Raises:
-            ValueError: if it is longer than ``MESSAGE_BYTES``.
+            ValueError: if the message is longer than ``MAX_MESSAGE_BYTES``.
         """
         line = json.dumps(message).encode() + b"\n"
-        if len(line) > MESSAGE_BYTES:
-            raise ValueError(f"a message of {len(line)} bytes: {MESSAGE_BYTES} are the most")
+        if len(line) > MAX_MESSAGE_BYTES:
+            raise ValueError(f"a message of {len(line)} bytes: {MAX_MESSAGE_BYTES} are the most")
         try:
-            # A few bytes a second: the kernel takes them whole, or the other side is beyond help.
+            # At a few bytes per second, only a broken connection can have a full buffer.
             self._connection.send(line)
         except OSError:
             return
 
     def receive(self) -> list[Message]:
-        """The messages that have come since, without waiting for more.
+        """Returns the messages that have arrived since the last call, without waiting for more.
 
         Raises:
-            Closed: if the other side has closed, is gone, or does not speak as we do. What it had
-                said before was given by earlier calls.
+            Closed: if the other side has closed the connection, is lost, or sent something that is
+                not a message. Earlier calls have returned all messages before that.
         """
         try:
-            data = self._connection.recv(MESSAGE_BYTES)
+            data = self._connection.recv(MAX_MESSAGE_BYTES)
         except (BlockingIOError, InterruptedError):
             return []
         except ConnectionResetError:
@@ -80,32 +81,26 @@ class Channel:
             raise Closed("its process has ended")
         self._unread += data
         *lines, self._unread = self._unread.split(b"\n")
-        if len(self._unread) > MESSAGE_BYTES:
-            raise Closed("it sent what is no message")
-        return [_message(line) for line in lines]
+        if len(self._unread) > MAX_MESSAGE_BYTES:
+            raise Closed("it sent an invalid message")
+        return [_parse(line) for line in lines]
 
     def wait(self, timeout_s: float) -> bool:
-        """Returns whether there is something to ``receive``, after ``timeout_s`` at the most."""
+        """Waits for data, for ``timeout_s`` at most; returns whether ``receive`` has some."""
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         return bool(poll.poll(1000 * timeout_s))
 
     def close(self) -> None:
-        """Closes it; once more does no harm."""
+        """Closes the connection; a second call does nothing."""
         self._connection.close()
 
 
-def _message(line: bytearray) -> Message:
+def _parse(line: bytearray) -> Message:
     try:
         message = json.loads(line)
     except ValueError:
         message = None
     if not isinstance(message, dict):
-        raise Closed("it sent what is no message")
+        raise Closed("it sent an invalid message")
     return message
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """The two parts of ``host:port``, as sockets take them."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)

@@ -1,7 +1,7 @@
-"""Exit codes that workers, the launcher and cluster managers agree on.
+"""Exit codes of workers and of the launcher, as cluster managers interpret them.
 
-Kubeflow's TFJob (``restartPolicy: ExitCode``) takes 1 to 127 for permanent and 128 to 255 for
-retryable; 138 is the one that it leaves to users, 143 is SIGTERM's and 130 SIGINT's.
+To Kubeflow's TFJob (``restartPolicy: ExitCode``), 1 to 127 are permanent errors and 128 to 255 are
+retryable ones. It leaves 138 to users. 143 is 128 + SIGTERM, and 130 is 128 + SIGINT.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 FINISHED: Final = 0
-FAILED: Final = 1  # anything that no other code names: starting it again would fail again
-BAD_INPUT: Final = 2  # wrong flags, TF_CONFIG or recipe, said before training
-INTERRUPTED: Final = 130  # SIGINT, state saved
-TRY_AGAIN: Final = 138  # a peer was lost or never came
-TERMINATED: Final = 143  # SIGTERM, state saved
+FAILED: Final = 1  # permanent error without a code of its own: it would come again
+BAD_INPUT: Final = 2  # wrong flags, TF_CONFIG or recipe, reported before training
+INTERRUPTED: Final = 130  # by SIGINT, state saved
+TRY_AGAIN: Final = 138  # another worker was lost or never came
+TERMINATED: Final = 143  # by SIGTERM, state saved

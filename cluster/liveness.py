@@ -1,18 +1,20 @@
-"""The wire: who is lost, and who ends by which fault, told to every worker at any moment.
+"""Watches all workers of a run: a worker that is lost or fails ends the others too.
 
-TensorFlow notices a lost worker late and names nobody, and a worker that waits for another in a
-call into TensorFlow hears nothing else. So every worker keeps the connection to the chief by which
-it came (``cluster.rendezvous``), and a thread listens. The chief passes on what concerns all.
+TensorFlow notices a lost worker late and does not name it, and a worker that waits in a call into
+TensorFlow receives no other news. So every worker keeps its connection to the chief from the start
+(``cluster.rendezvous``), and a thread reads it. The chief forwards the news that end the run.
 
-How a worker is found lost:
+A worker is lost in one of three cases:
 
-- Its process ends: the kernel closes the connection, at once.
-- Its machine is gone, or a cable is cut: the kernels miss each other's acknowledgements
-  (``channel.CUT_S``).
-- It is frozen: nothing was heard for ``SILENCE_S``, and its TensorFlow, whose threads don't need
-  Python, does not answer at its address either. A worker that is only busy does answer there.
+- Its process ends: the kernel closes the connection at once.
+- Its machine or its network fails: the kernels miss acknowledgements
+  (``channel.KERNEL_TIMEOUT_S``).
+- Its process is frozen: no message has come for ``SILENCE_S``, and TensorFlow in that process does
+  not answer at its address either. TensorFlow's threads don't need Python's lock, so they do answer
+  in a worker that is only busy.
 
-Who leaves says goodbye, and is not lost. Who fails says why, which ends the others too.
+A worker that ends as it should says goodbye first, and is not lost. A worker that fails sends its
+error first, which ends the others with the same code.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from cluster import exit_codes
-from cluster.channel import Channel, Closed, Message, host_and_port
-from cluster.spec import Cluster
+from cluster.channel import Channel, Closed, Message
+from cluster.spec import Cluster, host_and_port
 
-BEAT_EVERY_S: Final = 1.0
-SILENCE_S: Final = 9.0
-ANSWER_S: Final = 2.0  # for TensorFlow of a silent worker to answer
-HEARD_S: Final = 2.0  # for the others to say that they have heard
-REASON_CHARACTERS: Final = 600  # each may take up to 12 bytes of a message
+HEARTBEAT_EVERY_S: Final = 1.0
+SILENCE_S: Final = 9.0  # without a message a worker may be frozen
+GREETING_TIMEOUT_S: Final = 2.0  # for TensorFlow of a silent worker
+ACKNOWLEDGE_TIMEOUT_S: Final = 2.0  # for the last message of a worker
+MAX_REASON_CHARACTERS: Final = 600  # each may take up to 12 bytes of a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +47,8 @@ class RunEnd:
     """Why the run can't go on.
 
     Args:
-        code: what every worker that hears of it ends with.
-        reason: one line that names the worker.
+        code: the exit code of every worker that receives this.
+        reason: one line that names the worker at fault.
     """
 
     code: int
@@ -54,47 +56,50 @@ class RunEnd:
 
 
 class _Peer:
+    """Another worker, at the other end of a connection."""
+
     def __init__(self, index: int, channel: Channel) -> None:
         self.index = index
         self.channel = channel
         self.silent_s = 0.0
-        self.has_left = False  # or is given up: that its connection breaks says nothing new
-        self.has_heard = False  # our last words
+        self.has_ended = False  # or is lost: the end of its connection is no news
+        self.has_acknowledged = False  # the last message of this worker
 
 
 class Liveness:
-    """This process's end of it; made once a run, when all workers have met.
+    """The connections of this process to the other workers; create it once all are connected.
 
     Args:
-        cluster: who the workers are, and which this is.
-        channels: as ``rendezvous.meet`` gives them.
+        cluster: the workers, and the index of this one.
+        channels: from ``rendezvous.connect_workers``.
     """
 
     def __init__(self, cluster: Cluster, channels: Mapping[int, Channel]) -> None:
         self._cluster = cluster
         self._peers = {index: _Peer(index, channel) for index, channel in channels.items()}
-        self._changed = threading.Condition()
-        self._sending = threading.Lock()  # two threads' lines must not mix
-        self._end: RunEnd | None = None
-        self._on_end: Callable[[RunEnd], None] = lambda _: None
-        self._beating = False
-        self._is_leaving = False
-        # A child that was forked would keep connections open that death should close.
+        self._changed = threading.Condition()  # guards the run's end and the state of peers
+        self._send_lock = threading.Lock()  # keeps the lines of two threads apart
+        self._run_end: RunEnd | None = None
+        self._on_run_end: Callable[[RunEnd], None] = lambda _: None
+        self._has_heartbeats = False
+        self._is_ending = False
+        # A forked child would keep connections open after the death of this process.
         os.register_at_fork(after_in_child=self._close)
 
     @contextlib.contextmanager
-    def guarding(self) -> Iterator[None]:
-        """While it lasts, a broken connection ends the process by SIGUSR1.
+    def exiting_on_disconnect(self) -> Iterator[None]:
+        """Inside the block, a broken connection ends the process by SIGUSR1.
 
-        For the start of TensorFlow, which holds Python's lock while it waits for the others, for
-        ever if one is lost. 128 + SIGUSR1 is ``exits.TRY_AGAIN``, as a shell counts. Nobody sends
-        anything before all workers are through (``begin``), so only a break can wake the kernel.
-        Outside of the main thread, which alone may set handlers, there is no such guard.
+        Needed while TensorFlow starts: it holds Python's lock and waits for the other workers
+        without limit. To a shell, death by SIGUSR1 is 128 + SIGUSR1 = ``exit_codes.TRY_AGAIN``. The
+        kernel sends the signal on any event of a connection. Only a break can be one, because
+        workers send nothing before ``start_heartbeats``. Outside of the main thread, which alone
+        may set signal handlers, the block has no effect.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        handler = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         descriptors = [peer.channel.fileno() for peer in self._peers.values()]
         for descriptor in descriptors:
             fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
@@ -102,58 +107,60 @@ class Liveness:
             _set_flag(descriptor, os.O_ASYNC, on=True)
         try:
             if any(peer.channel.wait(0) for peer in self._peers.values()):
-                os.kill(os.getpid(), signal.SIGUSR1)  # lost before the kernel was asked
+                os.kill(os.getpid(), signal.SIGUSR1)  # broken before the flag was set
             yield
         finally:
             for descriptor in descriptors:
                 _set_flag(descriptor, os.O_ASYNC, on=False)
-            signal.signal(signal.SIGUSR1, before)
+            signal.signal(signal.SIGUSR1, handler)
 
-    def watch(self, on_end: Callable[[RunEnd], None]) -> None:
-        """Starts to listen, in a thread.
+    def watch(self, on_run_end: Callable[[RunEnd], None]) -> None:
+        """Starts to watch the connections, in a thread.
 
         Args:
-            on_end: called once, in a thread of its own, when a worker is lost or has failed.
+            on_run_end: called once, in a thread of its own, when a worker is lost or has failed.
         """
-        self._on_end = on_end
-        threading.Thread(target=self._watch, name="wire", daemon=True).start()
+        self._on_run_end = on_run_end
+        threading.Thread(target=self._watch, name="liveness", daemon=True).start()
 
-    def begin(self) -> None:
-        """All workers watch: from here on silence means something, and this one is not silent."""
-        self._beating = True
+    def start_heartbeats(self) -> None:
+        """Starts to send heartbeats and to expect them; call it when all workers ``watch``."""
+        self._has_heartbeats = True
 
-    def wait(self, timeout_s: float) -> RunEnd | None:
-        """Why the run can't go on, if that turns out within ``timeout_s``."""
+    def wait_for_end(self, timeout_s: float) -> RunEnd | None:
+        """Returns why the run can't go on; None if that is still unknown after ``timeout_s``."""
         with self._changed:
-            self._changed.wait_for(lambda: self._end is not None, timeout_s)
-            return self._end
+            self._changed.wait_for(lambda: self._run_end is not None, timeout_s)
+            return self._run_end
 
-    def tell(self, code: int, reason: str) -> None:
-        """Tells all others that this worker ends the run; returns when they have heard it.
+    def end_run(self, code: int, reason: str) -> None:
+        """Ends all other workers; returns when they have acknowledged it.
 
         Args:
-            code: what they shall end with.
+            code: their exit code.
             reason: one line that names this worker.
         """
-        reason = " ".join(reason.split())[:REASON_CHARACTERS]
-        self._say_last({"end": code, "reason": reason})
+        reason = " ".join(reason.split())[:MAX_REASON_CHARACTERS]
+        self._send_last({"end": code, "reason": reason})
 
     def leave(self) -> None:
-        """Says goodbye to all others; returns when they have heard it."""
-        self._say_last({"goodbye": True})
+        """Says goodbye to all other workers; returns when they have acknowledged it."""
+        self._send_last({"goodbye": True})
 
-    def _say_last(self, message: Message) -> None:
+    def _send_last(self, message: Message) -> None:
         with self._changed:
-            self._is_leaving = True
+            self._is_ending = True
         self._send(message, self._peers.values())
         with self._changed:
             self._changed.wait_for(
-                lambda: all(each.has_heard or each.has_left for each in self._peers.values()),
-                HEARD_S,
+                lambda: all(
+                    peer.has_acknowledged or peer.has_ended for peer in self._peers.values()
+                ),
+                ACKNOWLEDGE_TIMEOUT_S,
             )
 
     def _send(self, message: Message, peers: Iterable[_Peer]) -> None:
-        with self._sending:
+        with self._send_lock:
             for peer in list(peers):
                 peer.channel.send(message)
 
@@ -161,74 +168,80 @@ class Liveness:
         with selectors.DefaultSelector() as selector:
             for peer in self._peers.values():
                 selector.register(peer.channel, selectors.EVENT_READ, peer)
-            looked_s = beaten_s = time.monotonic()
+            last_check_s = last_heartbeat_s = time.monotonic()
             while self._peers:
-                for key, _ in selector.select(BEAT_EVERY_S / 2):
-                    try:
-                        for message in key.data.channel.receive():
-                            self._take(key.data, message)
-                    except Closed as closed:
-                        self._lose(key.data, str(closed))
-                        selector.unregister(key.data.channel)
-                        with self._changed:
-                            del self._peers[key.data.index]
-                            self._changed.notify_all()
-                        key.data.channel.close()
+                for key, _ in selector.select(HEARTBEAT_EVERY_S / 2):
+                    self._receive(key.data, selector)
                 now_s = time.monotonic()
-                # A time in which this process itself was frozen or busy says nothing of others.
-                passed_s, looked_s = min(now_s - looked_s, BEAT_EVERY_S), now_s
-                if self._beating:
-                    if now_s - beaten_s >= BEAT_EVERY_S:
-                        beaten_s = now_s
+                # More time means that this process itself was frozen or busy: not others' silence.
+                passed_s = min(now_s - last_check_s, HEARTBEAT_EVERY_S)
+                last_check_s = now_s
+                if self._has_heartbeats:
+                    if now_s - last_heartbeat_s >= HEARTBEAT_EVERY_S:
+                        last_heartbeat_s = now_s
                         self._send({}, self._peers.values())
-                    self._look_for_frozen(passed_s)
+                    self._check_silence(passed_s)
 
-    def _take(self, peer: _Peer, message: Message) -> None:
+    def _receive(self, peer: _Peer, selector: selectors.BaseSelector) -> None:
+        try:
+            for message in peer.channel.receive():
+                self._handle(message, peer)
+        except Closed as closed:
+            self._mark_lost(peer, str(closed))
+            selector.unregister(peer.channel)
+            with self._changed:
+                del self._peers[peer.index]
+                self._changed.notify_all()
+            peer.channel.close()
+
+    def _handle(self, message: Message, peer: _Peer) -> None:
         peer.silent_s = 0.0
         if "heard" in message:
             with self._changed:
-                peer.has_heard = True
+                peer.has_acknowledged = True
                 self._changed.notify_all()
-        elif message:  # its last words
+        elif message:  # not a heartbeat: the peer's last message
             with self._changed:
-                peer.has_left = True
+                peer.has_ended = True
                 self._changed.notify_all()
             if "end" in message:
-                self._come_to(RunEnd(int(message["end"]), str(message.get("reason"))), peer)
+                run_end = RunEnd(int(message["end"]), str(message.get("reason")))
+                self._set_run_end(run_end, reported_by=peer)
             self._send({"heard": True}, [peer])
 
-    def _look_for_frozen(self, passed_s: float) -> None:
+    def _check_silence(self, passed_s: float) -> None:
+        """Adds to the silence of every peer; marks those lost that are frozen."""
         for peer in list(self._peers.values()):
             peer.silent_s += passed_s
-            if peer.silent_s > SILENCE_S and not peer.has_left:
+            if peer.silent_s > SILENCE_S and not peer.has_ended:
                 if _tensorflow_answers(self._cluster.addresses[peer.index]):
-                    peer.silent_s /= 2  # busy; to be looked at again
+                    peer.silent_s /= 2  # busy; checked again later
                 else:
-                    self._lose(
+                    self._mark_lost(
                         peer,
-                        f"it is frozen, or can't be reached: nothing was heard of it for "
-                        f"{SILENCE_S + ANSWER_S:.0f} s",
+                        f"it is frozen, or can't be reached: no message came for "
+                        f"{SILENCE_S + GREETING_TIMEOUT_S:.0f} s",
                     )
 
-    def _lose(self, peer: _Peer, why: str) -> None:
-        if peer.has_left:
+    def _mark_lost(self, peer: _Peer, reason: str) -> None:
+        if peer.has_ended:
             return
         with self._changed:
-            peer.has_left = True
+            peer.has_ended = True
             self._changed.notify_all()
-        who = self._cluster.who(peer.index)
-        self._come_to(RunEnd(exit_codes.TRY_AGAIN, f"{who} was lost: {why}"), None)
+        worker = self._cluster.describe(peer.index)
+        self._set_run_end(RunEnd(exit_codes.TRY_AGAIN, f"{worker} was lost: {reason}"))
 
-    def _come_to(self, end: RunEnd, told_by: _Peer | None) -> None:
+    def _set_run_end(self, run_end: RunEnd, reported_by: _Peer | None = None) -> None:
         with self._changed:
-            if self._end is not None or self._is_leaving:
+            if self._run_end is not None or self._is_ending:
                 return
-            self._end = end
+            self._run_end = run_end
             self._changed.notify_all()
-        if self._cluster.is_chief:  # a frozen worker hears it too, should it wake up
-            others = [each for each in self._peers.values() if each is not told_by]
-            self._send({"end": end.code, "reason": end.reason}, others)
-        threading.Thread(target=self._on_end, args=(end,), daemon=True).start()
+        if self._cluster.is_chief:  # a frozen worker is included: it may wake up
+            others = [peer for peer in self._peers.values() if peer is not reported_by]
+            self._send({"end": run_end.code, "reason": run_end.reason}, others)
+        threading.Thread(target=self._on_run_end, args=(run_end,), daemon=True).start()
 
     def _close(self) -> None:
         for peer in self._peers.values():
@@ -241,9 +254,9 @@ def _set_flag(descriptor: int, flag: int, *, on: bool) -> None:
 
 
 def _tensorflow_answers(address: str) -> bool:
-    """Whether a gRPC server greets at an address, as they do before anybody asks them."""
+    """Returns whether a gRPC server is alive at an address: it sends the first bytes."""
     try:
-        with socket.create_connection(host_and_port(address), timeout=ANSWER_S) as knock:
-            return bool(knock.recv(1))
+        with socket.create_connection(host_and_port(address), GREETING_TIMEOUT_S) as probe:
+            return bool(probe.recv(1))
     except OSError:
         return False

@@ -1,21 +1,24 @@
-"""What becomes of a cluster when its workers end: the one place that decides.
+"""Decides what happens when workers end: wait, stop the others, start again, or end the run.
 
-A run goes on while every worker runs or has ended with 0; a worker that finishes early waits for
-nobody. When one ends otherwise, the others get ``SETTLE_S`` to end by themselves, because the first
-to go is not always the one at fault: it may have lost a peer that is still printing what went
-wrong. Then the rest is stopped (SIGTERM, and SIGKILL after ``GRACE_S``) and all exits before that
-are judged together. A code from 1 to 127 (1 failed, 2 bad input) would come again however often the
-run is started, so the first of these ends it with that code. Everything else says nothing against
-the run: 138 (a peer was lost), 143 and 130 (somebody told this one worker to stop), death by a
-signal. The cluster then starts anew: at once, unless the last start was a short one (under
-``SHORT_S``) and so were others right before it; then after 1 s, 2 s, 4 s and so on up to
-``LONGEST_WAIT_S``, give or take a quarter, so that what is broken for a while is not hammered at.
-That happens ``max_restarts`` times an hour: a restart is forgiven when the cluster has run for
-``FORGIVEN_S`` since, waiting not counted. Beyond that the run ends with 138: whoever started the
-launcher may try again. If the launcher itself is told to stop, it passes the signal on, waits
-``--stop_timeout_s`` for the workers to save and leave, and ends with 128 + the signal; a second
-signal kills them at once. Even then a code from 1 to 127 counts more, and a run of which every
-worker ended with 0 has finished.
+This is the one place that decides.
+
+- A run goes on while each worker runs or has ended with 0.
+- When a worker ends with anything else, the other workers have ``SETTLE_S`` to end by themselves:
+  the first to end is not always at fault, and the one at fault may still be printing its error.
+  Workers that still run are then stopped: SIGTERM, and SIGKILL after ``GRACE_S``. Only exits before
+  the SIGTERM count.
+- Codes from 1 to 127 (1 failed, 2 bad input) are permanent errors, which would come again at each
+  start. The first of them ends the run, with that code.
+- Other exits are retryable: 138 (another worker was lost), 143 and 130 (this worker alone was told
+  to stop), death by a signal. All workers start again, ``max_restarts`` times an hour. A restart is
+  no longer counted after the cluster has run for another ``RESTART_COUNTS_S``, pauses excluded.
+  Without a restart left, the run ends with 138: the caller of the launcher may start it again.
+- The restart is immediate, unless the last run and others right before it were short (under
+  ``SHORT_RUN_S``). Then it comes after 1 s, 2 s, 4 s and so on, up to ``MAX_PAUSE_S``, each varied
+  at random by up to a quarter.
+- If the launcher itself is told to stop, it sends the signal on to the workers. They have
+  ``--stop_timeout_s`` to save and end; a second signal kills them at once. The run ends with 128 +
+  the signal, but with 0 if all workers finished, and with the code of a permanent error if any.
 """
 
 from __future__ import annotations
@@ -29,35 +32,35 @@ from typing import Final
 
 from cluster import exit_codes
 
-SETTLE_S: Final = 3.0  # for the others to end by themselves after the first
-GRACE_S: Final = 2.0  # then to leave when told: with a peer gone there is nothing more to save
-SHORT_S: Final = 20.0
-LONGEST_WAIT_S: Final = 60.0
-FORGIVEN_S: Final = 3600.0
+SETTLE_S: Final = 3.0
+GRACE_S: Final = 2.0  # short: with a worker lost, there is nothing more to save
+SHORT_RUN_S: Final = 20.0
+MAX_PAUSE_S: Final = 60.0
+RESTART_COUNTS_S: Final = 3600.0
 
-# What to do to workers that still run: after so many seconds, send this signal.
-Plan = tuple[tuple[float, signal.Signals], ...]
-ON_FAILURE: Final[Plan] = ((SETTLE_S, signal.SIGTERM), (SETTLE_S + GRACE_S, signal.SIGKILL))
+# Signals for the workers that still run, each with the seconds from now until it is sent.
+StopPlan = tuple[tuple[float, signal.Signals], ...]
+ON_FAILURE: Final[StopPlan] = ((SETTLE_S, signal.SIGTERM), (SETTLE_S + GRACE_S, signal.SIGKILL))
 
 _MEANINGS: Final = {
     exit_codes.FAILED: "failed",
     exit_codes.BAD_INPUT: "bad input",
     exit_codes.INTERRUPTED: "interrupted",
-    exit_codes.TRY_AGAIN: "a peer was lost or never came",
+    exit_codes.TRY_AGAIN: "another worker was lost or never came",
     exit_codes.TERMINATED: "told to stop",
 }
 
 
-def on_signals(told: Sequence[signal.Signals], stop_timeout_s: float) -> Plan:
-    """What to do once the launcher has got the signals ``told``, of which there is at least one."""
-    if len(told) > 1:
+def on_stop_signals(received: Sequence[signal.Signals], stop_timeout_s: float) -> StopPlan:
+    """Returns the plan after the launcher has received stop signals, one or more."""
+    if len(received) > 1:
         return ((0.0, signal.SIGKILL),)
-    return ((0.0, told[0]), (stop_timeout_s, signal.SIGKILL))
+    return ((0.0, received[0]), (stop_timeout_s, signal.SIGKILL))
 
 
 @dataclasses.dataclass(frozen=True)
 class Exit:
-    """A worker's end.
+    """The end of a worker.
 
     Args:
         worker: its name.
@@ -68,17 +71,14 @@ class Exit:
     code: int
 
     @property
-    def is_final(self) -> bool:
-        """Whether the same would happen again, so that there is no use in another start."""
+    def is_permanent(self) -> bool:
+        """Whether the same error would come again at the next start."""
         return 0 < self.code < 128
 
     @property
-    def is_without_peer(self) -> bool:
-        """Whether it ended because another was gone, while TensorFlow started or later."""
-        return self.code in (
-            exit_codes.TRY_AGAIN,
-            128 - exit_codes.TRY_AGAIN,
-        )  # as shells count signals
+    def is_caused_by_another(self) -> bool:
+        """Whether the worker ended because another one was lost, possibly by a signal (SIGUSR1)."""
+        return self.code in (exit_codes.TRY_AGAIN, 128 - exit_codes.TRY_AGAIN)
 
     def __str__(self) -> str:
         if self.code < 0:
@@ -88,76 +88,75 @@ class Exit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What to do after all workers are gone.
+class Decision:
+    """What the launcher does after all workers have ended.
 
     Args:
-        code: the launcher's exit code, or None to start the cluster anew.
-        reason: why, in one line for people.
-        wait_s: seconds until the next start.
+        exit_code: the launcher's exit code, or None to start the cluster again.
+        reason: one line for people.
+        pause_s: seconds until the next start.
     """
 
-    code: int | None
+    exit_code: int | None
     reason: str
-    wait_s: float = 0.0
+    pause_s: float = 0.0
 
 
-def judge(
-    ends: Sequence[Exit],
+def decide(
+    exits: Sequence[Exit],
     *,
-    told: signal.Signals | None = None,
-    lasted_s: Sequence[float] = (0.0,),
+    stop_signal: signal.Signals | None = None,
+    run_times_s: Sequence[float] = (0.0,),
     max_restarts: int = 0,
-    chance: Callable[[], float] = random.random,
-) -> Verdict:
-    """Decides what becomes of a run whose workers are all gone.
+    draw: Callable[[], float] = random.random,
+) -> Decision:
+    """Decides what follows after all workers have ended.
 
     Args:
-        ends: how workers ended, in order of time; without those that were stopped because of
-            another's end.
-        told: the signal that told the launcher to stop, if one did.
-        lasted_s: how long the cluster ran at each start so far, this one last.
-        max_restarts: how often an hour it may be started anew.
-        chance: a number from 0 to 1, another each time.
+        exits: in order of time, without those of workers that were stopped because another failed.
+        stop_signal: the signal that told the launcher to stop, if any.
+        run_times_s: how long the cluster ran after each start so far, the last start included.
+        max_restarts: number of restarts per hour of running.
+        draw: returns a random number from 0 to 1.
     """
-    if all(end.code == exit_codes.FINISHED for end in ends):
-        return Verdict(exit_codes.FINISHED, "all workers have finished")
-    final = next((end for end in ends if end.is_final), None)
-    if final is not None:
-        return Verdict(final.code, f"{final}: the run ends")
-    if told is not None:
-        return stopped(told)
-    lost = [end for end in ends if end.code != exit_codes.FINISHED]
-    # Who says that a peer was lost is not the one to blame: the peer's own end tells more.
-    cause = next((end for end in lost if not end.is_without_peer), lost[0])
-    restarts = unforgiven(lasted_s)
+    if all(end.code == exit_codes.FINISHED for end in exits):
+        return Decision(exit_codes.FINISHED, "all workers have finished")
+    permanent = next((end for end in exits if end.is_permanent), None)
+    if permanent is not None:
+        return Decision(permanent.code, f"{permanent}: the run ends")
+    if stop_signal is not None:
+        return stopped_by(stop_signal)
+    unfinished = [end for end in exits if end.code != exit_codes.FINISHED]
+    cause = next((end for end in unfinished if not end.is_caused_by_another), unfinished[0])
+    restarts = counted_restarts(run_times_s)
     if restarts >= max_restarts:
-        return Verdict(
+        return Decision(
             exit_codes.TRY_AGAIN,
             f"{cause}: the run ends, with no restart left (--max_restarts={max_restarts} an hour)",
         )
-    wait_s = _wait_s(lasted_s) * (0.75 + chance() / 2)
-    when = f" in {wait_s:.1f} s" if wait_s else ""
-    return Verdict(
-        None, f"{cause}: starting anew{when}, restart {restarts + 1} of {max_restarts}", wait_s
+    pause_s = _mean_pause_s(run_times_s) * (0.75 + draw() / 2)
+    when = f" in {pause_s:.1f} s" if pause_s else ""
+    return Decision(
+        None, f"{cause}: starting again{when}, restart {restarts + 1} of {max_restarts}", pause_s
     )
 
 
-def stopped(told: signal.Signals) -> Verdict:
-    """The end of a run because the launcher was told to stop."""
-    return Verdict(128 + told, f"stopped by {_signal_name(told)}")
+def stopped_by(stop_signal: signal.Signals) -> Decision:
+    """Returns the decision to end the run because the launcher was told to stop."""
+    return Decision(128 + stop_signal, f"stopped by {_signal_name(stop_signal)}")
 
 
-def unforgiven(lasted_s: Sequence[float]) -> int:
-    """How many restarts still count, given how long the cluster ran at each start so far."""
-    since_s = itertools.accumulate(reversed(lasted_s[1:]))
-    return sum(1 for each in since_s if each < FORGIVEN_S)
+def counted_restarts(run_times_s: Sequence[float]) -> int:
+    """Returns how many restarts count, given how long the cluster ran after each start so far."""
+    run_since_s = itertools.accumulate(reversed(run_times_s[1:]))  # since each restart, last first
+    return sum(1 for time_s in run_since_s if time_s < RESTART_COUNTS_S)
 
 
-def _wait_s(lasted_s: Sequence[float]) -> float:
-    """How long to wait before the next start, more or less."""
-    short = len(list(itertools.takewhile(lambda each: each < SHORT_S, reversed(lasted_s))))
-    return min(2.0 ** (short - 2), LONGEST_WAIT_S) if short > 1 else 0.0
+def _mean_pause_s(run_times_s: Sequence[float]) -> float:
+    """Returns the pause before the next start, before it is varied at random."""
+    short_runs = itertools.takewhile(lambda time_s: time_s < SHORT_RUN_S, reversed(run_times_s))
+    count = len(list(short_runs))
+    return min(2.0 ** (count - 2), MAX_PAUSE_S) if count > 1 else 0.0
 
 
 def _signal_name(number: int) -> str:

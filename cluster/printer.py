@@ -1,7 +1,7 @@
-"""Prints what workers say: whole lines, each with its worker's name in front.
+"""Prints the output of workers: whole lines, each with its worker's name in front.
 
-Nothing here waits: the caller selects on ``sources`` and ``targets``. A reader that has stopped to
-read, such as a pager, makes workers wait in the end, but never the launcher.
+Nothing here blocks: the caller selects on ``sources`` and ``targets``. If the reader of the output
+stops reading (a pager), workers block once their pipes are full, but never the launcher.
 """
 
 from __future__ import annotations
@@ -11,48 +11,49 @@ import dataclasses
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Final
 
 STDOUT: Final = 1
 STDERR: Final = 2
 PROGRESS_EVERY_S: Final = 2.0
 _COLOURS = (36, 33, 35, 32, 34, 31)
-_CHUNK = 65536
-_PIPE_BUF = 4096  # as much as a pipe that is ready takes without making anyone wait
-_BACKLOG = 1 << 20
-_LONGEST_LINE = 1 << 20
+_READ_BYTES = 65536
+_WRITE_BYTES = 4096  # PIPE_BUF: a pipe that is ready takes so many bytes without blocking
+_MAX_PIPE_BYTES = 1 << 20
+_MAX_QUEUED_BYTES = 1 << 20
+_MAX_LINE_BYTES = 1 << 20
 
 
-class Lines:
+class LineSplitter:
     r"""Cuts a stream into lines.
 
-    What a program rewrites in place, with carriage returns, comes as a line of its own at most
-    every ``PROGRESS_EVERY_S``; its last state always comes.
+    Text that a program rewrites in place (progress, by carriage returns) becomes a line of its own
+    at most every ``PROGRESS_EVERY_S``; its last state always does.
     """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._unfinished = b""
         self._last_progress_s = float("-inf")
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Takes what was read and gives the lines that it completes, without their ends."""
-        *lines, rest = (self._rest + data).split(b"\n")
+        """Takes the next bytes and gives the lines that they complete, without line ends."""
+        *lines, rest = (self._unfinished + data).split(b"\n")
         for line in lines:
-            *states, last = _states(line) or [b""]
-            yield from self._progress(states)
-            yield last
-        # Carriage returns at the end may turn out to be the first half of a line's end.
-        before, between, _ = rest.rstrip(b"\r").rpartition(b"\r")
+            *earlier_states, last_state = _states(line) or [b""]
+            yield from self._progress(earlier_states)
+            yield last_state
+        # Carriage returns at the end may belong to a line end that is not complete yet.
+        before, separator, _ = rest.rstrip(b"\r").rpartition(b"\r")
         yield from self._progress(_states(before))
-        self._rest = rest[len(before) + len(between) :]
-        if len(self._rest) > _LONGEST_LINE:
-            yield from self.end()
+        self._unfinished = rest[len(before) + len(separator) :]
+        if len(self._unfinished) > _MAX_LINE_BYTES:
+            yield from self.finish()
 
-    def end(self) -> Iterator[bytes]:
-        """Gives the last line, if its end never came."""
-        yield from _states(self._rest)[-1:]
-        self._rest = b""
+    def finish(self) -> Iterator[bytes]:
+        """Gives the last line if it has no line end."""
+        yield from _states(self._unfinished)[-1:]
+        self._unfinished = b""
 
     def _progress(self, states: list[bytes]) -> Iterator[bytes]:
         now_s = time.monotonic()
@@ -62,84 +63,85 @@ class Lines:
 
 
 def _states(line: bytes) -> list[bytes]:
-    """What a line showed, one after the other, as it was rewritten."""
-    return [state for part in line.split(b"\r") if (state := part.strip(b"\b"))]
+    """Returns the texts that a line has shown, in order of time, each rewritten by the next."""
+    return [state for text in line.split(b"\r") if (state := text.strip(b"\b"))]
 
 
 @dataclasses.dataclass
 class _Stream:
     prefix: bytes
     target: int
-    lines: Lines = dataclasses.field(default_factory=Lines)
+    splitter: LineSplitter = dataclasses.field(default_factory=LineSplitter)
 
 
 class Printer:
-    """Copies workers' output to the launcher's own, in the order in which it came."""
+    """Copies the output of workers to the launcher's own output, in the order of arrival."""
 
     def __init__(self) -> None:
         self._streams: dict[IO[bytes], _Stream] = {}
         self._queue: collections.deque[tuple[int, bytearray]] = collections.deque()
         self._queued_bytes = 0
-        self._closed: set[int] = set()
+        self._closed_targets: set[int] = set()
 
     @property
     def sources(self) -> list[IO[bytes]]:
-        """What to ``read`` from when it is ready; nothing while too much is not yet written."""
-        return [] if self._queued_bytes > _BACKLOG else list(self._streams)
+        """Streams to ``read`` when they are ready; none while too much output is queued."""
+        return [] if self._queued_bytes > _MAX_QUEUED_BYTES else list(self._streams)
 
     @property
     def targets(self) -> list[int]:
-        """What to ``write`` to when it is ready."""
+        """The descriptor to ``write`` to when it is ready, if output is queued."""
         return [self._queue[0][0]] if self._queue else []
 
-    def follow(self, source: IO[bytes], name: str, place: int, target: int) -> None:
-        """Takes on a worker's stream.
+    def add(self, source: IO[bytes], name: str, index: int, target: int) -> None:
+        """Adds a worker's stream.
 
         Args:
-            source: where to read it.
-            name: what to put in front of every line.
-            place: the worker's number, which chooses a colour.
+            source: the stream.
+            name: the worker's name, which starts every line.
+            index: the worker's index, which selects a colour.
             target: STDOUT or STDERR.
         """
         prefix = f"[{name}] "
         if os.isatty(target):
-            prefix = f"\x1b[{_COLOURS[place % len(_COLOURS)]}m{prefix}\x1b[0m"
+            prefix = f"\x1b[{_COLOURS[index % len(_COLOURS)]}m{prefix}\x1b[0m"
         self._streams[source] = _Stream(prefix.encode(), target)
 
     def read(self, source: IO[bytes]) -> bool:
-        """Reads once; returns whether there was anything to read."""
-        data = source.read(_CHUNK)
+        """Reads once from a stream; returns whether it got any data."""
+        data = source.read(_READ_BYTES)
         if data:
-            self._add(self._streams[source], self._streams[source].lines.feed(data))
+            stream = self._streams[source]
+            self._enqueue(stream, stream.splitter.feed(data))
         elif data is not None:
-            self._forget(source)
+            self._remove(source)
         return bool(data)
 
-    def finish(self, source: IO[bytes]) -> None:
-        """Reads what an ended worker has left in its pipe, and closes it.
+    def drain(self, source: IO[bytes]) -> None:
+        """Reads the rest of an ended worker's output and closes the stream.
 
-        It doesn't wait for the pipe's end: somebody whom we couldn't find may still hold it.
+        It does not wait for the end of the stream: an unknown process may still hold the pipe.
         """
         if source in self._streams:
             os.set_blocking(source.fileno(), False)
-            most = (1 << 20) // _CHUNK  # no pipe holds more
-            while most and self.read(source):
-                most -= 1
-            self._forget(source)
+            for _ in range(_MAX_PIPE_BYTES // _READ_BYTES):
+                if not self.read(source):
+                    break
+            self._remove(source)
 
-    def say(self, text: str) -> None:
-        """Prints a line of the launcher's own to standard error."""
-        self._add(_Stream(b"[launch] ", STDERR), iter([text.encode()]))
+    def log(self, text: str) -> None:
+        """Prints a line of the launcher itself, to standard error."""
+        self._enqueue(_Stream(b"[launch] ", STDERR), [text.encode()])
 
     def write(self) -> None:
-        """Writes as much as is taken without waiting."""
+        """Writes a part of the queue to a target that is ready."""
         target, data = self._queue[0]
         try:
-            written = os.write(target, data[:_PIPE_BUF])
+            written = os.write(target, data[:_WRITE_BYTES])
         except BlockingIOError:
             return
-        except OSError:  # the reader has gone: that is no reason to stop training
-            self._closed.add(target)
+        except OSError:  # the reader has gone, which is no reason to stop the workers
+            self._closed_targets.add(target)
             written = len(data)
         del data[:written]
         self._queued_bytes -= written
@@ -147,14 +149,14 @@ class Printer:
             self._queue.popleft()
 
     def flush(self) -> None:
-        """Writes everything, however long it takes."""
+        """Writes the whole queue; blocks until readers have taken it."""
         while self.targets:
             select.select([], self.targets, [])
             self.write()
 
-    def _add(self, stream: _Stream, lines: Iterator[bytes]) -> None:
+    def _enqueue(self, stream: _Stream, lines: Iterable[bytes]) -> None:
         for line in lines:
-            if stream.target in self._closed:
+            if stream.target in self._closed_targets:
                 continue
             if not self._queue or self._queue[-1][0] != stream.target:
                 self._queue.append((stream.target, bytearray()))
@@ -162,7 +164,7 @@ class Printer:
             self._queue[-1][1].extend(text)
             self._queued_bytes += len(text)
 
-    def _forget(self, source: IO[bytes]) -> None:
+    def _remove(self, source: IO[bytes]) -> None:
         if stream := self._streams.pop(source, None):
-            self._add(stream, stream.lines.end())
+            self._enqueue(stream, stream.splitter.finish())
             source.close()

@@ -1,4 +1,4 @@
-"""One worker: a process that leads a session of its own, and dies with the launcher."""
+"""One worker's process: it leads a session of its own, and dies with the launcher."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None)
 
 
-class Worker:
-    """A running worker.
+class WorkerProcess:
+    """A running worker, or a spare for one.
 
-    Make it in the main thread: to the kernel, that thread is the launcher that it dies with.
+    Create it in the main thread: the kernel kills the process when the creating thread ends.
 
     Args:
-        name: for people.
+        name: the worker's name, for people.
         command: the program and its arguments.
-        environ: all of its environment.
-        watchdog: told of its process group.
-        hears: whether its standard input is ours to write to (``tell``); else it is empty.
+        environ: all environment variables of the process.
+        watchdog: kills the process group if the launcher dies.
+        has_input: whether standard input is a pipe, for ``write_line``; by default it is empty.
 
     Raises:
-        OSError: if it can't be started.
+        OSError: if the process can't be started.
     """
 
     def __init__(
@@ -39,22 +39,22 @@ class Worker:
         environ: Mapping[str, str],
         watchdog: Watchdog,
         *,
-        hears: bool = False,
+        has_input: bool = False,
     ) -> None:
         self.name = name
-        self._guardian = watchdog
+        self._watchdog = watchdog
 
         def before_exec() -> None:
-            # The kernel is there at once and takes the worker; the watchdog takes its children
-            # as well. The worker reports itself: the launcher may be dead before it could.
+            # The kernel kills the worker at once, and the watchdog kills the worker's children too.
+            # The worker adds itself: the launcher may die before it could do that.
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            watchdog.watch(os.getpid())
+            watchdog.add(os.getpid())
 
         self._popen = subprocess.Popen(
             command,
             bufsize=0,
             env=dict(environ),
-            stdin=subprocess.PIPE if hears else subprocess.DEVNULL,
+            stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -63,18 +63,18 @@ class Worker:
 
     @property
     def stdout(self) -> IO[bytes]:
-        """The end to read from of what it prints."""
+        """The readable end of its standard output."""
         assert self._popen.stdout is not None
         return self._popen.stdout
 
     @property
     def stderr(self) -> IO[bytes]:
-        """The end to read from of its standard error."""
+        """The readable end of its standard error."""
         assert self._popen.stderr is not None
         return self._popen.stderr
 
-    def tell(self, line: str) -> bool:
-        """Writes the only line of its standard input; returns whether there is anyone to read."""
+    def write_line(self, line: str) -> bool:
+        """Writes a line to its standard input and closes it; returns False if it has ended."""
         assert self._popen.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._popen.stdin as stdin:
             if self.poll() is None:
@@ -83,21 +83,21 @@ class Worker:
         return False
 
     def poll(self) -> int | None:
-        """Its exit code, or minus the signal that killed it; None while it runs.
+        """Returns the exit code, or minus the signal that killed it; None while it runs.
 
-        What it has left behind is killed before the kernel is told that its end was noticed: until
-        then nobody else can get the number of its process group.
+        The rest of its process group is killed before the kernel may forget the ended process.
+        Until then no other process can get the number of the group.
         """
         if self._popen.returncode is None:
-            how = os.WEXITED | os.WNOHANG | os.WNOWAIT
-            if os.waitid(os.P_PID, self._popen.pid, how) is None:
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            if os.waitid(os.P_PID, self._popen.pid, options) is None:
                 return None
             self._kill_group()
-            self._guardian.forget(self._popen.pid)
+            self._watchdog.remove(self._popen.pid)
         return self._popen.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the process itself; SIGKILL to all that it has started, too."""
+        """Sends a signal to the process alone, but SIGKILL to its whole process group."""
         if self._popen.returncode is None:
             if number == signal.SIGKILL:
                 self._kill_group()

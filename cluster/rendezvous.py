@@ -1,13 +1,14 @@
-"""Waiting until every worker is there, before TensorFlow waits for them without end.
+"""Connects all workers of a run before TensorFlow starts.
 
-TensorFlow's own start can't be interrupted, not even by a thread, and names nobody. So the chief
-first listens at its address in TensorFlow's place, and every other worker says hello to it there.
-When all have come the chief says go, closes its ears, and TensorFlow takes over the address; the
-connections stay, and become the wire (``cluster.wire``). No port is needed but those of TF_CONFIG.
+TensorFlow's own start waits for missing workers without limit, can't be interrupted, not even by a
+thread, and does not name them. So the chief first listens at its address in TensorFlow's place, and
+every other worker connects to it and says hello. When all have done so, the chief says go and stops
+listening, and TensorFlow takes over the address. The connections stay open for
+``cluster.liveness``. No ports are needed but those of TF_CONFIG.
 
-A hello comes from a process that has just started, and is answered by one. Whatever an earlier
-start has left behind, a chief that has not noticed yet that its run is over, say, speaks another
-language or is silent, and does not count as there.
+A hello and its answer always come from processes of the same start. A process of an earlier start
+(a chief that has not yet noticed the end of its run, for one) sends something else or nothing, and
+does not count as present.
 """
 
 from __future__ import annotations
@@ -19,192 +20,219 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from cluster.channel import Channel, Closed, Message, host_and_port
-from cluster.spec import Cluster
+from cluster.channel import Channel, Closed, Message
+from cluster.spec import Cluster, host_and_port
 
-KNOCK_EVERY_S: Final = 0.2
-ANSWER_S: Final = 2.0  # for a connection, and for the chief to return a hello
-MOST_NAMED: Final = 1000  # so that they fit into a message
-PATIENCE_S: Final = 5.0  # then people are told whom the others wait for
+RETRY_EVERY_S: Final = 0.2
+ANSWER_TIMEOUT_S: Final = 2.0  # for a connection, and for the chief's first answer
+MAX_NAMED: Final = 1000  # missing workers that fit into a message
+REPORT_AFTER_S: Final = 5.0
 
 
 class MissingWorkers(TimeoutError):  # noqa: N818
-    """Workers that never came; the message names them and their addresses."""
+    """Some workers did not come; the message contains their names and addresses."""
 
 
-def meet(cluster: Cluster, timeout_s: float, waiting: Callable[[str], None]) -> dict[int, Channel]:
-    """Returns when every worker of the cluster has come.
+def connect_workers(
+    cluster: Cluster, timeout_s: float, report: Callable[[str], None]
+) -> dict[int, Channel]:
+    """Connects this worker to the others; returns when every worker of the cluster has come.
 
     Args:
-        cluster: who the workers are, and which this is.
-        timeout_s: how long to wait at the most.
-        waiting: told, once, whom the others wait for, if that takes more than a few seconds.
+        cluster: the workers, and the index of this one.
+        timeout_s: how long to wait for them.
+        report: called once with the names of missing workers, if they take ``REPORT_AFTER_S``.
 
     Returns:
-        The chief's connection to each other worker, by its place; elsewhere that to the chief, 0.
-        Nobody has said anything on them since the chief said go.
+        On the chief, the connection to each other worker by its index; on other workers, the
+        connection to the chief by its index, 0. No message is sent after the chief's go.
 
     Raises:
-        MissingWorkers: if some did not come in time.
-        OSError: if this worker's own port is taken.
+        MissingWorkers: if some workers did not come in time.
+        OSError: if the port of this worker is in use.
     """
-    clock = _Clock(cluster, timeout_s, waiting)
     if cluster.size == 1:
         return {}
-    return _receive_all(cluster, clock) if cluster.is_chief else _go_to_chief(cluster, clock)
+    deadline = _Deadline(cluster, timeout_s, report)
+    if cluster.is_chief:
+        return _Chief(cluster, deadline).accept_all()
+    return {0: _join(cluster, deadline)}
 
 
-class _Clock:
-    """Says whom this worker waits for, and when it is too long."""
+class _Deadline:
+    """The time limit of the rendezvous, and the report of missing workers."""
 
-    def __init__(self, cluster: Cluster, timeout_s: float, waiting: Callable[[str], None]) -> None:
+    def __init__(self, cluster: Cluster, timeout_s: float, report: Callable[[str], None]) -> None:
         self._cluster = cluster
         self._timeout_s = timeout_s
-        self._waiting: Callable[[str], None] | None = waiting
-        self._began_s = time.monotonic()
+        self._report = report
+        self._has_reported = False
+        self._started_s = time.monotonic()
 
-    def look(self, missing: Iterable[int], remark: str = "", is_over: bool = False) -> None:
-        """Raises MissingWorkers if the time is up, or another worker's is."""
-        waited_s = time.monotonic() - self._began_s
-        who = ", ".join(self._cluster.who(index) for index in sorted(missing)) + remark
+    def check(self, missing: Iterable[int], remark: str = "", is_over: bool = False) -> None:
+        """Raises MissingWorkers after the time limit; before, reports a long wait.
+
+        Args:
+            missing: indices of the missing workers.
+            remark: follows their names.
+            is_over: whether the time limit of the chief has passed.
+        """
+        waited_s = time.monotonic() - self._started_s
+        names = ", ".join(self._cluster.describe(index) for index in sorted(missing)) + remark
         if waited_s > self._timeout_s or is_over:
             raise MissingWorkers(
-                f"waited {self._timeout_s:g} s for {who}: start them, correct TF_CONFIG, or "
+                f"waited {self._timeout_s:g} s for {names}: start them, correct TF_CONFIG, or "
                 "raise --startup_timeout_s"
             )
-        if waited_s > PATIENCE_S and self._waiting is not None:
-            self._waiting(f"waiting for {who}, for at most {self._timeout_s:g} s")
-            self._waiting = None
+        if waited_s > REPORT_AFTER_S and not self._has_reported:
+            self._report(f"waiting for {names}, for at most {self._timeout_s:g} s")
+            self._has_reported = True
 
 
-def _receive_all(cluster: Cluster, clock: _Clock) -> dict[int, Channel]:
-    """The chief's part."""
-    here: dict[int, Channel] = {}
-    never_came = set(range(1, cluster.size))
-    missing = sorted(never_came)
-    told: list[int] = []  # of whom those who are here know that they are missing
-    with _listener(cluster.address) as listener, selectors.DefaultSelector() as selector:
-        selector.register(listener, selectors.EVENT_READ)
+class _Chief:
+    """The chief's side: accepts connections until every other worker has joined."""
+
+    def __init__(self, cluster: Cluster, deadline: _Deadline) -> None:
+        self._cluster = cluster
+        self._deadline = deadline
+        self._joined: dict[int, Channel] = {}
+        self._never_joined = set(range(1, cluster.size))
+        self._sent_missing: list[int] = []  # the newest list that all joined workers have
+
+    def accept_all(self) -> dict[int, Channel]:
+        """Returns the connection to each other worker by its index."""
+        joined = self._joined
+        with _listener(self._cluster.address) as listener, selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            try:
+                while len(joined) < self._cluster.size - 1:
+                    for key, _ in selector.select(RETRY_EVERY_S):
+                        if isinstance(key.fileobj, Channel):
+                            self._receive(key.fileobj, selector)
+                        else:
+                            with contextlib.suppress(OSError):
+                                channel = Channel(listener.accept()[0])
+                                selector.register(channel, selectors.EVENT_READ)
+                    self._check_missing()
+            except BaseException:
+                self._send({"missing": self._missing()[:MAX_NAMED], "over": True})
+                joined.clear()
+                raise
+            finally:
+                for key in list(selector.get_map().values()):
+                    if isinstance(key.fileobj, Channel) and key.fileobj not in joined.values():
+                        key.fileobj.close()
+        self._send({"go": True})
+        return joined
+
+    def _check_missing(self) -> None:
+        """Raises MissingWorkers after the time limit; before, keeps joined workers informed."""
+        missing = self._missing()
+        self._deadline.check(missing)
+        if missing != self._sent_missing:
+            self._sent_missing = missing
+            self._send({"missing": missing[:MAX_NAMED]})
+
+    def _missing(self) -> list[int]:
+        # A worker that has joined and given up is not the one that the others wait for.
+        joined = self._joined.keys()
+        return sorted(self._never_joined or set(range(1, self._cluster.size)) - joined)
+
+    def _receive(self, channel: Channel, selector: selectors.BaseSelector) -> None:
+        """Adds a worker that says hello; removes a connection that ends or sends anything else."""
         try:
-            while len(here) < cluster.size - 1:
-                for key, _ in selector.select(KNOCK_EVERY_S):
-                    if key.fileobj is listener:
-                        with contextlib.suppress(OSError):
-                            selector.register(Channel(listener.accept()[0]), selectors.EVENT_READ)
-                        continue
-                    assert isinstance(key.fileobj, Channel)
-                    if _listen_to(key.fileobj, cluster, here, selector):
-                        never_came -= set(here)
-                        told = []  # the newcomer does not know yet
-                # Some have come and given up: it is not they whom the others wait for.
-                missing = sorted(never_came or set(range(1, cluster.size)) - set(here))
-                clock.look(missing)
-                if missing != told:
-                    told = missing
-                    _tell(here, {"missing": missing[:MOST_NAMED]})
-        except BaseException:
-            _tell(here, {"missing": missing[:MOST_NAMED], "over": True})
-            here.clear()
-            raise
-        finally:
-            for key in list(selector.get_map().values()):
-                if isinstance(key.fileobj, Channel) and key.fileobj not in here.values():
-                    key.fileobj.close()
-    _tell(here, {"go": True})
-    return here
+            for message in channel.receive():
+                index = self._checked_index(message)
+                self._joined[index] = channel
+                self._never_joined.discard(index)
+                self._sent_missing = []  # this worker has no list yet
+        except Closed as closed:
+            channel.send({"refused": str(closed)})
+            selector.unregister(channel)
+            channel.close()
+            for index in [index for index, other in self._joined.items() if other is channel]:
+                del self._joined[index]  # it may come again
 
+    def _checked_index(self, hello: Message) -> int:
+        """Returns the index of the worker that said hello; raises Closed if it can't join."""
+        index = hello.get("hello")
+        if not isinstance(index, int) or not 0 < index < self._cluster.size:
+            raise Closed(f"the chief's TF_CONFIG has no worker {index}")
+        if hello.get("cluster") != _digest(self._cluster):
+            raise Closed("the chief's TF_CONFIG lists other workers")
+        if index in self._joined:
+            raise Closed(f"another process has joined as {self._cluster.names[index]}")
+        return index
 
-def _listen_to(
-    channel: Channel, cluster: Cluster, here: dict[int, Channel], selector: selectors.BaseSelector
-) -> bool:
-    """Takes in one who says hello, or drops one who leaves; returns whether one came."""
-    try:
-        messages = channel.receive()
-        for message in messages:
-            here[_checked(cluster, message, here)] = channel
-    except Closed as closed:
-        channel.send({"refused": str(closed)})
-        selector.unregister(channel)
-        channel.close()
-        for index in [index for index, each in here.items() if each is channel]:
-            del here[index]  # it may come again
-        return False
-    return bool(messages)
-
-
-def _tell(here: Mapping[int, Channel], message: Message) -> None:
-    for channel in here.values():
-        channel.send(message)
-
-
-def _checked(cluster: Cluster, message: Message, here: Mapping[int, Channel]) -> int:
-    """The place of who said hello; Closed if the chief doesn't take it for one of its workers."""
-    index = message.get("hello")
-    if not isinstance(index, int) or not 0 < index < cluster.size:
-        raise Closed(f"it has no worker {index}")
-    if message.get("cluster") != _digest(cluster):
-        raise Closed("its TF_CONFIG names other workers")
-    if index in here:
-        raise Closed(f"it has a {cluster.names[index]} already")
-    return index
+    def _send(self, message: Message) -> None:
+        for channel in self._joined.values():
+            channel.send(message)
 
 
 def _digest(cluster: Cluster) -> str:
     return hashlib.sha256("\n".join(cluster.addresses).encode()).hexdigest()
 
 
-def _go_to_chief(cluster: Cluster, clock: _Clock) -> dict[int, Channel]:
-    """Any other worker's part."""
-    # Those who have not answered yet at their addresses; that matters only to name them.
+class _Refused(Exception):  # noqa: N818
+    """The chief refuses this worker, for the time being."""
+
+
+def _join(cluster: Cluster, deadline: _Deadline) -> Channel:
+    """Joins the chief, again and again until it says go; returns the connection to it."""
+    # The workers that have not yet answered at their addresses, only to name them in an error.
     unseen = collections.deque(set(range(1, cluster.size)) - {cluster.index})
     remark = ""
-    with _answering(cluster.address):
+    with _accepting(cluster.address):
         while True:
-            clock.look([0, *unseen], remark)
-            channel = None
+            deadline.check([0, *unseen], remark)
             try:
-                channel = Channel(_connect(cluster.addresses[0]))
-                _say_hello(cluster, channel, clock)
-                return {0: channel}
-            except BaseException as error:
-                if channel is not None:
-                    channel.close()
-                if isinstance(error, _Refused):
-                    remark = f" (who turns this worker away: {error})"
-                elif not isinstance(error, OSError) or isinstance(error, MissingWorkers):
-                    raise
-            if unseen and _answers(cluster.addresses[unseen[0]]):
+                return _join_once(cluster, deadline)
+            except _Refused as error:
+                remark = f" (the chief refuses this worker: {error})"
+            except MissingWorkers:
+                raise
+            except OSError:
+                pass  # the chief is not present, or has ended
+            if unseen and _accepts(cluster.addresses[unseen[0]]):
                 unseen.popleft()
             unseen.rotate(-1)
-            time.sleep(KNOCK_EVERY_S)
+            time.sleep(RETRY_EVERY_S)
 
 
-class _Refused(Exception):  # noqa: N818
-    pass
+def _join_once(cluster: Cluster, deadline: _Deadline) -> Channel:
+    """Says hello to the chief; returns the connection when the chief says go.
+
+    Raises:
+        _Refused: if the chief refuses this worker.
+        MissingWorkers: after the time limit, here or on the chief.
+        OSError: if the chief is not present, or ends.
+    """
+    channel = Channel(_connect(cluster.addresses[0]))
+    try:
+        channel.send({"hello": cluster.index, "cluster": _digest(cluster)})
+        if not channel.wait(ANSWER_TIMEOUT_S):
+            raise Closed("no answer")
+        missing: list[int] = []
+        while True:
+            for message in channel.receive():
+                if "refused" in message:
+                    raise _Refused(message["refused"])
+                if "go" in message:
+                    return channel
+                missing = [index for index in message.get("missing", ()) if index < cluster.size]
+                deadline.check(missing, is_over="over" in message)
+            deadline.check(missing)
+            channel.wait(RETRY_EVERY_S)
+    except BaseException:
+        channel.close()
+        raise
 
 
-def _say_hello(cluster: Cluster, channel: Channel, clock: _Clock) -> None:
-    """Returns when the chief says go; Closed if it is not there, or is no more."""
-    channel.send({"hello": cluster.index, "cluster": _digest(cluster)})
-    missing: list[int] = []
-    if not channel.wait(ANSWER_S):
-        raise Closed("no answer")
-    while True:
-        for message in channel.receive():
-            if "refused" in message:
-                raise _Refused(message["refused"])
-            if "go" in message:
-                return
-            missing = [index for index in message.get("missing", ()) if index < cluster.size]
-            clock.look(missing, is_over="over" in message)
-        clock.look(missing)
-        channel.wait(KNOCK_EVERY_S)
-
-
-def _answers(address: str) -> bool:
+def _accepts(address: str) -> bool:
+    """Returns whether a process accepts connections at an address."""
     try:
         with _connect(address):
             return True
@@ -213,11 +241,11 @@ def _answers(address: str) -> bool:
 
 
 def _connect(address: str) -> socket.socket:
-    connection = socket.create_connection(host_and_port(address), timeout=ANSWER_S)
+    connection = socket.create_connection(host_and_port(address), timeout=ANSWER_TIMEOUT_S)
     if connection.getsockname() == connection.getpeername():
-        # Where nobody listens, TCP may connect a socket to itself.
+        # Where no process listens, TCP may connect a socket to itself.
         connection.close()
-        raise ConnectionRefusedError(f"nobody listens at {address}")
+        raise ConnectionRefusedError(f"no process listens at {address}")
     return connection
 
 
@@ -233,23 +261,23 @@ def _listener(address: str) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _answering(address: str) -> Iterator[None]:
-    """Accepts connections at this worker's address and closes them: it is there."""
+def _accepting(address: str) -> Iterator[None]:
+    """Accepts connections at this worker's address and closes them: other workers see it there."""
     with _listener(address) as listener, selectors.DefaultSelector() as selector:
-        done, wake = socket.socketpair()
+        stop_reader, stop_writer = socket.socketpair()
         selector.register(listener, selectors.EVENT_READ)
-        selector.register(done, selectors.EVENT_READ)
+        selector.register(stop_reader, selectors.EVENT_READ)
 
-        def answer() -> None:
-            while all(key.fileobj is not done for key, _ in selector.select()):
+        def accept() -> None:
+            while all(key.fileobj is not stop_reader for key, _ in selector.select()):
                 with contextlib.suppress(OSError):
                     listener.accept()[0].close()
 
-        answering = threading.Thread(target=answer, daemon=True)
-        answering.start()
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
         try:
             yield
         finally:
-            wake.close()
-            answering.join()
-            done.close()
+            stop_writer.close()
+            thread.join()
+            stop_reader.close()

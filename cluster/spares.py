@@ -1,10 +1,10 @@
-"""Spares: processes that have started already, for when the workers have to be started anew.
+"""Spares: processes that are started in advance and replace workers when the cluster restarts.
 
-Importing TensorFlow takes seconds, so the launcher keeps the same command started once more for
-each worker, with ``CLUSTER_SPARE`` in its environment. Such a process imports what it will need and
-then waits for a line on its standard input: the TF_CONFIG of the worker that it becomes. What it
-has said until then waits, in its pipes, to be read with the worker's words. At the end of its input
-it leaves; with the launcher it dies as workers do.
+Importing TensorFlow takes seconds. So for each worker the launcher starts the same command once
+more, with ``CLUSTER_SPARE`` in its environment. A spare imports the modules that it will need and
+then waits for one line on standard input: the TF_CONFIG of the worker that it becomes. Its earlier
+output stays in the pipes and is printed with the worker's. A spare ends when its input ends, and it
+dies with the launcher as workers do.
 """
 
 from __future__ import annotations
@@ -19,74 +19,78 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from cluster.process import Worker
+from cluster.process import WorkerProcess
 
-VARIABLE: Final = "CLUSTER_SPARE"  # holds the place of the worker that the spare is for
-AFTER_S: Final = 10.0  # before that, the workers' own start needs the processors
+VARIABLE: Final = "CLUSTER_SPARE"  # its value is the index of the worker that the spare is for
+START_DELAY_S: Final = 10.0  # earlier, the workers' own start needs the processors
 
 
-def can_wait(command: Sequence[str]) -> bool:
-    """Whether a command is known to call ``wait``."""
+def are_supported_by(command: Sequence[str]) -> bool:
+    """Returns whether a command is known to call ``wait_until_needed``."""
     return ("-m", "tfdp.train") in itertools.pairwise(command)
 
 
-def wait(prepare: Callable[[], None]) -> bool:
-    """In a spare, waits until it becomes a worker; in any other process returns at once.
+def wait_until_needed(prepare: Callable[[], None]) -> bool:
+    """Waits in a spare until it becomes a worker; returns at once in any other process.
 
     Args:
-        prepare: called in a spare, before it waits.
+        prepare: imports modules; called in a spare, before it waits.
 
     Returns:
-        Whether this process is a worker, with TF_CONFIG in its environment; if not, it is not
-        needed any more.
+        Whether this process is a worker, with TF_CONFIG in its environment. False in a spare that
+        is no longer needed.
     """
     if os.environ.pop(VARIABLE, None) is None:
         return True
     prepare()
-    config = sys.stdin.readline()
-    with Path(os.devnull).open() as nothing:
-        os.dup2(nothing.fileno(), sys.stdin.fileno())  # as other workers have it
-    os.environ["TF_CONFIG"] = config.rstrip("\n")
-    return bool(config)
+    tf_config = sys.stdin.readline()
+    with Path(os.devnull).open() as null:
+        os.dup2(null.fileno(), sys.stdin.fileno())  # the standard input of other workers
+    os.environ["TF_CONFIG"] = tf_config.rstrip("\n")
+    return bool(tf_config)
 
 
 class Spares:
-    """The launcher's side of it.
+    """The launcher's spares.
 
     Args:
-        places: of the workers that get one.
-        start: starts the spare for a place.
+        indices: of the workers that get a spare.
+        start_process: starts the spare for the worker of an index.
     """
 
-    def __init__(self, places: Sequence[int], start: Callable[[int], Worker]) -> None:
-        self._places = places
-        self._start = start
-        self._waiting: dict[int, Worker] = {}
+    def __init__(
+        self, indices: Sequence[int], start_process: Callable[[int], WorkerProcess]
+    ) -> None:
+        self._indices = indices
+        self._start_process = start_process
+        self._processes: dict[int, WorkerProcess] = {}
         self._due_s = math.inf
 
     @property
     def due_s(self) -> float | None:
-        """When to call ``start``, by the monotonic clock; None if there is no need to."""
+        """The monotonic time from which ``start_if_due`` starts spares; None if none are due."""
         return self._due_s if self._due_s < math.inf else None
 
-    def workers_started(self) -> None:
-        """From now on it takes ``AFTER_S`` until spares are due."""
-        if self._places:
-            self._due_s = time.monotonic() + AFTER_S
+    def schedule(self) -> None:
+        """Makes missing spares due in ``START_DELAY_S``; call it when workers have started."""
+        if self._indices:
+            self._due_s = time.monotonic() + START_DELAY_S
 
-    def start(self) -> None:
-        """Starts those that are missing; one that can't be started is done without."""
+    def start_if_due(self) -> None:
+        """Starts the missing spares if they are due, without those that can't be started."""
+        if time.monotonic() < self._due_s:
+            return
         self._due_s = math.inf
-        for place in self._places:
-            if place not in self._waiting:
+        for index in self._indices:
+            if index not in self._processes:
                 with contextlib.suppress(OSError):
-                    self._waiting[place] = self._start(place)
+                    self._processes[index] = self._start_process(index)
 
-    def take(self, place: int, tf_config: str) -> Worker | None:
-        """Makes the spare for a place a worker, even if it is not ready yet.
+    def activate(self, index: int, tf_config: str) -> WorkerProcess | None:
+        """Makes the spare of an index a worker, even if it is still importing.
 
         Returns:
-            The worker, or None if there is no spare that lives.
+            The worker, or None if there is no running spare for it.
         """
-        spare = self._waiting.pop(place, None)
-        return spare if spare is not None and spare.tell(tf_config) else None
+        spare = self._processes.pop(index, None)
+        return spare if spare is not None and spare.write_line(tf_config) else None

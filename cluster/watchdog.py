@@ -1,8 +1,8 @@
-"""Nothing outlives the launcher, not even when it is killed.
+"""A process that kills all processes of the launcher after the launcher has ended.
 
-The watchdog is a process of its own that reads from a pipe which process groups there are. When the
-pipe closes, for whatever reason, it kills those that are left. It is started as a file, not forked:
-whoever kills the launcher by its command line then doesn't hit the watchdog as well.
+The watchdog reads from a pipe which process groups exist. When the pipe closes, for any reason, it
+kills the groups that are left. It is started as a file of its own, not forked. So a command that
+kills the launcher by its command line does not hit the watchdog as well.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ import sys
 
 
 class Watchdog:
-    """The launcher's side of it: a context manager that lasts as long as the launcher."""
+    """The launcher's end: a context manager that lasts as long as the launcher."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
-            # A copy of the launcher's output would keep its reader waiting for more.
+            # With a copy of the launcher's output, readers of that output would never see its end.
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # the terminal's signals are for the launcher
         )
         assert self._process.stdin is not None
-        self._orders = self._process.stdin
+        self._pipe = self._process.stdin
 
-    def watch(self, group: int) -> None:
-        """Adds a process group; a new process may do so itself, between fork and exec."""
-        os.write(self._orders.fileno(), b"+%d\n" % group)
+    def add(self, group: int) -> None:
+        """Adds a process group; a new process may add itself between fork and exec."""
+        os.write(self._pipe.fileno(), b"+%d\n" % group)
 
-    def forget(self, group: int) -> None:
-        """Takes out a group that has ended, before its number can be another's."""
-        os.write(self._orders.fileno(), b"-%d\n" % group)
+    def remove(self, group: int) -> None:
+        """Removes a group that has ended; call it before the kernel can reuse the number."""
+        os.write(self._pipe.fileno(), b"-%d\n" % group)
 
     def __enter__(self) -> Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._orders.close()
+        self._pipe.close()
         self._process.wait()
 
 
-def _guard() -> None:
+def _watch() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
-    for order in sys.stdin:
-        (groups.add if order[0] == "+" else groups.discard)(int(order[1:]))
+    for line in sys.stdin:
+        (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
     for group in groups:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    _guard()
+    _watch()

@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.print_help(TrainSettings, argv, __doc__ or ""):
         return exit_codes.FINISHED
     signals = Signals()  # before any import, NumPy included, starts a thread
-    if not spares.wait(_import_training):
+    if not spares.wait_until_needed(_import_training):
         return exit_codes.FINISHED
     lock = None
     try:

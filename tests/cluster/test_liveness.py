@@ -1,4 +1,4 @@
-"""The wire between workers that live as threads of this process, over real connections."""
+"""Liveness of workers that are threads of this process, over real connections."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from cluster.liveness import Liveness, RunEnd
 from cluster.spec import Cluster, local
 from tests.running import Process, free_port
 
-SOON_S = 10
+LIMIT_S = 10
 
 
-class Party:
-    """Workers that are connected as ``rendezvous.meet`` leaves them, each with its own wire."""
+class Workers:
+    """Workers with connections as ``rendezvous.connect_workers`` returns them."""
 
     def __init__(self, size: int, cluster_of: Callable[[int], Cluster]) -> None:
         pairs = {index: connected() for index in range(1, size)}
         self.channels = [{index: Channel(near) for index, (near, _) in pairs.items()}]
         self.channels += [{0: Channel(far)} for _, far in pairs.values()]
-        self.who = cluster_of(0).who
-        self.wires = [Liveness(cluster_of(i), self.channels[i]) for i in range(size)]
-        self.heard: list[queue.Queue[RunEnd]] = [queue.Queue() for _ in range(size)]
-        for each, heard in zip(self.wires, self.heard, strict=True):
-            each.watch(heard.put)
-        for each in self.wires:
-            each.begin()
+        self.describe = cluster_of(0).describe
+        self.liveness = [Liveness(cluster_of(i), self.channels[i]) for i in range(size)]
+        self.run_ends: list[queue.Queue[RunEnd]] = [queue.Queue() for _ in range(size)]
+        for worker, run_ends in zip(self.liveness, self.run_ends, strict=True):
+            worker.watch(run_ends.put)
+        for worker in self.liveness:
+            worker.start_heartbeats()
 
-    def end(self, index: int) -> RunEnd:
-        return self.heard[index].get(timeout=SOON_S)
+    def run_end(self, index: int) -> RunEnd:
+        return self.run_ends[index].get(timeout=LIMIT_S)
 
     def cut(self, index: int) -> None:
-        """As the kernel does when a worker's process ends; the thread of a dead one is mute."""
-        self.wires[index]._is_leaving = True
-        for each in self.channels[index].values():
-            with contextlib.suppress(OSError):  # the other may have been first
-                each._connection.shutdown(socket.SHUT_RDWR)
+        """Closes connections as the kernel does when a process ends, and silences the thread."""
+        self.liveness[index]._is_ending = True
+        for end in self.channels[index].values():
+            with contextlib.suppress(OSError):  # the other end may be closed already
+                end._connection.shutdown(socket.SHUT_RDWR)
 
-    def assert_quiet(self, *indices: int) -> None:
+    def assert_no_run_end(self, *indices: int) -> None:
         for index in indices:
-            assert self.wires[index].wait(0) is None
-            assert self.heard[index].empty()
+            assert self.liveness[index].wait_for_end(0) is None
+            assert self.run_ends[index].empty()
 
 
 def connected() -> tuple[socket.socket, socket.socket]:
@@ -60,204 +60,209 @@ def connected() -> tuple[socket.socket, socket.socket]:
 
 
 @pytest.fixture
-def party() -> Iterator[Callable[[int], Party]]:
-    made: list[Party] = []
+def start() -> Iterator[Callable[..., Workers]]:
+    started: list[Workers] = []
 
-    def make(size: int, ports: list[int] | None = None) -> Party:
-        ports = ports or [1 + i for i in range(size)]  # where nobody listens
-        made.append(Party(size, lambda index: local(ports, index)))
-        return made[-1]
+    def start(size: int, ports: list[int] | None = None) -> Workers:
+        ports = ports or [1 + i for i in range(size)]  # where no process listens
+        started.append(Workers(size, lambda index: local(ports, index)))
+        return started[-1]
 
-    yield make
-    for each in made:
-        for index in range(len(each.wires)):
-            each.cut(index)
+    yield start
+    for workers in started:
+        for index in range(len(workers.liveness)):
+            workers.cut(index)
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liveness, "BEAT_EVERY_S", 0.1)
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "HEARTBEAT_EVERY_S", 0.1)
     monkeypatch.setattr(liveness, "SILENCE_S", 0.6)
-    monkeypatch.setattr(liveness, "ANSWER_S", 0.2)
+    monkeypatch.setattr(liveness, "GREETING_TIMEOUT_S", 0.2)
 
 
-@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_ends_without_goodbye_is_named_everywhere(
-    lost: int, party: Callable[[int], Party]
+    lost: int, start: Callable[[int], Workers]
 ) -> None:
-    workers = party(3)
+    workers = start(3)
     began_s = time.monotonic()
     workers.cut(lost)
     for index in {0, 1, 2} - {lost}:
-        end = workers.end(index)
-        assert end == RunEnd(138, f"{workers.who(lost)} was lost: its process has ended")
+        reason = f"{workers.describe(lost)} was lost: its process has ended"
+        assert workers.run_end(index) == RunEnd(138, reason)
     assert time.monotonic() - began_s < 1
 
 
 @pytest.mark.parametrize("failed", [0, 2])
-def test_last_words_come_to_all_before_who_says_them_goes(
-    failed: int, party: Callable[[int], Party]
+def test_an_error_reaches_all_workers_before_the_failed_one_ends(
+    failed: int, start: Callable[[int], Workers]
 ) -> None:
-    workers = party(3)
-    workers.wires[failed].tell(2, "worker failed:\n  BadInput: so")
-    assert workers.wires[(failed + 1) % 3].wait(0 if failed == 0 else SOON_S) is not None
+    workers = start(3)
+    workers.liveness[failed].end_run(2, "worker failed:\n  BadInput: so")
+    timeout_s = 0 if failed == 0 else LIMIT_S
+    assert workers.liveness[(failed + 1) % 3].wait_for_end(timeout_s) is not None
     workers.cut(failed)
     for index in {0, 1, 2} - {failed}:
-        assert workers.end(index) == RunEnd(2, "worker failed: BadInput: so")
-    workers.assert_quiet(failed)
+        assert workers.run_end(index) == RunEnd(2, "worker failed: BadInput: so")
+    workers.assert_no_run_end(failed)
 
 
-def test_last_words_of_any_length_fit_into_a_message(party: Callable[[int], Party]) -> None:
-    workers = party(2)
-    workers.wires[1].tell(1, "\N{SKULL}" * 5000)
-    assert workers.end(0) == RunEnd(1, "\N{SKULL}" * liveness.REASON_CHARACTERS)
+def test_an_error_of_any_length_fits_into_a_message(start: Callable[[int], Workers]) -> None:
+    workers = start(2)
+    workers.liveness[1].end_run(1, "\N{SKULL}" * 5000)
+    assert workers.run_end(0) == RunEnd(1, "\N{SKULL}" * liveness.MAX_REASON_CHARACTERS)
 
 
-def test_the_first_news_is_what_counts(party: Callable[[int], Party]) -> None:
-    workers = party(3)
-    workers.wires[1].tell(1, "first")
-    assert workers.end(0) == workers.end(2) == RunEnd(1, "first")
+def test_the_first_run_end_counts(start: Callable[[int], Workers]) -> None:
+    workers = start(3)
+    workers.liveness[1].end_run(1, "first")
+    assert workers.run_end(0) == workers.run_end(2) == RunEnd(1, "first")
     workers.cut(1)
-    workers.wires[2].tell(2, "second")
-    assert workers.wires[0].wait(0) == RunEnd(1, "first")
-    assert workers.heard[0].empty()
+    workers.liveness[2].end_run(2, "second")
+    assert workers.liveness[0].wait_for_end(0) == RunEnd(1, "first")
+    assert workers.run_ends[0].empty()
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
-def test_goodbyes_are_no_losses(order: tuple[int, ...], party: Callable[[int], Party]) -> None:
-    workers = party(3)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_a_worker_that_says_goodbye_is_not_lost(
+    order: tuple[int, ...], start: Callable[[int], Workers]
+) -> None:
+    workers = start(3)
     for index in order:
         began_s = time.monotonic()
-        workers.wires[index].leave()
-        assert time.monotonic() - began_s < 1, "the others have heard it"
+        workers.liveness[index].leave()
+        assert time.monotonic() - began_s < 1, "the others have acknowledged it"
         workers.cut(index)
-    time.sleep(0.1)  # for somebody to be wrong
-    workers.assert_quiet(0, 1, 2)
+    time.sleep(0.1)  # for a wrong report of a loss
+    workers.assert_no_run_end(0, 1, 2)
 
 
-def test_all_may_leave_at_the_same_moment(party: Callable[[int], Party]) -> None:
-    workers = party(3)
-    leaving = [threading.Thread(target=each.leave) for each in workers.wires]
-    for thread in leaving:
+def test_all_may_leave_at_the_same_moment(start: Callable[[int], Workers]) -> None:
+    workers = start(3)
+    threads = [threading.Thread(target=worker.leave) for worker in workers.liveness]
+    for thread in threads:
         thread.start()
-    for thread in leaving:
-        thread.join(SOON_S)
-    workers.assert_quiet(0, 1, 2)
+    for thread in threads:
+        thread.join(LIMIT_S)
+    workers.assert_no_run_end(0, 1, 2)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_a_frozen_worker_is_lost_and_hears_of_it(
-    frozen: int, party: Callable[[int], Party]
+def test_a_frozen_worker_is_lost_and_is_sent_the_news(
+    frozen: int, start: Callable[[int], Workers]
 ) -> None:
-    workers = party(3)
-    workers.wires[frozen]._send = lambda *_: None  # type: ignore[method-assign]
+    workers = start(3)
+    workers.liveness[frozen]._send = lambda *_: None  # type: ignore[method-assign]
     for index in {0, 1, 2} - {frozen}:
-        end = workers.end(index)
-        assert end.code == 138
-        assert end.reason.startswith(f"{workers.who(frozen)} was lost: it is frozen")
+        run_end = workers.run_end(index)
+        assert run_end.code == 138
+        assert run_end.reason.startswith(f"{workers.describe(frozen)} was lost: it is frozen")
     if frozen:
-        assert workers.end(frozen).reason.startswith(f"{workers.who(frozen)} was lost")
+        assert workers.run_end(frozen).reason.startswith(f"{workers.describe(frozen)} was lost")
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeouts")
 def test_a_silent_worker_whose_tensorflow_answers_is_busy_and_not_lost(
-    party: Callable[..., Party],
+    start: Callable[..., Workers],
 ) -> None:
     ports = [free_port() for _ in range(2)]
-    workers = party(2, ports)
-    answered = threading.Semaphore(0)
+    workers = start(2, ports)
+    greetings = threading.Semaphore(0)
     with socket.create_server(("127.0.0.1", ports[1])) as tensorflow:
 
         def greet() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    with tensorflow.accept()[0] as knock:
-                        knock.sendall(b"\0\0\x18\4")
-                    answered.release()
+                    with tensorflow.accept()[0] as probe:
+                        probe.sendall(b"\0\0\x18\4")
+                    greetings.release()
 
         threading.Thread(target=greet, daemon=True).start()
-        workers.wires[1]._send = lambda *_: None  # type: ignore[method-assign]
-        for _ in range(3):
-            assert answered.acquire(timeout=SOON_S)
-        workers.assert_quiet(0)
+        workers.liveness[1]._send = lambda *_: None  # type: ignore[method-assign]
+        for _ in range(2):
+            assert greetings.acquire(timeout=LIMIT_S)
+        workers.assert_no_run_end(0)
         tensorflow.shutdown(socket.SHUT_RDWR)
-    assert "is frozen" in workers.end(0).reason
+    assert "is frozen" in workers.run_end(0).reason
 
 
-@pytest.mark.usefixtures("impatient")
-def test_who_was_frozen_or_busy_itself_accuses_nobody(party: Callable[[int], Party]) -> None:
-    workers = party(3)
+@pytest.mark.usefixtures("short_timeouts")
+def test_a_worker_that_was_frozen_or_busy_itself_finds_no_other_lost(
+    start: Callable[[int], Workers],
+) -> None:
+    workers = start(3)
+    time.sleep(0.2)
+    ctypes.PyDLL(None).usleep(900_000)  # holds Python's lock: no thread runs
     time.sleep(0.3)
-    ctypes.PyDLL(None).usleep(2_000_000)  # holds Python's lock: no thread has its turn
-    time.sleep(0.3)
-    workers.assert_quiet(0, 1, 2)
+    workers.assert_no_run_end(0, 1, 2)
 
 
 @pytest.mark.parametrize(
-    "says", [b"GET / HTTP/1.0\r\n", b"\xff\n", b"[1]\n", b"x" * (channel.MESSAGE_BYTES + 1)]
+    "data", [b"GET / HTTP/1.0\r\n", b"\xff\n", b"[1]\n", b"x" * (channel.MAX_MESSAGE_BYTES + 1)]
 )
-def test_what_is_no_message_ends_a_connection(says: bytes, party: Callable[[int], Party]) -> None:
-    workers = party(2)
-    workers.channels[1][0]._connection.sendall(says)
-    end = workers.end(0)
-    assert end == RunEnd(138, f"{workers.who(1)} was lost: it sent what is no message")
+def test_an_invalid_message_ends_a_connection(data: bytes, start: Callable[[int], Workers]) -> None:
+    workers = start(2)
+    workers.channels[1][0]._connection.sendall(data)
+    reason = f"{workers.describe(1)} was lost: it sent an invalid message"
+    assert workers.run_end(0) == RunEnd(138, reason)
 
 
 def test_messages_come_whole_and_in_order_however_they_are_cut() -> None:
     near, far = connected()
     with near, far:
-        receiving = Channel(near)
-        got = []
+        receiver = Channel(near)
+        messages = []
         for byte in b'{"a": 1}\n{}\n{"b": "\\n"}\n':
             far.sendall(bytes([byte]))
-            assert receiving.wait(SOON_S)
-            got += receiving.receive()
-        assert got == [{"a": 1}, {}, {"b": "\n"}]
+            assert receiver.wait(LIMIT_S)
+            messages += receiver.receive()
+        assert messages == [{"a": 1}, {}, {"b": "\n"}]
         with pytest.raises(ValueError, match="8192 are the most"):
-            receiving.send({"long": "x" * channel.MESSAGE_BYTES})
+            receiver.send({"long": "x" * channel.MAX_MESSAGE_BYTES})
 
 
-# A process that waits as TensorFlow's start does, holding Python's lock, with a peer that goes.
-GUARDED = """
+# A process that waits as TensorFlow's start does, holding Python's lock, while a peer ends.
+STARTING = """
 import ctypes, os, socket, sys
 from cluster import channel, liveness, spec
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-before = sys.argv[2] == "before"
-if before: connection.recv(1)  # it has gone already
-each = liveness.Liveness(spec.local([1, 2], 1), {0: channel.Channel(connection)})
-with each.guarding():
-    print("waiting", flush=True)
-    ctypes.PyDLL(None).sleep(2 if sys.argv[2] == "never" else 60)
-print("through", flush=True)
-ctypes.PyDLL(None).sleep(1)
+when = sys.argv[2]
+if when == "before": connection.recv(1)  # the peer has ended
+worker = liveness.Liveness(spec.local([1, 2], 1), {0: channel.Channel(connection)})
+with worker.exiting_on_disconnect():
+    print("in the block", flush=True)
+    ctypes.PyDLL(None).usleep(100_000 if when == "after" else 60_000_000)
+print("after the block", flush=True)
+ctypes.PyDLL(None).usleep(500_000)
 """
 
 
-@pytest.mark.parametrize("when", ["before", "while", "never"])
-def test_a_break_while_tensorflow_starts_ends_the_process(when: str) -> None:
+@pytest.mark.parametrize(
+    ("when", "code"), [("before", -signal.SIGUSR1), ("in", -signal.SIGUSR1), ("after", 0)]
+)
+def test_a_break_while_tensorflow_starts_ends_the_process(when: str, code: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-        with Process(["python", "-c", GUARDED, port, when], limit_s=30) as process:
+        with Process(["python", "-c", STARTING, port, when], limit_s=30) as process:
             peer, _ = listener.accept()
             with peer:
-                if when == "before":
-                    peer.close()
-                else:
-                    process.wait_for("waiting" if when == "while" else "through")
-                    peer.close()
-                process.wait(0 if when == "never" else -signal.SIGUSR1)
+                if when != "before":
+                    process.wait_for(f"{when} the block")
+                peer.close()
+                process.wait(code)
     assert 128 + signal.SIGUSR1 == 138
 
 
-def test_a_forked_child_keeps_no_connection_open(party: Callable[[int], Party]) -> None:
+def test_a_forked_child_keeps_no_connection_open() -> None:
     script = """
 import os, socket, time
 from cluster import channel, liveness, spec
 with socket.create_server(("127.0.0.1", 0)) as listener:
     far = socket.create_connection(listener.getsockname())
     near = listener.accept()[0]
-each = liveness.Liveness(spec.local([1, 2], 0), {1: channel.Channel(near)})
+worker = liveness.Liveness(spec.local([1, 2], 0), {1: channel.Channel(near)})
 if os.fork() == 0:
     far.close()
     time.sleep(600)

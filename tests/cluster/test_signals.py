@@ -13,7 +13,7 @@ from cluster.signals import Signals
 
 @pytest.fixture(autouse=True)
 def as_in_a_terminal() -> Iterator[None]:
-    """A shell starts what it puts into the background with SIGINT ignored; these tests need it."""
+    """Restores SIGINT: shells start background processes with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -21,7 +21,7 @@ def as_in_a_terminal() -> Iterator[None]:
 
 @pytest.fixture
 def now_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that stands; its hand is the first and only item."""
+    """The time of a clock that stands still, as a list of one item."""
     now_s = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now_s[0])
     return now_s
@@ -34,7 +34,7 @@ def received(now_s: list[float], as_in_a_terminal: None) -> Iterator[Signals]:
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "expected"),
     [
         (signal.SIGINT, signal.SIGINT),
         (signal.SIGTERM, signal.SIGTERM),
@@ -42,33 +42,33 @@ def received(now_s: list[float], as_in_a_terminal: None) -> Iterator[Signals]:
     ],
 )
 def test_a_signal_is_received(
-    sent: signal.Signals, told: signal.Signals, received: Signals
+    sent: signal.Signals, expected: signal.Signals, received: Signals
 ) -> None:
     assert received.receive() == []
     signal.raise_signal(sent)
     assert select.select([received], [], [], 0)[0] == [received]
-    assert received.receive() == [told]
+    assert received.receive() == [expected]
     assert select.select([received], [], [], 0)[0] == []
 
 
-def test_an_echo_is_not_a_second_signal(received: Signals, now_s: list[float]) -> None:
+def test_a_duplicate_is_not_a_second_signal(received: Signals, now_s: list[float]) -> None:
     signal.raise_signal(signal.SIGTERM)
     assert received.receive() == [signal.SIGTERM]
-    now_s[0] += signals.ECHO_S / 2
+    now_s[0] += signals.DUPLICATE_S / 2
     signal.raise_signal(signal.SIGTERM)
     assert received.receive() == []
-    now_s[0] += signals.ECHO_S
+    now_s[0] += signals.DUPLICATE_S
     signal.raise_signal(signal.SIGTERM)
     assert received.receive() == [signal.SIGTERM]
 
 
-def test_a_childs_end_wakes_and_is_no_signal_to_stop(received: Signals) -> None:
+def test_the_end_of_a_child_wakes_the_launcher_and_is_no_stop_signal(received: Signals) -> None:
     subprocess.run(["true"], check=True)
     assert select.select([received], [], [], 10)[0] == [received]
     assert received.receive() == []
 
 
-def test_an_ignored_signal_stays_ignored_and_all_is_put_back() -> None:
+def test_an_ignored_signal_stays_ignored_and_all_handlers_are_restored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     interrupt = signal.getsignal(signal.SIGINT)
     try:

@@ -20,7 +20,7 @@ def task(job: Any = "worker", index: Any = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("environ", "why"),
+    ("environ", "case"),
     [
         ({}, "unset"),
         ({"TF_CONFIG": ""}, "empty"),
@@ -31,8 +31,8 @@ def task(job: Any = "worker", index: Any = 0) -> dict[str, Any]:
         ({"TF_CONFIG": '{"cluster": {}, "task": {"type": "worker", "index": "0"}}'}, "quoted"),
     ],
 )
-def test_no_cluster_is_a_run_of_one_process(environ: dict[str, str], why: str) -> None:
-    assert spec.from_environment(environ) is None, why
+def test_no_cluster_is_a_run_of_one_process(environ: dict[str, str], case: str) -> None:
+    assert spec.from_environment(environ) is None, case
 
 
 def test_workers_keep_their_order() -> None:
@@ -56,13 +56,13 @@ def test_a_chief_comes_first(this: dict[str, Any], index: int, is_chief: bool) -
     assert (cluster.index, cluster.is_chief) == (index, is_chief)
 
 
-def test_worker_0_is_chief_where_there_is_no_other() -> None:
+def test_worker_0_is_chief_in_a_cluster_without_one() -> None:
     cluster = read({"worker": [A, B]}, task(index=0))
     assert cluster is not None
     assert cluster.is_chief
 
 
-def test_a_quoted_index_and_foreign_keys_are_taken() -> None:
+def test_a_quoted_index_and_foreign_keys_are_accepted() -> None:
     config = {
         "cluster": {"worker": [A, B]},
         "task": task(index="1"),
@@ -94,7 +94,7 @@ def test_local_workers_are_on_loopback() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ('{"cluster": ', "not JSON"),
         ("worker", "'worker', which is not JSON"),
@@ -103,22 +103,22 @@ def test_local_workers_are_on_loopback() -> None:
         ('{"cluster": ["a:1"]}', r'cluster is \["a:1"\]: it has to be an object'),
         ('{"cluster": null}', "cluster is null: it has to be an object"),
         ('{"cluster": {"worker": ["a:1"]}, "task": 3}', "task is 3: it has to be an object"),
-        ('{"task": {"type": "worker", "index": 1}}', "index 1, but there is no cluster"),
+        ('{"task": {"type": "worker", "index": 1}}', "index 1, but TF_CONFIG has no cluster"),
     ],
 )
-def test_a_config_of_another_shape_is_refused(text: str, says: str) -> None:
-    with pytest.raises(ClusterError, match=says):
+def test_a_config_of_another_shape_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ClusterError, match=message):
         spec.from_environment({"TF_CONFIG": text})
 
 
 @pytest.mark.parametrize(
-    ("jobs", "says"),
+    ("jobs", "message"),
     [
         ({"worker": []}, "no worker: list host:port"),
         ({"worker": A}, "\"a:1\" as the job 'worker': make it a list"),
         ({"worker": [A, 2]}, r'\["a:1", 2\] as the job'),
         ({"worker": {"0": A}}, "make it a list"),
-        ({"worker": [A], "ps": [B]}, "the job 'ps': every process is a chief or a worker"),
+        ({"worker": [A], "ps": [B]}, "the job 'ps': every process has to be a chief or a worker"),
         ({"worker": [A], "evaluator": [B]}, "the job 'evaluator'"),
         ({"worker": [A], "master": [B]}, "the job 'master'"),
         ({"worker": [A], "chief": [B, C]}, "2 chiefs, b:2, c:3: keep one"),
@@ -126,8 +126,8 @@ def test_a_config_of_another_shape_is_refused(text: str, says: str) -> None:
         ({"worker": [A], "chief": [A]}, "a:1 for chief and for worker 0"),
     ],
 )
-def test_a_wrong_cluster_is_refused(jobs: dict[str, Any], says: str) -> None:
-    with pytest.raises(ClusterError, match=says):
+def test_a_wrong_cluster_is_refused(jobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ClusterError, match=message):
         read(jobs, task())
 
 
@@ -144,16 +144,16 @@ def test_a_malformed_address_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["a:1", "10.0.0.1:65535", "[::1]:80", "job-0.svc.local:2222"])
-def test_an_address_is_taken(address: str) -> None:
+def test_an_address_is_accepted(address: str) -> None:
     assert Cluster((address,), ("worker 0",), 0).address == address
 
 
 @pytest.mark.parametrize(
-    ("this", "says"),
+    ("this", "message"),
     [
         ({}, "task has no type"),
         ({"index": 0}, "task has no type"),
-        (task("ps"), "the type 'ps': say whether this process is a 'chief' or a 'worker'"),
+        (task("ps"), "the type 'ps': state whether this process is a 'chief' or a 'worker'"),
         (task("evaluator"), "the type 'evaluator'"),
         (task(["worker"]), "the type"),
         ({"type": "worker"}, "task has no index"),
@@ -166,12 +166,12 @@ def test_an_address_is_taken(address: str) -> None:
         (task("chief"), "chief 0, but the cluster lists 0 of the job 'chief'"),
     ],
 )
-def test_a_wrong_task_is_refused(this: dict[str, Any], says: str) -> None:
-    with pytest.raises(ClusterError, match=says):
+def test_a_wrong_task_is_refused(this: dict[str, Any], message: str) -> None:
+    with pytest.raises(ClusterError, match=message):
         read({"worker": [A, B]}, this)
 
 
 @pytest.mark.parametrize("index", [-1, 1])
-def test_a_place_outside_of_the_cluster_is_refused(index: int) -> None:
-    with pytest.raises(ClusterError, match=f"place is {index}"):
+def test_an_index_out_of_range_is_refused(index: int) -> None:
+    with pytest.raises(ClusterError, match=f"index of this process is {index}"):
         spec.local([4000], index)

@@ -1,9 +1,9 @@
-"""Chaos: ``python -m tests.processes.chaos --rounds=50`` harms runs, and shows what came of it.
+"""Harms runs at random and compares their weights: ``python -m tests.processes.chaos --rounds=50``.
 
-A round is one harm: a signal (KILL, STOP, TERM) to one worker of a run under the launcher, at some
-moment: while it starts, trains, saves, evaluates or exports. All of that is drawn from a seed. A
-run takes a few rounds (those that come before it is over) and then goes to its end, where its
-weights have to be those of a run that nobody disturbed, bit for bit.
+A round is one harm: a signal (KILL, STOP, TERM) to one worker of a run under the launcher, while it
+starts, trains, saves, evaluates or exports. A seed determines signal, worker and moment. After a
+few rounds, or as many as come before its end, a run goes on to its end. There its weights have to
+equal those of an unharmed run, bit for bit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LIMIT_S = 90  # for each step of a round
 
 @dataclasses.dataclass(frozen=True)
 class Harm:
-    """What is done to a run: ``signal`` to worker ``victim``, ``delay_s`` after ``moment``."""
+    """One harm: ``signal`` to worker ``victim``, ``delay_s`` after ``moment``."""
 
     moment: str
     signal: str
@@ -46,27 +46,27 @@ class Harm:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of it.
+    """What followed a harm.
 
     Args:
-        harm: what was done.
-        noticed_s: until another worker had ended; None if none did.
-        again_s: until training (or what comes after it) went on; None if the run was over.
-        reason: what the launcher said.
-        words: what another worker said of it, if one did.
+        harm: the harm.
+        noticed_s: seconds until another worker had ended; None if none did.
+        resumed_s: seconds until the run went on; None if it had ended.
+        reason: the launcher's message.
+        message: another worker's message, if any.
     """
 
     harm: Harm
     noticed_s: float | None
-    again_s: float | None
+    resumed_s: float | None
     reason: str
-    words: str
+    message: str
 
 
 def draw(rng: random.Random, rounds: int) -> Iterator[list[Harm]]:
-    """The harms of one run after the other, ``rounds`` in all."""
+    """Yields the harms of each run, ``rounds`` in all."""
     while rounds > 0:
-        # Once a run exports, there is nothing left to harm: that comes last, in every second run.
+        # Export is the end of a run: it comes last, in at least every second run.
         last = rng.choice((rng.choice(MOMENTS), "export"))
         moments = [*rng.choices(MOMENTS[:-1], k=ROUNDS_A_RUN - 1), last]
         moments = moments[:rounds]
@@ -82,8 +82,8 @@ def draw(rng: random.Random, rounds: int) -> Iterator[list[Harm]]:
         ]
 
 
-def harm_a_run(workdir: Path, harms: Sequence[Harm], say: Callable[[Outcome], None]) -> None:
-    """Does all of ``harms`` to a run of its own, and takes the run to its end."""
+def harm_a_run(workdir: Path, harms: Sequence[Harm], report: Callable[[Outcome], None]) -> None:
+    """Starts a run, does all of ``harms`` to it, and waits for its end."""
     marks = workdir.with_name(f"{workdir.name}-marks")
     marks.mkdir(parents=True)
     flags = ("--eval_every_steps=6", "--startup_timeout_s=12")
@@ -94,7 +94,7 @@ def harm_a_run(workdir: Path, harms: Sequence[Harm], say: Callable[[Outcome], No
         for harm in harms:
             if not _reach(harm, launcher, workdir, marks):
                 break
-            say(_harm(harm, launcher))
+            report(_harm(harm, launcher))
         launcher.wait(0)
 
 
@@ -103,16 +103,16 @@ def _reach(harm: Harm, launcher: Process, workdir: Path, marks: Path) -> bool:
     for mark in marks.iterdir():
         mark.unlink()
 
-    def is_there() -> bool:
+    def is_reached() -> bool:
         if harm.moment == "start":
             return len(_workers(launcher)) == WORKERS
         if harm.moment == "save":
-            return any((workdir / "checkpoints").glob(".*"))  # not whole yet
+            return any((workdir / "checkpoints").glob(".*"))  # not complete yet
         if harm.moment == "export":
             return any((workdir / "model").glob(".*"))
         return (marks / ("eval" if harm.moment == "evaluate" else "train")).exists()
 
-    if not _wait(launcher, is_there):
+    if not _wait(launcher, is_reached):
         return False
     time.sleep(harm.delay_s)
     return launcher.popen.poll() is None
@@ -125,23 +125,23 @@ def _harm(harm: Harm, launcher: Process) -> Outcome:
     if harm.victim in workers:
         with contextlib.suppress(psutil.NoSuchProcess):
             workers[harm.victim].send_signal(getattr(signal, f"SIG{harm.signal}"))
-    others = [worker for place, worker in workers.items() if place != harm.victim]
+    others = [worker for index, worker in workers.items() if index != harm.victim]
     noticed = _wait(launcher, lambda: any(not _is_alive(other) for other in others))
     noticed_s = time.monotonic() - began_s if noticed else None
-    restart = r"\[launch\] (.*: (?:starting anew.*|all workers have finished))"
+    restart = r"\[launch\] (.*: starting again.*)"
     _wait(launcher, lambda: re.search(restart, launcher.output[before:]) is not None)
-    found = re.search(restart, launcher.output[before:])
-    goes_on = r"starting anew.*(?s:.*)tfdp: (step|finished|.* is finished)"
-    again = _wait(launcher, lambda: re.search(goes_on, launcher.output[before:]) is not None)
-    again_s = time.monotonic() - began_s if again else None
-    said = launcher.output[before:]
-    reason = found[1] if found else "the run was over"
-    words = re.search(r"tfdp: (.*(?:was lost|told to|failed|waited).*)", said)
-    return Outcome(harm, noticed_s, again_s, reason, words[1] if words else "")
+    match = re.search(restart, launcher.output[before:])
+    goes_on = r"starting again.*(?s:.*)tfdp: (step|finished|.* is finished)"
+    resumed = _wait(launcher, lambda: re.search(goes_on, launcher.output[before:]) is not None)
+    resumed_s = time.monotonic() - began_s if resumed else None
+    output = launcher.output[before:]
+    reason = match[1] if match else "the run was over"
+    message = re.search(r"tfdp: (.*(?:was lost|told to|failed|waited).*)", output)
+    return Outcome(harm, noticed_s, resumed_s, reason, message[1] if message else "")
 
 
 def _wait(launcher: Process, condition: Callable[[], bool]) -> bool:
-    """Whether ``condition`` came true before the launcher ended."""
+    """Returns whether ``condition`` became true before the launcher ended."""
     deadline_s = time.monotonic() + LIMIT_S
     while not condition():
         if launcher.popen.poll() is not None:
@@ -153,15 +153,15 @@ def _wait(launcher: Process, condition: Callable[[], bool]) -> bool:
 
 
 def _workers(launcher: Process) -> dict[int, psutil.Process]:
-    """The launcher's workers by their places."""
-    found = {}
+    """Returns the launcher's workers by index."""
+    workers = {}
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(launcher.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 config = json.loads(process.environ().get("TF_CONFIG", "{}"))
                 if config and process.status() != psutil.STATUS_ZOMBIE:
-                    found[config["task"]["index"]] = process
-    return found
+                    workers[config["task"]["index"]] = process
+    return workers
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -180,25 +180,27 @@ def main(argv: Sequence[str]) -> int:
     rng = random.Random(flags.seed)
     rounds = 0
 
-    def say(outcome: Outcome) -> None:
+    def report(outcome: Outcome) -> None:
         nonlocal rounds
         rounds += 1
         harm = outcome.harm
         times = [
-            "-".rjust(7) if each is None else f"{each:7.1f}"
-            for each in (outcome.noticed_s, outcome.again_s)
+            "-".rjust(7) if time_s is None else f"{time_s:7.1f}"
+            for time_s in (outcome.noticed_s, outcome.resumed_s)
         ]
-        what = f"{rounds:5}  {harm.moment:8}  {harm.signal:4}  {harm.victim:6}"
-        print(f"{what}  {times[0]}  {times[1]}  {outcome.words[:90] or outcome.reason}", flush=True)
+        row = f"{rounds:5}  {harm.moment:8}  {harm.signal:4}  {harm.victim:6}"
+        print(
+            f"{row}  {times[0]}  {times[1]}  {outcome.message[:90] or outcome.reason}", flush=True
+        )
 
     with tempfile.TemporaryDirectory(prefix="tfdp-chaos-") as folder:
         finish(Path(folder) / "unharmed")
         expected = summary(Path(folder) / "unharmed")["weights_sha256"]
-        print("round  moment    sent  worker  noticed    again  what the others said")
+        print("round  moment    sent  worker  noticed  resumed  message of another worker")
         print("                               (s)        (s)")
         for number, harms in enumerate(draw(rng, flags.rounds), start=1):
             workdir = Path(folder) / str(number)
-            harm_a_run(workdir, harms, say)
+            harm_a_run(workdir, harms, report)
             got = summary(workdir)["weights_sha256"]
             print(f"run {number} ended with {got[:12]}, unharmed {expected[:12]}", flush=True)
             if got != expected:

@@ -1,4 +1,4 @@
-"""A little chaos in every test run; ``make chaos`` has more of it."""
+"""A short run of the chaos test; ``make chaos`` runs it for longer."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def test_a_harmed_run_ends_with_the_weights_of_an_unharmed_one(
     outcomes: list[Outcome] = []
     chaos.harm_a_run(tmp_path / "run", harms, outcomes.append)
     assert [outcome.harm for outcome in outcomes] == harms
-    assert "worker 1 was killed by SIGKILL: starting anew" in outcomes[0].reason
-    assert "worker 0 was killed by SIGKILL: starting anew" in outcomes[1].reason
+    assert "worker 1 was killed by SIGKILL: starting again" in outcomes[0].reason
+    assert "worker 0 was killed by SIGKILL: starting again" in outcomes[1].reason
     assert summary(tmp_path / "run")["weights_sha256"] == summary(unharmed)["weights_sha256"]
     assert [path.name for path in (tmp_path / "run" / "model").iterdir()] == ["1"]
 
 
-def test_what_is_done_is_drawn_from_the_seed() -> None:
+def test_all_harms_are_drawn_from_the_seed() -> None:
     def drawn(seed: int) -> list[list[Harm]]:
         return list(chaos.draw(chaos.random.Random(seed), rounds=50))
 

@@ -1,4 +1,4 @@
-"""Workers that fail, freeze or are told to leave: what others say, when, and what comes then."""
+"""Workers that fail, freeze or are told to stop: how soon the others end, and what they print."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ FAULTS = {
 def failed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[str], tuple[float, list[str]]]]:
-    """Runs of which one worker fails, two at a time: how long the others took, and all words."""
+    """Runs of which one worker fails: seconds until the other has ended, and both outputs."""
 
     def run(fault: str, workdir: Path) -> tuple[float, list[str]]:
         code, _ = FAULTS[fault]
-        at_fault = int(fault[-1])
+        failed_index = int(fault[-1])
         with Workers([command(workdir)] * 2, env={"FAULT": fault}) as workers:
-            workers[at_fault].wait(code)
-            failed_s = time.monotonic()
-            workers[1 - at_fault].wait(code)
-            took_s = time.monotonic() - failed_s
+            workers[failed_index].wait(code)
+            ended_s = time.monotonic()
+            workers[1 - failed_index].wait(code)
+            took_s = time.monotonic() - ended_s
             outputs = workers.wait(code, code)
         assert checkpoints(workdir) == {}
-        return took_s, [outputs[at_fault], outputs[1 - at_fault]]
+        return took_s, [outputs[failed_index], outputs[1 - failed_index]]
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # two runs side by side
         runs = {
             fault: pool.submit(run, fault, tmp_path_factory.mktemp("failed")) for fault in FAULTS
         }
@@ -57,41 +57,56 @@ def failed(
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_one_worker_ends_all_with_its_words_and_code(
+def test_an_error_of_one_worker_ends_all_with_its_message_and_code(
     fault: str, failed: Callable[[str], tuple[float, list[str]]]
 ) -> None:
-    took_s, (at_fault, other) = failed(fault)
-    code, words = FAULTS[fault]
+    took_s, (output, other_output) = failed(fault)
+    code, message = FAULTS[fault]
     assert took_s < 3
-    assert words in other
-    assert_only_own_words(other)
+    assert message in other_output
+    assert_only_own_words(other_output)
     if code == 1:
-        assert "small.py" in at_fault and words.rpartition("failed: ")[2] in at_fault
+        assert "small.py" in output and message.rpartition("failed: ")[2] in output
     else:
-        assert_only_own_words(at_fault)
+        assert_only_own_words(output)
 
 
-def test_a_signal_while_a_model_is_built_ends_all_at_once(tmp_path: Path) -> None:
-    hold, marks = tmp_path / "hold", tmp_path / "marks"
-    hold.touch()
-    marks.mkdir()
+@pytest.fixture
+def hold(tmp_path: Path) -> Path:
+    """A file; workers wait while it exists."""
+    path = tmp_path / "hold"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Path:
+    """A folder in which workers make a file when they reach a phase."""
+    path = tmp_path / "marks"
+    path.mkdir()
+    return path
+
+
+def test_a_signal_while_a_model_is_built_ends_all_at_once(
+    hold: Path, marks: Path, tmp_path: Path
+) -> None:
     env = {"HOLD_BUILD": str(hold), "MARKS": str(marks)}
     with Workers([command(tmp_path / "run")] * 2, env=env) as workers:
-        wait_until((marks / "build").exists, 40, "they build")
+        wait_until((marks / "build").exists, 40, "both workers build")
         workers[1].signal(signal.SIGTERM)
         chief, other = workers.wait(138, 143)
     assert chief == "tfdp: worker 1 was told to stop (SIGTERM)\n"
     assert other == ""
 
 
-def test_a_signal_in_an_evaluation_between_stops_and_saves_there(tmp_path: Path) -> None:
-    hold, workdir, marks = tmp_path / "hold", tmp_path / "run", tmp_path / "marks"
-    hold.touch()
-    marks.mkdir()
+def test_a_signal_in_an_evaluation_between_steps_saves_there(
+    hold: Path, marks: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
     env = {"HOLD_EVAL": f"{hold}:1", "MARKS": str(marks)}
     flags = ("--eval_every_steps=6", "--checkpoint_every_steps=100", "--global_batch_size=4")
     with Workers([command(workdir, *flags)] * 2, env=env) as workers:
-        wait_until((marks / "eval").exists, 40, "they evaluate")
+        wait_until((marks / "eval").exists, 40, "both workers evaluate")
         workers[1].signal(signal.SIGTERM)
         workers[1].wait_for("got SIGTERM")
         hold.unlink()
@@ -101,14 +116,14 @@ def test_a_signal_in_an_evaluation_between_stops_and_saves_there(tmp_path: Path)
     assert list(checkpoints(workdir)) == [6]
 
 
-def test_a_signal_in_the_last_evaluation_loses_no_training(tmp_path: Path) -> None:
-    hold, workdir, marks = tmp_path / "hold", tmp_path / "run", tmp_path / "marks"
-    hold.touch()
-    marks.mkdir()
+def test_a_signal_in_the_last_evaluation_loses_no_training(
+    hold: Path, marks: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
     env = {"HOLD_EVAL": f"{hold}:0", "MARKS": str(marks), "CALLBACKS": "none"}
     flags = ("--steps=9", "--checkpoint_every_steps=100")
     with Workers([command(workdir, *flags)] * 2, env=env) as workers:
-        wait_until((marks / "eval").exists, 40, "they evaluate")
+        wait_until((marks / "eval").exists, 40, "both workers evaluate")
         workers[0].signal(signal.SIGTERM)
         chief, other = workers.wait(143, 138)
     assert other == "tfdp: worker 0 was told to stop (SIGTERM)\n"
@@ -117,13 +132,13 @@ def test_a_signal_in_the_last_evaluation_loses_no_training(tmp_path: Path) -> No
 
 
 class Supervised:
-    """One worker, started again when it ends with a code of 128 or more, as cluster managers do.
+    """One worker that is started again after exit codes of 128 and more, as by cluster managers.
 
     Args:
-        name: as it calls itself.
+        name: the worker's name.
         arguments: its command.
-        env: its variables; TF_CONFIG stays the same at every start.
-        delay_s: between an end and the next start.
+        env: its environment variables, the same at every start.
+        delay_s: from an end to the next start.
     """
 
     def __init__(
@@ -148,15 +163,19 @@ class Supervised:
             time.sleep(self._delay_s)
 
     def wait_for_end(self, number: int, within_s: float) -> str:
-        """Waits until start ``number`` has ended, and gives what it said."""
+        """Waits until start ``number`` has ended; returns its output."""
         wait_until(
-            lambda: len(self.outputs) > number, within_s, f"{self.name} has ended {number + 1} x"
+            lambda: len(self.outputs) > number,
+            within_s,
+            f"{self.name} has ended {number + 1} times",
         )
         return self.outputs[number]
 
 
-def test_with_a_supervisor_a_node_all_come_together_again(unharmed: Path, tmp_path: Path) -> None:
-    """A chief freezes; the other gives it up, and waits for a new one, not for the old."""
+def test_with_a_supervisor_for_each_node_all_workers_connect_again(
+    unharmed: Path, tmp_path: Path
+) -> None:
+    """The chief freezes; the other worker ends, and then waits for the new chief, not the old."""
     hold, workdir = Hold(tmp_path), tmp_path / "run"
     configs = tf_configs(2)
     chief, other = (
@@ -165,25 +184,25 @@ def test_with_a_supervisor_a_node_all_come_together_again(unharmed: Path, tmp_pa
     )
     try:
         wait_for_checkpoint(workdir, 8)
-        old = chief.starts[0]
-        old.signal(signal.SIGSTOP)
-        said = other.wait_for_end(0, within_s=15)
+        frozen_chief = chief.starts[0]
+        frozen_chief.signal(signal.SIGSTOP)
+        output = other.wait_for_end(0, within_s=15)
         assert other.codes[0] == 138
-        assert re.search(r"tfdp: worker 0 \(127.*\) was lost: it is frozen", said)
-        assert_only_own_words(said)
+        assert re.search(r"tfdp: worker 0 \(127.*\) was lost: it is frozen", output)
+        assert_only_own_words(output)
         hold.end()
         wait_until(lambda: len(other.starts) == 2, 10, "worker 1 is started again")
         other.starts[1].wait_for(r"waiting for worker 0")
-        assert old.popen.poll() is None
-        old.signal(signal.SIGCONT)
-        said = chief.wait_for_end(0, within_s=10)
+        assert frozen_chief.popen.poll() is None
+        frozen_chief.signal(signal.SIGCONT)
+        output = chief.wait_for_end(0, within_s=10)
         assert chief.codes[0] == 138
-        assert "was lost" in said
-        for each in (chief, other):
-            each.thread.join(60)
+        assert "was lost" in output
+        for supervised in (chief, other):
+            supervised.thread.join(60)
         assert (chief.codes[-1], other.codes) == (0, [138, 0])
     finally:
-        for each in (chief, other):
-            for process in each.starts:
+        for supervised in (chief, other):
+            for process in supervised.starts:
                 process.kill()
     assert summary(workdir)["weights_sha256"] == summary(unharmed)["weights_sha256"]

@@ -35,7 +35,7 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def cable() -> Iterator[list[str]]:
-    """Two namespaces with one cable between them, their end of it called "cable" in both."""
+    """Two namespaces with one cable between them, whose ends have the name "cable"."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     if shutil.which("ip") is None or shutil.which("tc") is None:
@@ -78,13 +78,13 @@ def tf_config(addresses: list[str], index: int) -> str:
     return json.dumps({"cluster": {"worker": addresses}, "task": task})
 
 
-def test_a_cut_cable_is_noticed_and_named_at_both_ends(cable: list[str], tmp_path: Path) -> None:
+def test_a_cut_cable_is_a_lost_worker_at_both_ends(cable: list[str], tmp_path: Path) -> None:
     hold, workdir = Hold(tmp_path), tmp_path / "run"
-    with workers(cable, workdir, dict(hold.env)) as both:
+    with workers(cable, workdir, dict(hold.env)) as both_workers:
         wait_for_checkpoint(workdir, 8)
         ip("-n", cable[0], "link", "set", "cable", "down")
         cut_s = time.monotonic()
-        outputs = [process.wait(138) for process in both]
+        outputs = [process.wait(138) for process in both_workers]
         assert time.monotonic() - cut_s < 15
     for output, lost in zip(outputs, (1, 0), strict=True):
         assert re.search(rf"tfdp: worker {lost} \({HOSTS[lost]}:{PORT}\) was lost: ", output)
@@ -98,12 +98,12 @@ def test_delay_loss_and_short_outages_change_nothing(
         netem = ("tc", "qdisc", "add", "dev", "cable", "root", "netem")
         with contextlib.suppress(subprocess.CalledProcessError):  # a kernel without netem
             ip("netns", "exec", name, *netem, "delay", "10ms", "5ms", "loss", "3%")
-    with workers(cable, tmp_path, {"PACE_S": "0.05"}) as both:
+    with workers(cable, tmp_path, {"PACE_S": "0.05"}) as both_workers:
         for step in (4, 20):
             wait_for_checkpoint(tmp_path, step)
             ip("-n", cable[0], "link", "set", "cable", "down")
-            time.sleep(2)  # shorter than anybody's patience
+            time.sleep(2)  # shorter than all timeouts
             ip("-n", cable[0], "link", "set", "cable", "up")
-        for process in both:
+        for process in both_workers:
             process.wait(0)
     assert summary(tmp_path)["weights_sha256"] == summary(unharmed)["weights_sha256"]

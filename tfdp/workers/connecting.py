@@ -54,7 +54,7 @@ def connect(
     if cluster is None:
         return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
     try:
-        channels = rendezvous.meet(cluster, startup_timeout_s, waiting=say)
+        channels = rendezvous.connect_workers(cluster, startup_timeout_s, report=say)
     except rendezvous.MissingWorkers as error:
         raise PeerMissing(str(error)) from None
     except OSError as error:
@@ -64,7 +64,7 @@ def connect(
     implementation = tf.distribute.experimental.CommunicationImplementation[communication.upper()]
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
     liveness = Liveness(cluster, channels)
-    with _alarm(startup_timeout_s), liveness.guarding():
+    with _alarm(startup_timeout_s), liveness.exiting_on_disconnect():
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         except RuntimeError as error:
@@ -76,7 +76,7 @@ def connect(
             ) from error
     FAULTS.join(liveness, cluster.names[cluster.index])
     workers_of(strategy).settle()
-    liveness.begin()  # every worker has started TensorFlow by now
+    liveness.start_heartbeats()  # every worker has started TensorFlow by now
     return strategy
 
 

@@ -79,14 +79,14 @@ class Faults:
         if self._liveness is not None and self._take_over():
             is_bad_input = isinstance(error, BadInput)
             code = exit_codes.BAD_INPUT if is_bad_input else exit_codes.FAILED
-            self._liveness.tell(code, f"{self._name} failed: {in_one_line(error)}")
+            self._liveness.end_run(code, f"{self._name} failed: {in_one_line(error)}")
 
     def stop(self, signal_name: str) -> None:
         """Reports to the other workers that a signal ends this process at once."""
         if self._liveness is not None and self._ending_thread is None:
             self._take_over()
             reason = f"{self._name} was told to stop ({signal_name})"
-            self._liveness.tell(exit_codes.TRY_AGAIN, reason)
+            self._liveness.end_run(exit_codes.TRY_AGAIN, reason)
 
     def leave(self) -> None:
         """Reports to the other workers, once, that this process ends as it should."""
@@ -99,7 +99,7 @@ class Faults:
         Returns:
             None if that is still unknown after ``NEWS_TIMEOUT_S``.
         """
-        run_end = None if self._liveness is None else self._liveness.wait(NEWS_TIMEOUT_S)
+        run_end = None if self._liveness is None else self._liveness.wait_for_end(NEWS_TIMEOUT_S)
         if run_end is not None:
             self._take_over()
         return run_end

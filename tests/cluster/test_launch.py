@@ -1,0 +1,51 @@
+"""The launcher's flags; tests/processes/test_launch.py runs it."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster import launch
+from tests.running import run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--workers=0 -- true", "--workers is 0: it has to be 1 or more"),
+        ("--workers=two -- true", "--workers"),
+        ("--max_restarts=-1 -- true", "--max_restarts is -1"),
+        ("--stop_timeout_s=nan -- true", "--stop_timeout_s is nan"),
+        ("--worker=2 -- true", "unrecognized arguments: --worker=2"),
+        ("true", "unrecognized arguments: true"),
+        ("--workers=2", "put it after --"),
+        ("--workers=2 --", "put it after --"),
+        ("-- no-such-command", "'no-such-command' does not exist"),
+        ("-- /etc", "'/etc' does not exist, or is not executable"),
+    ],
+)
+def test_wrong_flags_are_named(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        launch.main(arguments.split())
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_flags_are_read_from_the_command_line() -> None:
+    output = run(["python", "-m", "cluster.launch", "--workers=0", "--", "true"], expect=2)
+    assert "--workers is 0" in output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "has_spares"),
+    [
+        ("--max_restarts=1 -- true -m tfdp.train --steps=9", True),
+        ("-- true -m tfdp.train", False),
+        ("--max_restarts=1 --no-spares -- true -m tfdp.train", False),
+        ("--max_restarts=1 -- true -m tfdp.another", False),
+        ("--max_restarts=1 --spares -- true tfdp.train", False),
+    ],
+)
+def test_spares_are_for_restarts_of_commands_that_wait(arguments: str, has_spares: bool) -> None:
+    assert launch._parse(arguments.split()).spares == has_spares
