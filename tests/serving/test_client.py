@@ -27,7 +27,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving import tensors
 from serving.client import Client, errors
-from serving.client.models import TensorInfo, VersionStatus
+from serving.client.results import TensorInfo, VersionStatus
 from serving.protos import serving_pb2
 from tests.running import ROOT, free_port
 from tests.serving.scripted import METHODS, Answer, Server, echo, refusal, signatures, states
@@ -90,7 +90,7 @@ def test_lists_get_the_models_dtype(server: Server, client: Client):
     ("arguments", "message"),
     [
         (dict(model=""), "no name"),
-        (dict(version=1, label="stable"), "not for both"),
+        (dict(version=1, label="stable"), "not both"),
         (dict(inputs={"x": np.zeros(1, "M8[s]")}), "'x': arrays of datetime64"),
         (dict(inputs={"x": [[1], [2, 3]]}), "'x'"),
         (dict(max_batch_size=0), "max_batch_size=0"),

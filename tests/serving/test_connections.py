@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from serving.client import Client, InvalidInput, NotFound, PermissionDenied, Tls, Unavailable
-from serving.client.replicas import Replicas
+from serving.client.load_balancing import LoadBalancer
 from tests.running import Process, free_port, wait_until
 from tests.serving.scripted import Server, echo, refusal, signatures, states
 
@@ -35,18 +35,18 @@ def servers() -> Iterator[list[Server]]:
 
 def test_replicas_take_turns_and_the_dead_are_left_out_for_a_while():
     now = [100.0]
-    replicas = Replicas(["a", "b", "c"], lambda: now[0])
+    replicas = LoadBalancer(["a", "b", "c"], lambda: now[0])
     assert sorted(replicas.pick(()) for _ in range(6)) == [0, 0, 1, 1, 2, 2]
-    replicas.failed(1)
+    replicas.record_failure(1)
     assert {replicas.pick(()) for _ in range(6)} == {0, 2}
     assert {replicas.pick({0}) for _ in range(3)} == {2}
     assert replicas.pick({0, 2}) == 1  # better than one that is known to fail
     now[0] += 0.6
     assert {replicas.pick(()) for _ in range(3)} == {0, 1, 2}
-    replicas.failed(1)
+    replicas.record_failure(1)
     now[0] += 0.6  # longer each time
     assert {replicas.pick(()) for _ in range(6)} == {0, 2}
-    replicas.answered(1)
+    replicas.record_success(1)
     assert {replicas.pick(()) for _ in range(3)} == {0, 1, 2}
 
 

@@ -13,8 +13,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.client import Client
-from serving.rollout import config as config_module
-from serving.rollout import replicas
+from serving.rollout import models_config, replicas
 from serving.rollout.cli import main
 from tests.running import Process, free_port, wait_until
 from tests.serving.rules import Serving, Stack
@@ -339,7 +338,7 @@ def test_status_says_how_a_replica_differs(stack: Stack, capsys: pytest.CaptureF
     assert stack.run("status") == 0
     said = capsys.readouterr().out
     assert "canary 2, previous 1, stable 2; versions 1, 2" in said
-    assert said.count("as the file says") == 2
+    assert said.count("as in the file") == 2
     stack.servers[0].labels["stable"] = 1
     stack.servers[1].states[4] = "AVAILABLE"
     assert stack.run("status") == 1
@@ -358,7 +357,7 @@ def test_a_disk_that_is_full_leaves_the_file_alone(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(config_module.os, "fsync", full)
+    monkeypatch.setattr(models_config.os, "fsync", full)
     assert stack.run("promote", "3") == 1
     assert "No space left" in capsys.readouterr().err
     assert stack.file.read_text() == stack.text

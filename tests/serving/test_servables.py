@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.server.servables import (
-    NotServed,
-    Policy,
+from serving.server.models.servables import (
     Servable,
+    ServableNotFound,
+    VersionPolicy,
     VersionState,
     every,
     latest,
@@ -63,7 +63,7 @@ def test_nothing_is_served_before_a_version_is_there(servable: Servable[Model], 
     assert servable.states() == []
     assert not servable.wait(0)
     assert len(reports) == 1 and "waiting" in reports[0]
-    with pytest.raises(NotServed, match=r"Latest\(m\)"):
+    with pytest.raises(ServableNotFound, match=r"Latest\(m\)"):
         answer(servable)
 
 
@@ -75,7 +75,7 @@ def test_the_newest_version_is_loaded_and_other_names_are_ignored(servable: Serv
     assert servable.wait(0)
     assert states(servable) == [(10, "AVAILABLE")]
     assert answer(servable) == answer(servable, 10) == (10, "from 10")
-    with pytest.raises(NotServed, match=r"Specific\(m, 9\)"):
+    with pytest.raises(ServableNotFound, match=r"Specific\(m, 9\)"):
         answer(servable, 9)
 
 
@@ -111,7 +111,7 @@ def test_the_old_version_answers_while_the_new_one_loads(tmp_path: Path):
     assert loading.wait(10)
     assert states(servable) == [(2, "LOADING"), (1, "AVAILABLE")]
     assert answer(servable) == (1, "one")
-    with pytest.raises(NotServed):
+    with pytest.raises(ServableNotFound):
         answer(servable, 2)
     go_on.set()
     wait_until(lambda: answer(servable) == (2, "two"), 10, "version 2 takes over")
@@ -184,11 +184,11 @@ def test_an_error_in_a_call_still_gives_the_version_back(servable: Servable[Mode
     ],
 )
 def test_policies_say_which_versions_are_served(
-    servable: Servable[Model], policy: Policy, wanted: list[int]
+    servable: Servable[Model], policy: VersionPolicy, wanted: list[int]
 ):
     for name in ("9", "10", "3"):
         publish(servable.base_path, name, f"from {name}")
-    servable.follow(servable.base_path, policy)
+    servable.set_source(servable.base_path, policy)
     servable.poll()
     assert states(servable) == [(number, "AVAILABLE") for number in reversed(wanted)]
     assert answer(servable) == (max(wanted), f"from {max(wanted)}")
@@ -198,15 +198,15 @@ def test_policies_say_which_versions_are_served(
 def test_another_policy_loads_what_is_new_before_it_lets_go(servable: Servable[Model]):
     for name in ("1", "2", "3"):
         publish(servable.base_path, name, name)
-    servable.follow(servable.base_path, specific({1}))
+    servable.set_source(servable.base_path, specific({1}))
     servable.poll()
     with servable.use() as (number, _):
         assert number == 1
-        servable.follow(servable.base_path, specific({2, 3}))
+        servable.set_source(servable.base_path, specific({2, 3}))
         servable.poll()
         assert states(servable) == [(3, "AVAILABLE"), (2, "AVAILABLE"), (1, "UNLOADING")]
     assert states(servable)[-1] == (1, "END")
-    servable.follow(servable.base_path, specific({7}))  # isn't there: nothing changes
+    servable.set_source(servable.base_path, specific({7}))  # isn't there: nothing changes
     servable.poll()
     assert states(servable)[:2] == [(3, "AVAILABLE"), (2, "AVAILABLE")]
 
@@ -227,7 +227,7 @@ def test_a_policy_that_comes_while_a_version_loads_holds_at_once(tmp_path: Path)
     look = threading.Thread(target=servable.poll)  # as yet, only the newest is wanted
     look.start()
     assert loading.wait(10)
-    servable.follow(tmp_path, specific({1}))
+    servable.set_source(tmp_path, specific({1}))
     go_on.set()
     look.join()
     assert answer(servable, 1) == (1, "one")
@@ -238,9 +238,9 @@ def test_a_policy_that_comes_while_a_version_loads_holds_at_once(tmp_path: Path)
 def test_a_version_is_not_let_go_before_one_that_is_wanted_is_up(servable: Servable[Model]):
     publish(servable.base_path, "1", "one")
     publish(servable.base_path, "2", "broken")
-    servable.follow(servable.base_path, specific({1}))
+    servable.set_source(servable.base_path, specific({1}))
     servable.poll()
-    servable.follow(servable.base_path, specific({2}))
+    servable.set_source(servable.base_path, specific({2}))
     servable.poll()
     assert answer(servable) == (1, "one")
     assert states(servable) == [(2, "END"), (1, "AVAILABLE")]
@@ -267,7 +267,7 @@ def test_dropped_while_it_loads_and_while_it_is_used(tmp_path: Path):
         go_on.set()
         wait_until(lambda: states(servable) == [(2, "UNLOADING"), (1, "END")], 10, "it is dropped")
         assert number == 2 and not model.closed
-        with pytest.raises(NotServed):
+        with pytest.raises(ServableNotFound):
             answer(servable)
     assert states(servable) == [(2, "END"), (1, "END")]
     assert [model.closed for model in models] == [True, True]
