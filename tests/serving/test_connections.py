@@ -15,7 +15,15 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.client import Client, InvalidInput, NotFound, PermissionDenied, Tls, Unavailable
+from serving.client import (
+    Client,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    PermissionDenied,
+    Tls,
+    Unavailable,
+)
 from serving.client.load_balancing import LoadBalancer
 from tests.running import Process, free_port, wait_until
 from tests.serving.scripted import Server, echo, refusal, signatures, states
@@ -127,9 +135,12 @@ def test_a_replica_that_is_back_gets_calls_again(servers: list[Server]):
 def test_nobody_there_fails_after_a_bounded_number_of_tries():
     targets = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     start = time.monotonic()
-    with Client(targets, check=False) as client, pytest.raises(Unavailable, match="refused"):
-        client.predict("m", X)
-    assert time.monotonic() - start < 8
+    with Client(targets, check=False) as client:
+        with pytest.raises(Unavailable, match=r"127\.0\.0\.1:\d+ failed.*refused.*listens"):
+            client.predict("m", X)
+        assert time.monotonic() - start < 8
+        with pytest.raises(NotReady, match=r"after 0\.5 s.*refused"):
+            client.wait_until_ready("m", timeout_s=0.5)
     with (
         Client(targets, check=False, retries=0) as client,
         pytest.raises(Unavailable, match="refused"),

@@ -114,6 +114,15 @@ def test_a_reload_brings_models_and_takes_models(server: Server):
     assert server.models.describe() == "no models"
 
 
+def test_an_error_in_a_call_still_releases_the_version(server: Server):
+    server.begin(f"a {specific(1)}")
+    assert server.models.wait(10)
+    with pytest.raises(ZeroDivisionError), server.models.use(model_pb2.ModelSpec(name="a")):
+        raise ZeroDivisionError
+    server.reload(f"a {specific(2)}")
+    wait_until(lambda: server.states("a")[-1] == (1, "END"), 10, "version 1 is unloaded")
+
+
 def test_labels_of_new_models_and_moved_ones(server: Server):
     server.begin()
     server.reload(f"a {specific(1, 2)} {label('stable', 1)}")

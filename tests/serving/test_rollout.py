@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.client import Client
+from serving.client import Client, retries
 from serving.rollout import models_config, replicas
 from serving.rollout.cli import main
 from tests.running import Process, free_port, wait_until
@@ -22,6 +22,7 @@ from tests.serving.rules import Serving, Stack
 @pytest.fixture
 def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     monkeypatch.setattr(replicas, "_PAUSE_S", 0.005)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.005)
     monkeypatch.setattr(replicas, "_STALE_S", 0.05)
     stack = Stack(tmp_path)
     yield stack

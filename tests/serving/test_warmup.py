@@ -17,6 +17,7 @@ from serving.server.models import loading
 from serving.server.models.batching_parameters import BatchingParameters
 from serving.server.models.saved_model import SavedModel
 from serving.server.models.servables import Servable
+from tests.serving.test_servables import used
 
 
 class Counting(tf.Module):
@@ -89,7 +90,9 @@ def polled(folder: Path, **options: Any) -> Servable[SavedModel]:
 
 def runs(servable: Servable[SavedModel]) -> int:
     """How often the model was run, this time included."""
-    with servable.use() as (_, model):
+    with used(servable) as version:
+        model = version.model
+        assert model is not None
         signature = model.signatures["serving_default"]
         feeds = {signature.inputs["x"]: tf.constant([1.0]).numpy()}
         (counts,) = model.run(feeds, [signature.outputs["runs"]])

@@ -208,25 +208,15 @@ class Servable(Generic[M]):
                 self._unload(version)
         self._tried.set()
 
-    @contextmanager
-    def use(self, number: int | None = None) -> Iterator[tuple[int, M]]:
-        """Gives the number and model of a version, which stays loaded until the block ends.
+    def acquire(self, number: int | None) -> Version[M]:
+        """Returns a version, which stays loaded until the caller has called ``release``.
 
         Args:
-            number: by default the newest available version.
+            number: None selects the newest available version.
 
         Raises:
             ServableNotFound: the version is not available.
         """
-        version = self.acquire(number)
-        try:
-            assert version.model is not None
-            yield version.number, version.model
-        finally:
-            self.release(version)
-
-    def acquire(self, number: int | None) -> Version[M]:
-        """Does what ``use`` does, but the caller has to ``release`` the version."""
         with self._lock:
             version = self._newest if number is None else self._versions.get(number)
             if version is None or version.state != AVAILABLE:
