@@ -58,10 +58,10 @@ class Template(Generic[H]):
 
     def arrays(self, data: bytes) -> dict[str, Array]:
         """Returns the tensors of a message with this template as new arrays, sorted by name."""
-        found = {}
+        arrays = {}
         for name, location in self._locations:
-            found[name] = tensors.read_at(data, location)
-        return found
+            arrays[name] = tensors.read_at(data, location)
+        return arrays
 
 
 class _SameLength(NamedTuple, Generic[H]):

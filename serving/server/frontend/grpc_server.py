@@ -57,8 +57,8 @@ def make(
 ) -> tuple[grpc.Server, str]:
     """Makes a gRPC server that is not started yet.
 
-    It has a thread for each call, so that callers who connect but never send a request do not
-    block others; ``limit_concurrency`` limits how many threads work. With more than 1,000 waiting
+    It has a thread for each call, so that connections that never send a request do not block
+    others; ``limit_concurrency`` limits how many threads work. With more than 1,000 waiting
     calls, the next call is refused with RESOURCE_EXHAUSTED.
 
     Args:

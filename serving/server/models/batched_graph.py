@@ -102,7 +102,7 @@ def _has_batch_dimension(shape: Any) -> bool:
 def _operations_between(inputs: Sequence[Any], outputs: Sequence[Any]) -> set[Any]:
     """Returns the operations on paths from ``inputs``, which are left out, to ``outputs``."""
     fed = {tensor.op for tensor in inputs}
-    found: set[Any] = set()
+    dependent: set[Any] = set()
     seen = set(fed)
     # Walks backwards. An operation is visited twice: to push those that it depends on, and after
     # them, to decide whether it depends on an input.
@@ -111,12 +111,12 @@ def _operations_between(inputs: Sequence[Any], outputs: Sequence[Any]) -> set[An
         op, are_dependencies_done = stack.pop()
         dependencies = {*(tensor.op for tensor in op.inputs), *op.control_inputs}
         if are_dependencies_done:
-            if dependencies & fed or dependencies & found:
-                found.add(op)
+            if dependencies & fed or dependencies & dependent:
+                dependent.add(op)
         elif op not in seen:
             seen.add(op)
             stack += [(op, True), *((dependency, False) for dependency in dependencies)]
-    return found
+    return dependent
 
 
 def _extract(graph: tf.Graph, operations: set[Any], inputs: Sequence[Any]) -> tuple[Any, list[Any]]:
