@@ -11,7 +11,7 @@ import pytest
 
 from serving.client import Client, InvalidAnswer, InvalidInput, InvalidRequest
 from serving.protos import serving_pb2
-from tests.serving.scripted import Answer, Server, echo, refusal
+from tests.serving.scripted_server import Answer, Server, echo, refusal
 
 F, S = serving_pb2.DT_FLOAT, serving_pb2.DT_STRING
 

@@ -30,7 +30,7 @@ from serving.client import Client, errors, retries
 from serving.client.results import TensorInfo, VersionStatus
 from serving.protos import serving_pb2
 from tests.running import ROOT
-from tests.serving.scripted import METHODS, Answer, Server, echo, refusal, signatures, states
+from tests.serving.scripted_server import METHODS, Answer, Server, echo, refusal, signatures, states
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from serving.client import (
 )
 from serving.client.load_balancing import LoadBalancer
 from tests.running import Process, free_port, wait_until
-from tests.serving.scripted import Server, echo, refusal, signatures, states
+from tests.serving.scripted_server import Server, echo, refusal, signatures, states
 
 X = {"x": np.arange(4.0)}
 
@@ -77,7 +77,7 @@ def test_all_addresses_of_a_name_are_used(servers: list[Server]):
 
 
 REPLICA = """
-from tests.serving.scripted import Server, echo
+from tests.serving.scripted_server import Server, echo
 server = Server()
 server.answers["Predict"] = echo
 print(server.target, flush=True)
@@ -152,7 +152,7 @@ FORKS = """
 import os, sys
 import numpy as np
 from serving.client import Client
-from tests.serving.scripted import Server, echo
+from tests.serving.scripted_server import Server, echo
 
 client = Client(sys.argv[1])
 unused = Client(sys.argv[1])

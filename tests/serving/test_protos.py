@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from google.protobuf import descriptor_pb2
@@ -27,7 +28,7 @@ from tensorflow_serving.config import (
     model_server_config_pb2,
 )
 
-from serving.protos import serving_pb2
+from serving.protos import server_config_pb2, serving_pb2
 from tests.running import ROOT
 
 THEIRS = {
@@ -101,14 +102,15 @@ def test_element_types_and_states_have_their_numbers():
     assert dict(serving_pb2.ModelVersionStatus.State.items()) == dict(theirs.items())
 
 
-def test_committed_code_is_what_the_proto_generates(tmp_path: Path):
+@pytest.mark.parametrize("module", [serving_pb2, server_config_pb2])
+def test_committed_code_is_what_the_proto_generates(module: ModuleType, tmp_path: Path):
     generated = tmp_path / "descriptors"
     protoc = [sys.executable, "-m", "grpc_tools.protoc", f"--descriptor_set_out={generated}"]
-    command = [*protoc, "-I.", f"--pyi_out={tmp_path}", "serving/protos/serving.proto"]
+    command = [*protoc, "-I.", f"--pyi_out={tmp_path}", module.DESCRIPTOR.name]
     subprocess.run(command, cwd=ROOT, check=True)
     (fresh,) = descriptor_pb2.FileDescriptorSet.FromString(generated.read_bytes()).file
     committed = descriptor_pb2.FileDescriptorProto()
-    serving_pb2.DESCRIPTOR.CopyToProto(committed)
+    module.DESCRIPTOR.CopyToProto(committed)
     for file in (fresh, committed):
         for message in file.message_type:
             for field in message.field:
@@ -118,5 +120,5 @@ def test_committed_code_is_what_the_proto_generates(tmp_path: Path):
                     field.ClearField("json_name")
     assert committed == fresh
 
-    stub = Path("serving/protos/serving_pb2.pyi")
+    stub = Path(module.DESCRIPTOR.name.replace(".proto", "_pb2.pyi"))
     assert (ROOT / stub).read_text() == (tmp_path / stub).read_text()

@@ -69,18 +69,3 @@ def test_the_models_of_two_versions_share_nothing(tmp_path: Path):
 def test_what_is_no_saved_model_raises(tmp_path: Path):
     with pytest.raises((OSError, tf.errors.OpError)):
         SavedModel(tmp_path)
-
-
-def test_work_without_end_ends_by_its_deadline(tmp_path: Path):
-    module = tf.Module()
-    spec = tf.TensorSpec([], name="x")
-
-    def forever(x: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"y": tf.while_loop(lambda y: y >= 0, lambda y: [y + x], [x])[0]}
-
-    function = tf.function(forever, input_signature=[spec])
-    tf.saved_model.save(module, str(tmp_path / "1"), signatures=function)
-    with pytest.raises(tf.errors.DeadlineExceededError):
-        model = SavedModel(tmp_path / "1")
-        output = model.signatures["serving_default"].outputs["y"]
-        model.run({"serving_default_x:0": np.float32(1)}, [output], lambda: 0.2)
