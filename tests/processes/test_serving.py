@@ -230,7 +230,7 @@ def test_sigterm_lets_the_calls_under_way_end(served: tuple[Process, str]):
     process, target = served
     with Client(target, timeout_s=60) as client:
         with ThreadPoolExecutor(1) as pool:
-            work = {"turns": np.int32(800)}
+            work = {"turns": np.int32(400)}
             slow = pool.submit(client.predict, "m", work, signature="work")
             wait_until(lambda: slow.running() and number_of(client), 10, "the call is under way")
             process.signal(signal.SIGTERM)

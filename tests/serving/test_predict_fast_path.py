@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,12 +124,18 @@ def test_a_new_version_answers_calls_that_repeat_those_to_the_old_one(
     data = request([[1, 2]], 2.0, "product")
     for _ in range(2):
         assert outputs(ask(models, data)) == {"product": [[2, 4]]}
+    version = servable.acquire(1)
+    old_model = weakref.ref(version.model)
+    assert old_model() in predict_fast_path._prepared_by_model
+    servable.release(version)
     publish(servable.base_path, 2)
     servable.poll()
     for _ in range(2):
         response = ask(models, data)
         assert outputs(response) == {"product": [[4, 8]]}
         assert response.model_spec.version.value == 2
+    gc.collect()
+    assert old_model() is None  # prepared calls don't keep a model that was unloaded
     servable.drop()
     with pytest.raises(LookupError, match="Servable not found"):
         ask(models, data)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from serving.server.models import loading
 from serving.server.models.saved_model import SavedModel
 
 
@@ -69,3 +70,22 @@ def test_the_models_of_two_versions_share_nothing(tmp_path: Path):
 def test_what_is_no_saved_model_raises(tmp_path: Path):
     with pytest.raises((OSError, tf.errors.OpError)):
         SavedModel(tmp_path)
+
+
+def test_a_version_that_fails_before_it_is_available_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec = tf.TensorSpec([], name="x")
+    double = tf.function(lambda x: {"y": x * 2}, input_signature=[spec])
+    tf.saved_model.save(tf.Module(), str(tmp_path / "1"), signatures=double)
+    closed: list[SavedModel] = []
+    monkeypatch.setattr(SavedModel, "close", lambda model: closed.append(model))
+    seen: list[tuple[SavedModel, Path]] = []
+
+    def refuse(model: SavedModel, path: Path) -> None:
+        seen.append((model, path))
+        raise ValueError("not this one")
+
+    with pytest.raises(ValueError, match="not this one"):
+        loading.loader(refuse)(tmp_path / "1")
+    assert seen == [(closed[0], tmp_path / "1")]
