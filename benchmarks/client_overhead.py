@@ -1,16 +1,15 @@
-"""What the client adds to a bare gRPC stub's latency, side by side, at 600 KB.
+"""Latency that the client adds to a bare gRPC stub's, at 600 KB.
 
     python benchmarks/client_overhead.py [rounds]
 
-The server answers at once with prepared bytes, so that all the rest of the latency is gRPC's. Each
-round calls in all ways in turn. Two connections that are used alike may differ by a tenth for as
-long as they live, so the rounds are shared among twenty sets of them, and medians are over these.
-Freed memory is kept: whether glibc gives 600 KB back to the kernel is chance (its limit is near),
-adds half a millisecond to some calls of any of the ways, and would hide what is looked for.
+The server answers at once with prepared bytes, so the rest of the latency is gRPC's. Each round
+makes a call in each way. The latency of two equal connections may differ by a tenth as long as they
+exist, so the rounds are divided among twenty sets of connections, and medians are over these sets.
+Freed memory is kept: glibc's limit for returning it to the kernel is near 600 KB, and returning it
+would add half a millisecond to some calls of each way, more than the difference to measure.
 
-Two stubs are compared with: one that knows protobuf, is given the request as a message and gives
-the answer as one, and one that does nothing but send and receive prepared bytes. Neither makes
-numpy arrays of them, which the client does.
+The client is compared with two stubs. One takes the request as a message and returns the answer as
+one; the other only sends and receives prepared bytes. Only the client makes numpy arrays.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ FLOATS = {"600 KB": 150_000, "2.5 KB": 640}
 SERVICE = "tensorflow.serving.PredictionService"
 PATH = f"/{SERVICE}/Predict"
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-# A connection that two of the ways shared would be used twice as often, and faster for it.
+# A connection that two ways share would be used twice as often, and be faster because of this.
 OWN_CONNECTION = [*UNLIMITED, ("grpc.use_local_subchannel_pool", 1)]
 
 
 def keep_memory() -> None:
-    """As MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ would; glibc only."""
+    """Sets what MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ set; glibc only."""
     for parameter, size in ((-1, 64 << 20), (-3, 32 << 20)):
         ctypes.CDLL(None).mallopt(parameter, size)
 
@@ -53,14 +52,14 @@ def array(size: str) -> np.ndarray:
 
 
 def answer(size: str) -> bytes:
-    """As TF Serving answers: numbers in ``float_val``."""
+    """Returns an answer in TF Serving's form, with numbers in ``float_val``."""
     response = serving_pb2.PredictResponse()
     tensors.write(array(size), response.outputs["outputs"], as_content=False)
     return response.SerializeToString()
 
 
 def metadata() -> bytes:
-    """Of a model with an input ``features`` and an output ``outputs``."""
+    """Returns metadata of a model with an input ``features`` and an output ``outputs``."""
     definitions = serving_pb2.SignatureDefMap()
     definition = definitions.signature_def["serving_default"]
     for infos, name in ((definition.inputs, "features"), (definition.outputs, "outputs")):
@@ -73,7 +72,7 @@ def metadata() -> bytes:
 
 
 def serve() -> None:
-    """Answers with as many numbers as the header ``size`` says."""
+    """Answers with the number of floats that the header ``size`` specifies."""
     answers = {size: answer(size) for size in FLOATS}
 
     def predict(data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -89,7 +88,7 @@ def serve() -> None:
 
 
 def measure(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median of each way's milliseconds; all ways in turn, so that noise hits them alike."""
+    """Returns the median milliseconds of each way; they take turns, so noise affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 20):
         names = list(ways)[:: 1 if round_ % 2 else -1]
@@ -98,11 +97,11 @@ def measure(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
             ways[name]()
             if round_ >= 20:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(found) for name, found in seconds.items()}
+    return {name: 1000 * statistics.median(samples) for name, samples in seconds.items()}
 
 
 def compare(target: str, sent: str, received: str, rounds: int) -> dict[str, float]:
-    """Milliseconds of the two stubs and of the client, each over a connection of its own."""
+    """Returns milliseconds of the stubs and the client, each over a connection of its own."""
     inputs, metadata = {"features": array(sent)}, {"size": received}
     request = serving_pb2.PredictRequest(model_spec=serving_pb2.ModelSpec(name="m"))
     tensors.write(inputs["features"], request.inputs["features"])
@@ -129,7 +128,7 @@ def compare(target: str, sent: str, received: str, rounds: int) -> dict[str, flo
 
 
 def main(rounds: int) -> None:
-    """Prints medians, and what the client adds to either stub."""
+    """Prints medians, and the percentages that the client adds to each stub."""
     keep_memory()
     command = [sys.executable, __file__, "serve"]
     with subprocess.Popen(

@@ -1,8 +1,8 @@
-"""An open-loop load generator: calls are due at fixed times, whatever became of earlier ones.
+"""An open-loop load generator: calls are due at fixed times, independent of earlier calls.
 
-A call's latency is counted from when it was *due*. A server that stands still for a second then
-shows in every call that fell due meanwhile, and not in the one alone that a closed loop would have
-had under way ("coordinated omission").
+The latency of a call is counted from the time when it was *due*. If a server stops for a second,
+the latencies of all calls in this second show it. A closed loop would show it in a single call
+("coordinated omission").
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from benchmarks.measuring import quantile
 
-_SPIN_S = 0.001  # timers are that coarse: so long before a call is due, the loop is polled
+_SPIN_S = 0.001  # timers are not more exact: in this time before a call, the loop is polled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Outcome:
 
     Args:
         due_s: when it was due, on ``time.perf_counter``'s clock.
-        late_s: how much later it was begun: what the generator itself lacks.
-        latency_s: from when it was due to its end.
-        error: why it failed, if it did.
+        late_s: how much later it began; this is the generator's own delay.
+        latency_s: from the time when it was due to its end.
+        error: why it failed; None if it did not.
     """
 
     due_s: float
@@ -36,7 +36,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What came of many calls; milliseconds, of those that succeeded."""
+    """Rates, and quantiles in milliseconds of the calls that succeeded."""
 
     calls: int
     failed: int
@@ -55,9 +55,9 @@ async def offer(
     """Makes calls at a fixed rate and waits for all of them.
 
     Args:
-        call: makes one; whatever it raises makes it a failed one.
+        call: makes a call, which fails if an exception is raised.
         rate_per_s: calls due in a second, evenly spaced.
-        until: told the seconds since the beginning before each call; true ends it.
+        until: gets the seconds since the beginning before each call; returns whether to stop.
     """
     outcomes: list[Outcome] = []
     under_way: set[asyncio.Task[None]] = set()
@@ -81,7 +81,7 @@ async def offer(
         task.add_done_callback(under_way.discard)
         number += 1
         if number % 64 == 0:
-            await asyncio.sleep(0)  # behind its time, it must not keep answers waiting
+            await asyncio.sleep(0)  # lets answers be processed if the generator is late
     while under_way:
         await asyncio.wait(set(under_way))
     return sorted(outcomes, key=lambda outcome: outcome.due_s)

@@ -1,4 +1,4 @@
-"""Replicas of the embedded server, and versions that are published, promoted and taken back."""
+"""Replicas of the embedded server, and versions to publish, promote and roll back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ for number in range(1, int(sys.argv[2]) + 1):
 
 
 class Models:
-    """A folder of versions, all written beforehand under hidden names: to publish is to rename."""
+    """A folder of versions, written before under hidden names, so that publishing is a rename."""
 
     def __init__(self, folder: Path, versions: int, by_rollout: bool) -> None:
         self._base_path = folder / "m"
@@ -47,7 +47,7 @@ class Models:
 
     @property
     def flags(self) -> list[str]:
-        """What a replica is told of them."""
+        """Flags of a replica that serves the models."""
         if self._config is None:
             return ["--model_name=m", f"--model_base_path={self._base_path}"]
         labels = "--allow_version_labels_for_unavailable_models"
@@ -59,7 +59,7 @@ class Models:
             await _finished(self._rollout("promote", str(number), ports=ports))
 
     async def take_back(self, number: int, ports: Sequence[int]) -> None:
-        """Goes back to the version before ``number``, the newest."""
+        """Returns from ``number``, the newest version, to the version before it."""
         if self._config is not None:
             await _finished(self._rollout("rollback", ports=ports))
         else:
@@ -75,9 +75,9 @@ class Models:
 
 
 class Replica:
-    """A server on a port and a core that it keeps when it is started again.
+    """A server that keeps its port and its core when it is started again.
 
-    Replicas of a real service don't start on each other's processors either.
+    Replicas of a real service have processors of their own, too.
     """
 
     def __init__(self, models: Models, index: int) -> None:
@@ -105,7 +105,7 @@ async def until(condition: Callable[[], bool], limit_s: float = 120) -> None:
     ends_s = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() > ends_s:
-            raise TimeoutError("what was waited for did not come about")
+            raise TimeoutError("the condition did not become true")
         await asyncio.sleep(0.05)
 
 

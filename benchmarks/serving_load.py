@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving_load [--rates=250,500,1000] [--seconds=8]
 
-Each server has a core of its own, and so has the generator. "Late" is how much after its time the
-generator began a call: where that is not far below the latencies, they are the generator's own.
+Each server has a core of its own, and so has the generator. "Late" is the delay with which the
+generator began a call. If it is not much smaller than the latencies, they are the generator's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # it would speak up at every child
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # it would log at every fork
 
 import grpc
 

@@ -1,14 +1,14 @@
-"""What callers notice of publications: nothing, it should be.
+"""Latency and failures of calls while versions are published: no call may fail.
 
     python -m benchmarks.serving_publications [--rate=200] [--publications=20] [--rollout]
 
-Replicas of the embedded server on one folder of versions, each on a core of its own, and calls at
-a steady rate by ``AsyncClient``. First nothing happens; then versions are published, the last is
-taken back, and a replica is killed (SIGKILL) and started again. No call may fail.
+Replicas of the embedded server share a folder of versions. Each has a core of its own.
+``AsyncClient`` makes calls at a steady rate. After a time without changes, versions are published,
+the last one is rolled back, and a replica is killed (SIGKILL) and started again.
 
-Replicas follow the folder, and the newest version is taken back by renaming it away. With
-``--rollout`` they follow a models.config, callers ask for the label "stable", and every version is
-promoted by ``serving.rollout``, and the last rolled back.
+Replicas serve the newest version in the folder, and the rollback renames it. With ``--rollout``,
+they read a models.config, callers use the label "stable", and ``serving.rollout`` promotes every
+version and rolls the last one back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # it would speak up at every child
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # it would log at every fork
 
 import numpy as np
 
@@ -43,7 +43,7 @@ async def publications(settings: Any, folder: Path) -> dict[str, Any]:
     phases: list[tuple[str, float]] = []  # name and beginning
     ended = False
 
-    async def happen() -> None:
+    async def make_changes() -> None:
         nonlocal ended
 
         def phase(name: str) -> None:
@@ -90,16 +90,16 @@ async def publications(settings: Any, folder: Path) -> dict[str, Any]:
                 outputs = await client.predict("m", inputs, label=label)
                 seen.add(int(outputs["number"][0]))
 
-            story = asyncio.create_task(happen())
+            changes = asyncio.create_task(make_changes())
             outcomes = await load.offer(call, settings.rate, lambda _: ended)
-            await story
+            await changes
     return summarised(outcomes, phases, settings.rate)
 
 
 def summarised(
     outcomes: Sequence[load.Outcome], phases: Sequence[tuple[str, float]], rate: float
 ) -> dict[str, Any]:
-    """What became of the calls in each phase, and in all in which something happened."""
+    """Returns a summary of the calls in each phase, and in all phases with changes."""
     ends_s = [began_s for _, began_s in phases[1:]] + [float("inf")]
     groups = {
         name: [outcome for outcome in outcomes if began_s <= outcome.due_s < end_s]
@@ -124,7 +124,7 @@ def summarised(
 
 
 def by_second(outcomes: Sequence[load.Outcome]) -> list[float | None]:
-    """The 0.99 quantile of the calls that were due in each second; None where none succeeded."""
+    """Returns the 0.99 quantile of the calls due in each second; None if all of them failed."""
     seconds: dict[int, list[float]] = {}
     for outcome in outcomes:
         latencies = seconds.setdefault(int(outcome.due_s - outcomes[0].due_s), [])

@@ -1,11 +1,10 @@
-"""Calls per second of the embedded server beside a bare grpcio echo server's, taking turns.
+"""Calls per second of the embedded server and of a bare grpcio echo server, in turn.
 
     python benchmarks/serving_speed.py [rounds] [flags for serving.server]
 
-Servers have one core, the client (asyncio, one connection) another. The model is tiny, so that what
-is measured is the server. All calls are laid out alike, as a caller's mostly are: only the first is
-parsed then. Prints medians and spread; with few cores, or others at work on them,
-only ratios mean something.
+Servers have one core, the client (asyncio, one connection) another. The model is tiny, so the
+figures are the server's. All calls are equal, as most of a caller's are but for their numbers: only
+the first one is parsed. Prints medians and ranges. On a busy machine, only ratios are comparable.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ ROUND_S = 2.0
 
 
 def echo() -> None:
-    """Serves every method by sending back what came."""
+    """Serves every method by sending the request back."""
 
     class Handler(grpc.GenericRpcHandler):
         def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
@@ -44,7 +43,7 @@ def echo() -> None:
 
 
 def started(command: list[str]) -> tuple[subprocess.Popen[str], str]:
-    """A server on the first core, and its address."""
+    """Starts a server on the first core; returns it and its address."""
     process = subprocess.Popen(
         ["taskset", "-c", "0", sys.executable, *command],
         stdout=subprocess.PIPE,
@@ -59,7 +58,7 @@ def started(command: list[str]) -> tuple[subprocess.Popen[str], str]:
 
 
 async def calls_per_s(address: str, request: bytes, concurrency: int) -> float:
-    """Makes calls for a while, ``concurrency`` at a time."""
+    """Makes calls for ``ROUND_S`` seconds, ``concurrency`` at a time."""
     async with grpc.aio.insecure_channel(address) as channel:
         call = channel.unary_unary(METHOD)
         await call(request, timeout=20)

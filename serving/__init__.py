@@ -1,4 +1,4 @@
-"""The stack around TF Serving: a light client and an embedded server.
+"""The stack around TF Serving: a light client, rollouts, and an embedded server.
 
-``serving.client`` never imports TensorFlow; ``serving.server`` does, when it starts.
+``serving.client`` and ``serving.rollout`` never import TensorFlow; ``serving.server`` does.
 """

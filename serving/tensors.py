@@ -1,11 +1,11 @@
-"""numpy arrays to TensorProto messages and back, without a Python loop over numbers.
+"""Converts numpy arrays to TensorProto messages and back, without a Python loop over numbers.
 
-A message may be the client's own class or TensorFlow's: their fields are named alike. TensorFlow
-is not needed, nor imported.
+A message may be of the class in serving.protos or of TensorFlow's class: the fields have the same
+names. TensorFlow is not imported.
 
-A tensor's values travel in one of two ways: as little-endian bytes in ``tensor_content``, or as
-elements of the repeated field of their type (``float_val`` and its like), where a list that is too
-short goes on with its last value, and an empty one means zeros.
+A message has a tensor's values in one of two forms: as little-endian bytes in ``tensor_content``,
+or as elements of the repeated field of their type (``float_val``, for example). In the second form,
+the last value of a list that is too short is repeated, and an empty list means zeros.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# A few bytes on the wire may claim a huge tensor by repeating one value: larger claims are refused.
+# A message of a few bytes can claim a huge tensor by repeating one value; larger ones are refused.
 _MAX_REPEATED_BYTES = 1 << 24
-_FEW = 100  # numbers that are handed over as fast one by one
+_FEW = 100  # up to here, passing Python numbers is as fast as the ways for many
 _DT_STRING = 7
 _DT_BFLOAT16 = 14
 
 
-# Each element type: its name, the repeated field that holds it, and that field's dtype in numpy.
+# For each element type: its name, its repeated field, and the numpy dtype of that field.
 _TYPES = {
     1: ("float32", "float_val", "float32"),
     2: ("float64", "double_val", "float64"),
@@ -46,7 +46,7 @@ _TYPES = {
     22: ("uint32", "uint32_val", "uint32"),
     23: ("uint64", "uint64_val", "uint64"),
 }
-# For each kind of dtype, as numpy abbreviates it: kinds whose values it can hold.
+# For each kind of numpy dtype: the kinds whose values it can hold.
 _KINDS_WITHIN = {"O": "O", "b": "b", "i": "iu", "u": "iu", "f": "biuf", "V": "biuf", "c": "biufc"}
 _NUMBERS = {name: number for number, (name, _, _) in _TYPES.items()}
 _NUMERIC = {  # the dtypes that numpy itself has
@@ -54,20 +54,20 @@ _NUMERIC = {  # the dtypes that numpy itself has
     for number, (name, _, _) in _TYPES.items()
     if number not in (_DT_STRING, _DT_BFLOAT16)
 }
-_TEXT = "SUTO"  # kinds of dtypes, as numpy abbreviates them, that hold strings
+_TEXT = "SUTO"  # the kinds of numpy dtypes that hold strings
 
 
 def dtype_name(number: int) -> str:
-    """TensorFlow's name of the element type ``number``: ``float32``, ``string`` and so on."""
+    """Returns TensorFlow's name of the element type ``number``, for example ``float32``."""
     return _TYPES[number][0] if number in _TYPES else f"dtype {number}"
 
 
 @functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of arrays of the element type ``name``; strings are objects.
+    """Returns the numpy dtype of the element type ``name``; it is object for strings.
 
     Raises:
-        ValueError: there is no such type, or it is ``bfloat16`` and ml_dtypes is not installed.
+        ValueError: the type does not exist, or it is ``bfloat16`` and ml_dtypes is not installed.
     """
     if name not in _NUMBERS:
         raise ValueError(f"element type {name!r} is none of {', '.join(_NUMBERS)}")
@@ -84,7 +84,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def element_type(array: Array) -> str:
-    """TensorFlow's name of an array's element type; numpy's, if there is no counterpart."""
+    """Returns TensorFlow's name of an array's element type; numpy's, if TensorFlow lacks it."""
     return _element_type(array.dtype)
 
 
@@ -94,24 +94,24 @@ def _element_type(dtype: np.dtype[Any]) -> str:
 
 
 def has_dtype(values: Any) -> bool:
-    """Whether ``values`` knows its element type, as arrays of any library do and lists don't."""
+    """Returns whether ``values`` has an element type: arrays of any library have, lists don't."""
     return hasattr(values, "__array__")
 
 
 def as_array(values: Any, name: str | None = None) -> Array:
-    """``values`` as an array; what has no dtype yet gets the element type ``name``, if given.
+    """Returns ``values`` as an array.
 
     Args:
         values: an array, which keeps its dtype, or numbers, strings, and lists of them.
-        name: an element type, such as ``float32``; without it numpy decides.
+        name: the element type of values without a dtype, for example ``float32``; by default numpy
+            chooses.
 
     Raises:
-        ValueError: the lists are ragged, or the values would be spoilt (1.5 as int32, 300 as
-            uint8).
+        ValueError: the lists are ragged, or a value does not fit (1.5 as int32, 300 as uint8).
     """
     try:
         array = np.asarray(values)
-    except UnicodeDecodeError:  # text beside bytes that are none
+    except UnicodeDecodeError:  # str together with bytes that are not UTF-8
         array = np.asarray(values, dtype=object)
     if has_dtype(values):
         return array
@@ -129,20 +129,21 @@ def as_array(values: Any, name: str | None = None) -> Array:
 
 
 def write(array: Array, message: Any, *, as_content: bool = True) -> None:
-    """Puts an array into an empty TensorProto.
+    """Writes an array into an empty TensorProto.
 
     Args:
-        array: any shape, scalars and empty ones included; strings as ``bytes`` or ``str`` (sent as
-            UTF-8) in arrays of objects, or as numpy's own string dtypes.
+        array: any shape, also scalar or empty; strings are ``bytes`` or ``str`` (sent as UTF-8) in
+            arrays of objects, or numpy's own string dtypes.
         message: the TensorProto to fill.
-        as_content: numbers as bytes in ``tensor_content``; otherwise in their repeated field, as
-            TF Serving answers. Strings always go into their repeated field.
+        as_content: whether numbers are written as bytes in ``tensor_content``; otherwise in their
+            repeated field, as in TF Serving's responses. Strings are always in their repeated
+            field.
 
     Raises:
-        ValueError: the dtype has no counterpart, or an element of an array of objects is neither
+        ValueError: TensorFlow lacks the dtype, or an element of an array of objects is neither
             ``bytes`` nor ``str``.
     """
-    describe(array, message)
+    write_header(array, message)
     if message.dtype == _DT_STRING:
         strings = [s.encode() if isinstance(s, str) else s for s in array.reshape(-1).tolist()]
         try:
@@ -164,30 +165,30 @@ def write(array: Array, message: Any, *, as_content: bool = True) -> None:
             getattr(message, field).extend(values.tolist())
 
 
-def describe(array: Array, message: Any) -> None:
-    """Puts an array's element type and shape into an empty TensorProto.
+def write_header(array: Array, message: Any) -> None:
+    """Writes an array's element type and shape into an empty TensorProto.
 
     Raises:
-        ValueError: the dtype has no counterpart.
+        ValueError: TensorFlow lacks the dtype.
     """
     number = _number_of(array.dtype)
     if number is None:
         raise ValueError(f"arrays of {array.dtype} can't be sent; what can: {', '.join(_NUMBERS)}")
     message.dtype = number
-    message.tensor_shape.SetInParent()  # a scalar's shape is empty, yet it is there
+    message.tensor_shape.SetInParent()  # also for a scalar, whose shape is empty
     for size in array.shape:
         message.tensor_shape.dim.add(size=size)
 
 
-@functools.lru_cache(1000)  # a dtype's name takes numpy 4 us
+@functools.lru_cache(1000)  # numpy takes 4 us for a dtype's name
 def _number_of(dtype: np.dtype[Any]) -> int | None:
     return _NUMBERS.get("string" if dtype.kind in _TEXT else dtype.name)
 
 
 def content(array: Array) -> Array | None:
-    """What ``tensor_content`` has to hold, as uint8: a view, where numpy can give one.
+    """Returns the bytes of ``tensor_content`` as uint8, a view if numpy can make one.
 
-    ``None`` if that would not be taken for the values: strings, and nothing at all.
+    ``None`` for strings and for empty arrays, whose values are not in ``tensor_content``.
     """
     if _is_text(array) or not array.size:
         return None
@@ -195,8 +196,8 @@ def content(array: Array) -> Array | None:
     return _little_endian(np.ascontiguousarray(array).reshape(-1)).view(np.uint8)
 
 
-def is_sent_as_it_is(array: Array) -> bool:
-    """Whether the memory of an array is what ``tensor_content`` has to hold."""
+def is_sent_unchanged(array: Array) -> bool:
+    """Returns whether an array's memory is exactly the bytes of ``tensor_content``."""
     return (
         array.dtype.isbuiltin == 1  # numpy's own, in this machine's byte order
         and array.flags.c_contiguous
@@ -206,18 +207,22 @@ def is_sent_as_it_is(array: Array) -> bool:
     )
 
 
-def plain_field(array: Array) -> str | None:
-    """The repeated field that takes an array's memory as it is: of floats or doubles."""
+def raw_field(array: Array) -> str | None:
+    """Returns the repeated field whose bytes are the array's memory; None if none is.
+
+    Only ``float_val`` and ``double_val`` can be.
+    """
     _, field, stored_as = _TYPES[_number_of(array.dtype) or _DT_STRING]
-    plain = stored_as == array.dtype.name and stored_as in ("float32", "float64")
-    return field if plain and is_sent_as_it_is(array) else None
+    is_raw = stored_as == array.dtype.name and stored_as in ("float32", "float64")
+    return field if is_raw and is_sent_unchanged(array) else None
 
 
 def read(message: Any) -> Array:
-    """The array that a TensorProto holds, as a new, writable array; strings as ``bytes`` objects.
+    """Returns the array in a TensorProto, new and writable; strings are ``bytes`` objects.
 
     Raises:
-        ValueError: the message is malformed or claims too much, or its element type is unknown.
+        ValueError: the message is malformed, its element type is unknown, or it repeats one value
+            to more than 16 MB.
     """
     number, shape = message.dtype, _shape(message.tensor_shape)
     content = message.tensor_content
@@ -244,54 +249,54 @@ def read(message: Any) -> Array:
             values = values[: len(values) // 2 * 2].view(dtype)
         else:
             values = values.astype(dtype, copy=False)
-    return _spread(values, size).reshape(shape)
+    return _resized(values, size).reshape(shape)
 
 
-class Place(NamedTuple):
-    """Where an array lies in bytes: they are its values and nothing else, as ``read_at`` takes."""
+class Location(NamedTuple):
+    """Dtype and shape of an array whose values are in a message's bytes, from ``start`` on."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     start: int
 
 
-def place(message: Any, field: str, start: int, end: int) -> Place | None:
-    """The place of a TensorProto's values that were left where they came.
+def locate(message: Any, field: str, start: int, end: int) -> Location | None:
+    """Returns the location of a TensorProto's values in the bytes of a larger message.
 
     Args:
-        message: its element type and shape.
-        field: the field that they are of: ``tensor_content``, or one of floats or doubles.
-        start: their first byte.
-        end: the byte after the last one.
+        message: a TensorProto with element type and shape only.
+        field: the field of the values: ``tensor_content``, ``float_val`` or ``double_val``.
+        start: offset of the first byte of the values.
+        end: offset of the byte after the values.
 
     Returns:
-        ``None`` if there is more to the array than these bytes: see ``read``.
+        ``None`` if these bytes are not the array's memory; ``read`` can read such a message.
     """
     name, own_field, stored_as = _TYPES.get(message.dtype, ("string", "", ""))
     if name == "string" or (field != "tensor_content" and (field, name) != (own_field, stored_as)):
         return None
     dtype, shape = numpy_dtype(name), _shape(message.tensor_shape)
     content_bytes = math.prod(shape) * dtype.itemsize
-    return Place(dtype, shape, start) if 0 < content_bytes == end - start else None
+    return Location(dtype, shape, start) if 0 < content_bytes == end - start else None
 
 
-def read_at(data: bytes, place: Place) -> Array:
-    """The array at a place in ``data``: a new, writable one, copied once."""
-    dtype, shape, start = place
+def read_at(data: bytes, location: Location) -> Array:
+    """Returns the array at a location in ``data``, new and writable, copied once."""
+    dtype, shape, start = location
     return _little_endian(np.ndarray(shape, dtype, data, start)).copy()
 
 
 def _merge_packed(content: bytes, message: Any, field: str) -> None:
-    """Fills a repeated field of floats or doubles by parsing what it is on the wire.
+    """Fills a repeated field of floats or doubles from its serialized form.
 
-    That is a hundred times faster than handing over Python numbers: 0.05 ms for 150,000 of them.
+    This is a hundred times faster than passing Python numbers: 0.05 ms for 150,000 of them.
     """
     number = message.DESCRIPTOR.fields_by_name[field].number
     message.MergeFromString(varint(number << 3 | 2) + varint(len(content)) + content)
 
 
 def varint(value: int) -> bytes:
-    """A number of 0 or more as protobuf writes lengths."""
+    """Returns a number of 0 or more in protobuf's variable-length encoding."""
     groups = bytearray()
     while value > 0x7F:
         groups.append(value & 0x7F | 0x80)
@@ -311,27 +316,27 @@ def _shape(message: Any) -> tuple[int, ...]:
     return shape
 
 
-def _spread(values: Array, size: int) -> Array:
-    """``values`` cut or, with its last value (zeros, if there is none), prolonged to ``size``."""
+def _resized(values: Array, size: int) -> Array:
+    """Returns ``size`` values: cuts, or repeats the last value (zero, if there is none)."""
     if len(values) >= size:
         return values[:size]
     longest = len(values[-1]) if values.dtype == object and len(values) else 0
     if size * (values.itemsize + longest) > _MAX_REPEATED_BYTES:
         raise ValueError(f"{len(values)} values claim to be {size}")
-    whole = np.empty(size, values.dtype)
-    whole[: len(values)] = values
-    nothing = b"" if values.dtype == object else 0
-    whole[len(values) :] = values[-1] if len(values) else nothing
-    return whole
+    resized = np.empty(size, values.dtype)
+    resized[: len(values)] = values
+    zero = b"" if values.dtype == object else 0
+    resized[len(values) :] = values[-1] if len(values) else zero
+    return resized
 
 
 def _native(array: Array) -> Array:
-    """In this machine's byte order; nearly always the array itself."""
+    """Returns the array in this machine's byte order; mostly the array itself."""
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _little_endian(array: Array) -> Array:
-    """From this machine's byte order to the wire's, or back; nearly always the array itself."""
+    """Converts between this machine's byte order and little-endian; mostly the array itself."""
     return array.byteswap() if sys.byteorder == "big" else array
 
 
@@ -342,7 +347,7 @@ def _objects(strings: Any) -> Array:
 
 
 def _split_strings(content: bytes, size: int) -> list[bytes]:
-    """Strings in ``tensor_content``: all their lengths, as varints, then all their bytes."""
+    """Splits the strings in ``tensor_content``: all lengths, as varints, then all bytes."""
     if size > len(content):
         raise ValueError(f"{len(content)} bytes are no {size} strings")
     lengths, at = [], 0

@@ -1,10 +1,10 @@
-"""A client for TF Serving and for ``serving.server``: numpy in and out, no TensorFlow.
+"""A client for TF Serving and for ``serving.server``: takes and returns numpy arrays.
 
     with Client("127.0.0.1:8500") as client:
         client.wait_until_ready("digits")
         outputs = client.predict("digits", images)     # {"outputs": array of float32 [n, 10]}
 
-The same on a command line: ``python -m serving.client --help``.
+It does not need TensorFlow. On a command line: ``python -m serving.client --help``.
 """
 
 from serving.client.aio import AsyncClient
@@ -25,7 +25,7 @@ from serving.client.errors import (
     Unavailable,
     Unimplemented,
 )
-from serving.client.models import (
+from serving.client.results import (
     Classification,
     ModelMetadata,
     Signature,

@@ -1,4 +1,4 @@
-"""``python -m serving.client``."""
+"""Entry point of ``python -m serving.client``."""
 
 import sys
 

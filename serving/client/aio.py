@@ -1,4 +1,4 @@
-"""The client for asyncio; what its calls do is ``Client``'s."""
+"""The client for asyncio, with the same operations as ``Client``."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import grpc
 import grpc.aio
 
 from serving.client import methods
-from serving.client.attempts import Call, Pause, Plan
 from serving.client.connection import Connection, Tls
 from serving.client.errors import InvalidInput
 from serving.client.methods import Method
-from serving.client.plans import Plans
+from serving.client.operations import Operations
+from serving.client.retries import Call, Pause, Steps
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _awaits(
-    plan: Callable[Concatenate[Plans, P], Plan[T]],
+def _awaiting(
+    operation: Callable[Concatenate[Operations, P], Steps[T]],
 ) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
-    """A method that carries out a plan."""
+    """Returns a coroutine method that runs an operation."""
 
-    @functools.wraps(plan)
+    @functools.wraps(operation)
     async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._carry_out(plan(self._plans, *args, **kwargs))
+        return await self._run(operation(self._operations, *args, **kwargs))
 
     return method
 
@@ -37,9 +37,9 @@ def _awaits(
 class AsyncClient:
     """Calls a model server, or several replicas of it, from one event loop.
 
-    Connects with the first call; disconnects at the end of ``async with``. Arguments, methods and
-    errors are those of ``Client``; interceptors are ``grpc.aio``'s. After a fork only a client that
-    has made no call yet can be used.
+    The first call connects; the end of ``async with`` disconnects. Arguments, methods and errors
+    are those of ``Client``; interceptors are ``grpc.aio``'s. After a fork, only a client that has
+    made no call before can be used.
     """
 
     def __init__(
@@ -55,21 +55,21 @@ class AsyncClient:
         interceptors: Sequence[grpc.aio.UnaryUnaryClientInterceptor] = (),
     ) -> None:
         self._connection = Connection.of(target, tls, metadata or {}, token, interceptors)
-        self._plans = Plans(self._connection.targets, timeout_s, retries, check)
+        self._operations = Operations(self._connection.targets, timeout_s, retries, check)
         self._channels: list[grpc.aio.Channel] = []
         self._calls: list[dict[Method, Callable[..., Any]]] = []
         self._closed = False
 
-    predict = _awaits(Plans.predict)
-    classify = _awaits(Plans.classify)
-    regress = _awaits(Plans.regress)
-    metadata = _awaits(Plans.metadata)
-    status = _awaits(Plans.status)
-    reload = _awaits(Plans.reload)
-    wait_until_ready = _awaits(Plans.wait_until_ready)
+    predict = _awaiting(Operations.predict)
+    classify = _awaiting(Operations.classify)
+    regress = _awaiting(Operations.regress)
+    metadata = _awaiting(Operations.metadata)
+    status = _awaiting(Operations.status)
+    reload = _awaiting(Operations.reload)
+    wait_until_ready = _awaiting(Operations.wait_until_ready)
 
     async def close(self) -> None:
-        """Ends calls under way (they raise Cancelled) and closes the connections."""
+        """Cancels calls under way (they raise Cancelled) and closes the connections."""
         self._closed = True
         for channel in self._channels:
             await channel.close()
@@ -85,26 +85,26 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _carry_out(self, plan: Plan[T]) -> T:
+    async def _run(self, steps: Steps[T]) -> T:
         try:
-            step = next(plan)
+            step = next(steps)
             while True:
                 if isinstance(step, Pause):
                     await asyncio.sleep(step.seconds)
-                    step = plan.send(None)
+                    step = steps.send(None)
                     continue
                 failure = None
                 try:
                     answer = await self._call(step)
                 except grpc.RpcError as error:
-                    failure = self._plans.attempts.failure(step, error.code(), error.details())
-                step = plan.throw(failure) if failure else plan.send(answer)
+                    failure = self._operations.caller.failure(step, error.code(), error.details())
+                step = steps.throw(failure) if failure else steps.send(answer)
         except StopIteration as done:
             value: T = done.value
             return value
 
     async def _call(self, call: Call) -> Any:
-        """The one place that makes a call."""
+        """Makes a call; no other code does."""
         if self._is_closed():
             where = self._connection.targets[call.replica]
             raise InvalidInput(f"the client of {where}: it is closed")
@@ -118,15 +118,15 @@ class AsyncClient:
             task = asyncio.current_task()
             if (task and task.cancelling()) or not self._is_closed():
                 raise
-        # Not the caller's doing: gRPC ends calls so when their channel is closed.
+        # The caller did not cancel: gRPC raises CancelledError also if the channel is closed.
         details = "the client was closed"
-        raise self._plans.attempts.failure(call, grpc.StatusCode.CANCELLED, details)
+        raise self._operations.caller.failure(call, grpc.StatusCode.CANCELLED, details)
 
     def _is_closed(self) -> bool:
         return self._closed
 
     def _open(self) -> None:
-        """Channels belong to the event loop that runs when they are made."""
+        """Opens the channels, which belong to the event loop that runs at this moment."""
         connection = self._connection
         for target in connection.targets:
             options, interceptors = connection.options, connection.interceptors

@@ -1,6 +1,6 @@
-"""What a caller gives against what the model says of itself, before anything is sent.
+"""Checks a caller's arguments, also against the model's metadata, before they are sent.
 
-Every function raises InvalidInput: the value, the rule, and what to change.
+Every function raises InvalidInput with the value, the rule, and the change to make.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 from serving import tensors
 from serving.client.errors import InvalidInput
 from serving.client.methods import Method
-from serving.client.models import ModelMetadata, Signature, TensorInfo
+from serving.client.results import ModelMetadata, Signature, TensorInfo
 from serving.tensors import Array
 
 DEFAULT_SIGNATURE: Final = "serving_default"
@@ -20,50 +20,51 @@ _UNCHECKED: Final = "; or make the client with check=False to let the server dec
 
 
 def positive(name: str, value: float) -> float:
-    """``value``, if it is above 0."""
+    """Returns ``value`` if it is above 0."""
     if not value > 0:
         raise InvalidInput(f"{name}={value} has to be above 0")
     return value
 
 
-def is_open(inputs: Any) -> bool:
-    """Whether only the model can say what is meant: no name is given, or no dtype."""
+def needs_metadata(inputs: Any) -> bool:
+    """Returns whether an input has no name or no dtype, so that the metadata has to provide it."""
     return not isinstance(inputs, Mapping) or not all(map(tensors.has_dtype, inputs.values()))
 
 
-def signature_for_predict(about: ModelMetadata, name: str | None) -> Signature:
-    """The signature called ``name``, by default ``serving_default``."""
-    return _named(about, name or DEFAULT_SIGNATURE)
+def signature_for_predict(metadata: ModelMetadata, name: str | None) -> Signature:
+    """Returns the signature ``name``, by default ``serving_default``."""
+    return _named(metadata, name or DEFAULT_SIGNATURE)
 
 
-def signature_for_examples(about: ModelMetadata, name: str | None, method: Method) -> Signature:
-    """The signature called ``name``, by default the one that is made for Classify or Regress."""
-    made_for = method.name.lower()  # "classify" of "tensorflow/serving/classify"
-    names = [key for key, found in about.signatures.items() if found.method == made_for]
+def signature_for_examples(metadata: ModelMetadata, name: str | None, method: Method) -> Signature:
+    """Returns the signature ``name``, by default the only one for Classify or Regress."""
+    method_name = method.name.lower()  # "classify" of "tensorflow/serving/classify"
+    signatures = metadata.signatures
+    names = [key for key, signature in signatures.items() if signature.method == method_name]
     if name is not None:
-        found = _named(about, name)
-        if found.method != made_for:
+        signature = _named(metadata, name)
+        if signature.method != method_name:
             raise InvalidInput(
-                f"signature {name!r} of {about.model!r} is made for {found.method!r}, and "
-                f"{made_for!r} is asked for; it has {_list(names)} for that"
+                f"signature {name!r} of {metadata.model!r} is for {signature.method!r}, not for "
+                f"{method_name!r}; signatures for {method_name!r}: {_list(names)}"
             )
-        return found
+        return signature
     if DEFAULT_SIGNATURE in names:
-        return about.signatures[DEFAULT_SIGNATURE]
+        return signatures[DEFAULT_SIGNATURE]
     if len(names) != 1:
         raise InvalidInput(
-            f"{about.model!r} has {len(names)} signatures for {made_for!r} ({_list(names)}); "
-            + ("say which one by signature=" if names else "ask it by predict()")
+            f"{metadata.model!r} has {len(names)} signatures for {method_name!r} "
+            f"({_list(names)}); " + ("select one by signature=" if names else "use predict()")
         )
-    return about.signatures[names[0]]
+    return signatures[names[0]]
 
 
 def arrays(signature: Signature | None, inputs: Any) -> dict[str, Array]:
-    """Inputs by name, as arrays; what has no dtype yet gets the signature's.
+    """Returns inputs as arrays by name; values without a dtype get the signature's.
 
     Args:
-        signature: may be missing if nothing is left open.
-        inputs: as ``predict`` takes them.
+        signature: may be None if all inputs have names and dtypes.
+        inputs: the inputs of ``predict``.
     """
     if not isinstance(inputs, Mapping):
         names = list(signature.inputs) if signature else []
@@ -72,28 +73,29 @@ def arrays(signature: Signature | None, inputs: Any) -> dict[str, Array]:
                 f"the signature has {len(names)} inputs; give them by name: {_list(names)}"
             )
         inputs = {names[0]: inputs}
-    found = {}
+    converted = {}
     for name, values in inputs.items():
         info = signature.inputs.get(name) if signature else None
         try:
-            found[name] = tensors.as_array(values, info.dtype if info else None)
+            converted[name] = tensors.as_array(values, info.dtype if info else None)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"input {name!r}: {error}") from None
-    return found
+    return converted
 
 
 def check(signature: Signature, inputs: Mapping[str, Array], output_filter: Iterable[str]) -> None:
-    """Names, dtypes and shapes of inputs, and names of the outputs wanted."""
+    """Checks names, dtypes and shapes of inputs, and names in the output filter."""
     if inputs.keys() != signature.inputs.keys():
         _check_names(signature, set(inputs))
     for name, array in inputs.items():
         info = signature.inputs[name]
         dtype = tensors.element_type(array)
         if dtype != info.dtype:
-            turn = "" if "string" in (dtype, info.dtype) else f", by array.astype({info.dtype!r})"
+            is_text = "string" in (dtype, info.dtype)
+            how = "" if is_text else f", by array.astype({info.dtype!r})"
             raise InvalidInput(
-                f"input {name!r} is {dtype}, and the model takes {info.dtype}: turn it into "
-                f"that{turn}{_UNCHECKED}"
+                f"input {name!r} is {dtype}, and the model takes {info.dtype}: convert it"
+                f"{how}{_UNCHECKED}"
             )
         if not _fits(array.shape, info):
             raise InvalidInput(
@@ -102,7 +104,7 @@ def check(signature: Signature, inputs: Mapping[str, Array], output_filter: Iter
             )
     if wrong := set(output_filter) - signature.outputs.keys():
         raise InvalidInput(
-            f"there is no output {_list(wrong)}; signature {signature.name!r} gives "
+            f"no output {_list(wrong)}; signature {signature.name!r} gives "
             f"{_list(signature.outputs)}: change output_filter{_UNCHECKED}"
         )
 
@@ -111,66 +113,69 @@ def _check_names(signature: Signature, given: set[str]) -> None:
     known = set(signature.inputs)
     if extra := given - known:
         raise InvalidInput(
-            f"there is no input {_list(extra)}; signature {signature.name!r} takes "
-            f"{_list(known)}: take it away{_UNCHECKED}"
+            f"no input {_list(extra)}; signature {signature.name!r} takes "
+            f"{_list(known)}: remove it{_UNCHECKED}"
         )
     if missing := known - given - signature.optional:
         raise InvalidInput(
             f"input {_list(missing)} is missing; signature {signature.name!r} takes "
-            f"{_list(known)}: give it too{_UNCHECKED}"
+            f"{_list(known)}: add it{_UNCHECKED}"
         )
 
 
-def rows(inputs: Mapping[str, Array], max_batch_size: int) -> int:
-    """How many rows all inputs have, so that they can be split into batches."""
+def row_count(inputs: Mapping[str, Array], max_batch_size: int) -> int:
+    """Returns the number of rows, which has to be the same for all inputs, to split them."""
     positive("max_batch_size", max_batch_size)
     sizes = {name: array.shape[0] if array.ndim else None for name, array in inputs.items()}
     if len(set(sizes.values())) != 1 or None in sizes.values():
-        said = ", ".join(
+        counts = ", ".join(
             f"{name!r} has {'none' if size is None else size}" for name, size in sizes.items()
         )
         raise InvalidInput(
-            f"max_batch_size={max_batch_size} splits rows, and the inputs have to have as many "
-            f"each ({said}): leave it out, or give inputs of one length"
+            f"max_batch_size={max_batch_size} splits rows, and all inputs need the same number "
+            f"({counts}): omit max_batch_size, or give inputs of the same length"
         )
     return int(next(size for size in sizes.values() if size is not None))
 
 
 def headers(metadata: Mapping[str, str | bytes], token: str | None) -> tuple[Any, ...]:
-    """Metadata as gRPC takes it. A value is a secret: no message has it."""
+    """Returns metadata in gRPC's form. Values are secrets: no error message contains them."""
     pairs = [(name.lower(), value) for name, value in metadata.items()]
     if token is not None:
         pairs.append(("authorization", f"Bearer {token}"))
     for name, value in pairs:
         if not re.fullmatch("[0-9a-z_.-]+", name):
-            raise InvalidInput(f"metadata {name!r}: names are made of a-z, 0-9, _, . and -")
+            raise InvalidInput(f"metadata {name!r}: names consist of a-z, 0-9, _, . and -")
         if name.endswith("-bin") != isinstance(value, bytes):
-            raise InvalidInput(f"metadata {name!r}: bytes go with names that end in -bin, only")
+            raise InvalidInput(
+                f"metadata {name!r}: bytes need a name that ends in -bin, and text another name"
+            )
         if isinstance(value, str) and not re.fullmatch("[ -~]*", value):
             raise InvalidInput(
                 f"the value of metadata {name!r} has characters other than printable ASCII (a line "
-                "end, perhaps): take them away, or send bytes under a name that ends in -bin"
+                "end, perhaps): remove them, or send bytes under a name that ends in -bin"
             )
     return tuple(pairs)
 
 
-def _named(about: ModelMetadata, name: str) -> Signature:
-    if name not in about.signatures:
-        names = _list(about.signatures)
-        raise InvalidInput(f"{about.model!r} has no signature {name!r}; it has {names}")
-    return about.signatures[name]
+def _named(metadata: ModelMetadata, name: str) -> Signature:
+    if name not in metadata.signatures:
+        names = _list(metadata.signatures)
+        raise InvalidInput(f"{metadata.model!r} has no signature {name!r}; it has {names}")
+    return metadata.signatures[name]
 
 
 def _fits(shape: tuple[int, ...], info: TensorInfo) -> bool:
     if info.shape is None:
         return True
     return len(shape) == len(info.shape) and all(
-        wanted is None or size == wanted for size, wanted in zip(shape, info.shape, strict=True)
+        expected is None or size == expected
+        for size, expected in zip(shape, info.shape, strict=True)
     )
 
 
 def _hint(shape: tuple[int, ...], info: TensorInfo) -> str:
-    """A batch of one that lacks its first dimension is the usual slip."""
+    """Returns advice for the most frequent error: one example without a batch dimension."""
     return ", by array[None] if it is one example" if _fits((1, *shape), info) else ""
 
 

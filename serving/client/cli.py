@@ -1,4 +1,4 @@
-"""``python -m serving.client``: ask a model server from a shell.
+"""``python -m serving.client``: calls a model server from a shell.
 
 Exit codes: 0 if the call succeeded, 1 if it failed, 2 if the arguments are wrong.
 """
@@ -76,14 +76,14 @@ def _complain(error: Exception, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serving.client",
-        description="Ask TF Serving, or serving.server, about a model.",
+        description="Call TF Serving or serving.server.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, what: str, command: Callable[..., None], timeout_s: float) -> Any:
-        sub = commands.add_parser(name, help=what, description=what)
+    def add(name: str, text: str, command: Callable[..., None], timeout_s: float) -> Any:
+        sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
         sub.add_argument(
             "--target",
@@ -91,48 +91,52 @@ def _parser() -> argparse.ArgumentParser:
             help=f"host:port of the gRPC service ({_DEFAULT_TARGET}); once for each replica",
         )
         sub.add_argument(
-            "--timeout_s", type=float, default=timeout_s, help="seconds allowed (%(default)g)"
+            "--timeout_s", type=float, default=timeout_s, help="time limit in seconds (%(default)g)"
         )
-        sub.add_argument("--tls", action="store_true", help="encrypt; the flags below do it too")
-        sub.add_argument("--root_certificates", metavar="FILE", help="who may vouch for the server")
+        sub.add_argument(
+            "--tls", action="store_true", help="encrypt; the four flags below imply it"
+        )
+        sub.add_argument(
+            "--root_certificates", metavar="FILE", help="authorities of its certificate"
+        )
         sub.add_argument("--certificate_chain", metavar="FILE", help="the client's certificate")
-        sub.add_argument("--private_key", metavar="FILE", help="the key to it")
+        sub.add_argument("--private_key", metavar="FILE", help="the key of the certificate")
         sub.add_argument("--server_name", help="the name in the server's certificate")
         sub.add_argument("--token_file", metavar="FILE", help="a bearer token to send, over TLS")
         return sub
 
-    def about_model(sub: Any, with_label: bool = True) -> None:
+    def add_model(sub: Any, with_label: bool = True) -> None:
         sub.add_argument("--model", required=True, help="the model's name")
         sub.add_argument("--version", type=int, help="a version's number; by default the newest")
         if with_label:
             sub.add_argument("--label", help="a version's label instead of its number")
 
-    for name, what, command, given in (
+    for name, text, command, unit in (
         ("predict", "Send inputs, get outputs.", _predict, "input"),
         ("classify", "Send examples, get labels and scores.", _classify, "feature"),
         ("regress", "Send examples, get a number for each.", _regress, "feature"),
     ):
-        sub = add(name, what, command, 10)
-        about_model(sub)
-        sub.add_argument("--signature", help="by default the one that is made for this")
+        sub = add(name, text, command, 10)
+        add_model(sub)
+        sub.add_argument("--signature", help="by default the only one for this command")
         sub.add_argument(
             "--input",
             action="append",
             default=[],
             type=_input,
             metavar="[NAME=]VALUE",
-            help=f"JSON, or @FILE with a .npy or .json file; once for each {given}; the only "
-            "input needs no name; JSON numbers get the dtype that the model wants, and "
+            help=f"JSON, or @FILE with a .npy or .json file; once for each {unit}; a single "
+            "input needs no name; JSON numbers get the model's dtype, and "
             '{"b64": "…"} is bytes',
         )
         sub.add_argument(
             "--inputs",
             metavar="FILE",
-            help=f"all of them: a .npz file, or JSON with values by {given}"
-            + (" or a list of examples" if given == "feature" else "")
+            help=f"all of them: a .npz file, or JSON with values by {unit}"
+            + (" or a list of examples" if unit == "feature" else "")
             + "; - reads JSON from standard input",
         )
-        sub.add_argument("--max_batch_size", type=int, help="send no more rows than this at once")
+        sub.add_argument("--max_batch_size", type=int, help="largest number of rows in one request")
         sub.add_argument("--no_check", action="store_true", help="leave all checks to the server")
         sub.add_argument(
             "--output",
@@ -141,13 +145,13 @@ def _parser() -> argparse.ArgumentParser:
             help="write the answer to a .json or .npz file; - prints JSON",
         )
         if name == "predict":
-            sub.add_argument("--output_filter", action="append", help="an output wanted")
+            sub.add_argument("--output_filter", action="append", help="name of an output to return")
         else:
             sub.add_argument("--context", type=_value, help="features of all examples, as JSON")
-    about_model(add("metadata", "Show a model's signatures.", _metadata, 10))
-    about_model(add("status", "Show the states of a model's versions.", _status, 10), False)
-    about_model(add("wait", "Wait until a model can be asked.", _wait, 60), False)
-    reload = add("reload", "Have a server serve what a file says, and nothing else.", _reload, 60)
+    add_model(add("metadata", "Show a model's signatures.", _metadata, 10))
+    add_model(add("status", "Show the states of a model's versions.", _status, 10), False)
+    add_model(add("wait", "Wait until a model is available.", _wait, 60), False)
+    reload = add("reload", "Replace a server's configuration.", _reload, 60)
     reload.add_argument(
         "--config", required=True, metavar="FILE", help="a ModelServerConfig, as text"
     )
@@ -155,54 +159,58 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(client: Client, options: argparse.Namespace) -> None:
-    given = _given(options)
+    inputs = _read_inputs(options)
     outputs = client.predict(
         options.model,
-        given[None] if isinstance(given, dict) and None in given else given,
+        inputs[None] if isinstance(inputs, dict) and None in inputs else inputs,
         signature=options.signature,
         version=options.version,
         label=options.label,
         output_filter=options.output_filter or (),
         max_batch_size=options.max_batch_size,
     )
-    _put(outputs, options.output)
+    _write_outputs(outputs, options.output)
 
 
 def _classify(client: Client, options: argparse.Namespace) -> None:
-    found = client.classify(options.model, _given(options), **_of_examples(options))
-    _put({"labels": found.labels, "scores": found.scores}, options.output)
+    result = client.classify(
+        options.model, _read_inputs(options), **_arguments_for_examples(options)
+    )
+    _write_outputs({"labels": result.labels, "scores": result.scores}, options.output)
 
 
 def _regress(client: Client, options: argparse.Namespace) -> None:
-    values = client.regress(options.model, _given(options), **_of_examples(options))
-    _put({"values": values}, options.output)
+    values = client.regress(
+        options.model, _read_inputs(options), **_arguments_for_examples(options)
+    )
+    _write_outputs({"values": values}, options.output)
 
 
-def _of_examples(options: argparse.Namespace) -> dict[str, Any]:
+def _arguments_for_examples(options: argparse.Namespace) -> dict[str, Any]:
     names = ("context", "signature", "version", "label", "max_batch_size")
     return {name: getattr(options, name) for name in names}
 
 
-def _given(options: argparse.Namespace) -> Any:
-    """All inputs, from ``--inputs`` or from each ``--input``."""
+def _read_inputs(options: argparse.Namespace) -> Any:
+    """Returns all inputs, from ``--inputs`` or from each ``--input``."""
     if bool(options.input) == bool(options.inputs):
         raise InvalidInput("give --inputs FILE, or --input NAME=VALUE once for each")
     if options.inputs:
         try:
             if options.inputs == "-":
-                return _parsed(sys.stdin.read())
+                return _parse_json(sys.stdin.read())
             return _read(Path(options.inputs))
         except (OSError, ValueError) as error:
             raise InvalidInput(f"--inputs {options.inputs}: {error}") from None
     named = dict(options.input)
     if len(named) < len(options.input):
-        raise InvalidInput("an input is given twice; --input NAME=VALUE once for each")
+        raise InvalidInput("an input is given twice: give --input NAME=VALUE once for each")
     if None in named and len(named) > 1:
-        raise InvalidInput("of several inputs each needs its name: --input NAME=VALUE")
+        raise InvalidInput("several inputs need names: --input NAME=VALUE")
     return named
 
 
-def _put(outputs: dict[str, Array], output: str | None) -> None:
+def _write_outputs(outputs: dict[str, Array], output: str | None) -> None:
     if output is None:
         for name, array in outputs.items():
             dtype = "string" if array.dtype == object else array.dtype
@@ -211,9 +219,9 @@ def _put(outputs: dict[str, Array], output: str | None) -> None:
     elif output == "-":
         print(_as_json(outputs))
     elif output.endswith(".npz"):
-        # Arrays of objects would be pickled: strings become numpy's own, which a reader can trust.
+        # numpy would pickle arrays of objects, so strings are stored as numpy's own string dtypes.
         plain = {name: _fixed_width(a) if a.dtype == object else a for name, a in outputs.items()}
-        with zipfile.ZipFile(output, "w") as archive:  # np.savez can't take every name
+        with zipfile.ZipFile(output, "w") as archive:  # np.savez does not accept every name
             for name, array in plain.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)
@@ -226,9 +234,9 @@ def _fixed_width(strings: Array) -> Array:
 
 
 def _metadata(client: Client, options: argparse.Namespace) -> None:
-    about = client.metadata(options.model, version=options.version, label=options.label)
-    print(f"model {about.model}, version {about.version}")
-    for signature in about.signatures.values():
+    metadata = client.metadata(options.model, version=options.version, label=options.label)
+    print(f"model {metadata.model}, version {metadata.version}")
+    for signature in metadata.signatures.values():
         print(signature.name)
         for info in signature.inputs.values():
             print(f"  in   {info}")
@@ -254,11 +262,11 @@ def _reload(client: Client, options: argparse.Namespace) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"--config {options.config}: {error}") from None
     client.reload(config)
-    print("the server serves what the file says")
+    print("the server has taken over the configuration")
 
 
 def _input(text: str) -> tuple[str | None, Any]:
-    """``name=value`` or ``value``; what starts like JSON or a file has no name."""
+    """Parses ``name=value`` or ``value``; a text that starts like JSON or ``@`` has no name."""
     match = re.match(r'([^\[{"@=\s]+)=', text)
     name, value = (match[1], text[match.end() :]) if match else (None, text)
     return name, _value(value)
@@ -266,7 +274,7 @@ def _input(text: str) -> tuple[str | None, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return _read(Path(text[1:])) if text.startswith("@") else _parsed(text)
+        return _read(Path(text[1:])) if text.startswith("@") else _parse_json(text)
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
@@ -274,21 +282,21 @@ def _value(text: str) -> Any:
 def _read(path: Path) -> Any:
     if path.suffix in (".npy", ".npz"):
         try:
-            found = np.load(path, allow_pickle=False)
-            return found if isinstance(found, np.ndarray) else dict(found)
-        except (ValueError, EOFError, zipfile.BadZipFile):  # numpy would advise to trust it
+            loaded = np.load(path, allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+        except (ValueError, EOFError, zipfile.BadZipFile):  # numpy advises to allow pickles
             raise ValueError(f"{path} has no arrays of numbers or strings, or is damaged") from None
     if path.suffix == ".json":
-        return _parsed(path.read_text())
+        return _parse_json(path.read_text())
     raise ValueError("a file has to end in .npy, .npz or .json")
 
 
-def _parsed(text: str) -> Any:
-    return json.loads(text, object_hook=_bytes_of)
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_hook=_decode_base64)
 
 
-def _bytes_of(value: dict[str, Any]) -> Any:
-    """What ``_plain`` makes of bytes that are no text, back again."""
+def _decode_base64(value: dict[str, Any]) -> Any:
+    """Returns the bytes of ``{"b64": "…"}``, and any other mapping unchanged."""
     if value.keys() == {"b64"}:
         return binascii.a2b_base64(value["b64"], strict_mode=True)
     return value
@@ -301,13 +309,13 @@ def _output(text: str) -> str:
 
 
 def _as_json(outputs: dict[str, Array]) -> str:
-    return json.dumps({name: _plain(array.tolist()) for name, array in outputs.items()})
+    return json.dumps({name: _to_json_value(array.tolist()) for name, array in outputs.items()})
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can say: complex numbers as pairs, bytes as text or, failing that, as base64."""
+def _to_json_value(value: Any) -> Any:
+    """Converts to JSON: complex numbers to pairs, bytes to text, or to base64 if not UTF-8."""
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_to_json_value(item) for item in value]
     if isinstance(value, complex):
         return [value.real, value.imag]
     if isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""Channels: where they lead, how they are kept alive, and what protects them."""
+"""The settings of a client's channels: targets, keepalive, TLS, headers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from serving.client.errors import InvalidInput
 _Pem = bytes | str | os.PathLike[str] | None
 
 _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
-    # A name with several addresses: each call goes to the next one that answers.
+    # For a name with several addresses: each call goes to the next address that is connected.
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),  # gRPC's own limit is 4 MB
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # A host that is gone does not refuse: by then the call goes to another one.
+    # A host that is down does not refuse connections. Calls go to another one after this time.
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Servers answer pings more often than every five minutes with GOAWAY too_many_pings.
+    # Servers close connections with pings more often than every five minutes (too_many_pings).
     ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
@@ -32,15 +32,15 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
 
 @dataclass(frozen=True)
 class Tls:
-    """TLS, and mutual TLS if the client shows a certificate of its own.
+    """Certificates for TLS, and for mutual TLS if the client has a certificate.
 
     Each of the first three is a file's path, or PEM as ``bytes``.
 
     Attributes:
-        root_certificates: who may vouch for the server; by default whom gRPC trusts.
-        certificate_chain: the client's certificate, for servers that ask for one.
-        private_key: the key to it.
-        server_name: the name in the server's certificate, if it isn't the target's host.
+        root_certificates: authorities that may sign the server's certificate; by default gRPC's.
+        certificate_chain: the client's certificate, for servers that require one.
+        private_key: the key of the client's certificate.
+        server_name: the name in the server's certificate, if it differs from the target's host.
     """
 
     root_certificates: _Pem = None
@@ -50,23 +50,23 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.certificate_chain is None) != (self.private_key is None):
-            raise InvalidInput("a certificate_chain and its private_key go together: give both")
+            raise InvalidInput("certificate_chain and private_key go together: give both")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC takes; raises InvalidInput if a file can't be read."""
+        """Returns gRPC's credentials; raises InvalidInput if a file can't be read."""
         pem = (self.root_certificates, self.private_key, self.certificate_chain)
-        return grpc.ssl_channel_credentials(*map(_read, pem))
+        return grpc.ssl_channel_credentials(*map(_read_pem, pem))
 
 
 @dataclass(frozen=True)
 class Connection:
-    """What a client's channels are made of.
+    """The settings of a client's channels.
 
     Attributes:
-        targets: one channel for each.
-        interceptors: see every call; requests and answers pass them as bytes.
-        options: of the channels.
-        credentials: ``None`` for plain text.
+        targets: addresses; each has a channel.
+        interceptors: called for every call; requests and answers are bytes.
+        options: gRPC's channel options.
+        credentials: ``None`` without TLS.
         headers: sent with every call.
     """
 
@@ -85,14 +85,14 @@ class Connection:
         token: str | None,
         interceptors: Sequence[Any],
     ) -> Connection:
-        """Checks what a client was given; see there. Raises InvalidInput."""
+        """Checks the arguments of a client, see there; raises InvalidInput."""
         targets = (target,) if isinstance(target, str) else tuple(target)
-        if not targets or not all(isinstance(one, str) and one for one in targets):
+        if not targets or not all(isinstance(address, str) and address for address in targets):
             raise InvalidInput(f"target={target!r} has to be host:port, or a list of these")
         if token is not None and not tls:
             raise InvalidInput(
-                "a token would travel in plain text: give tls=True; where something else encrypts, "
-                "send it by metadata={'authorization': …}"
+                "a token would be sent in plain text: give tls=True; if a proxy encrypts the "
+                "connection, send it by metadata={'authorization': …}"
             )
         if tls is True:
             tls = Tls()
@@ -104,7 +104,7 @@ class Connection:
         return cls(targets, tuple(interceptors), options, credentials, headers)
 
 
-def _read(pem: _Pem) -> bytes | None:
+def _read_pem(pem: _Pem) -> bytes | None:
     if pem is None or isinstance(pem, bytes):
         return pem
     try:

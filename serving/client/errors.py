@@ -1,22 +1,22 @@
-"""What can go wrong when a model server is asked.
+"""Errors of calls to a model server.
 
 ServingError
- ├─ InvalidInput          what was to be sent is wrong; nothing was sent     (also a ValueError)
- ├─ InvalidAnswer         the answer can't be read
- ├─ NotReady              waiting for a model was in vain
- └─ CallFailed            a call was made, and it ended with a gRPC status
+ ├─ InvalidInput          the arguments are wrong; nothing was sent          (also a ValueError)
+ ├─ InvalidAnswer         the answer can't be decoded
+ ├─ NotReady              a model did not become available in time
+ └─ CallFailed            a call ended with an error status of gRPC
      ├─ InvalidRequest    the server refuses it: inputs, dtypes, shapes, signature, output filter
-     ├─ NotFound          no such model or version there
-     ├─ DeadlineExceeded  no answer within the time allowed                  (also a TimeoutError)
-     ├─ Unavailable       nobody answers there, or the server is overloaded; tried again in vain
+     ├─ NotFound          the server does not have this model or version
+     ├─ DeadlineExceeded  no answer within the time limit                    (also a TimeoutError)
+     ├─ Unavailable       no connection, or the server is overloaded; retries failed too
      ├─ ResourceExhausted a limit of the server: threads, memory, size of a message
-     ├─ PermissionDenied  no or wrong credentials
-     ├─ Unimplemented     the server doesn't know the method
+     ├─ PermissionDenied  no credentials, or wrong ones
+     ├─ Unimplemented     the server does not have the method
      ├─ Cancelled         the call was cancelled before its end
      └─ ServerError       the server failed
 """
 
-# ruff: noqa: N818 - the names say what happened
+# ruff: noqa: N818 - public names without "Error"
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ import grpc
 
 
 class ServingError(Exception):
-    """Base of everything that ``serving.client`` raises on purpose."""
+    """Base class of the errors that ``serving.client`` raises."""
 
 
 class InvalidInput(ServingError, ValueError):
-    """What was to be sent is wrong; nothing was sent."""
+    """The arguments are wrong; nothing was sent."""
 
 
 class InvalidAnswer(ServingError):
-    """The server's answer can't be read."""
+    """The server's answer can't be decoded."""
 
 
 class NotReady(ServingError):
-    """A model did not become available."""
+    """A model did not become available in time."""
 
 
 class CallFailed(ServingError):
     """A call ended with a gRPC status other than OK.
 
     Attributes:
-        target, model, method: what was asked, and where.
+        target, model, method: of the call.
         code: the gRPC status.
-        details: the server's message, as it came.
+        details: the server's message, unchanged.
     """
 
     advice = "See the server's log."
@@ -53,8 +53,8 @@ class CallFailed(ServingError):
     def __init__(
         self, target: str, model: str, method: str, code: grpc.StatusCode, details: str
     ) -> None:
-        said = f"{code.name}: {details.rstrip('.')}"
-        super().__init__(f"{method} of model {model!r} at {target} failed: {said}. {self.advice}")
+        status = f"{code.name}: {details.rstrip('.')}"
+        super().__init__(f"{method} of model {model!r} at {target} failed: {status}. {self.advice}")
         self.target = target
         self.model = model
         self.method = method
@@ -65,23 +65,23 @@ class CallFailed(ServingError):
 class InvalidRequest(CallFailed):
     """The server refuses the request."""
 
-    advice = "Compare names, dtypes and shapes with what metadata() says of the model."
+    advice = "Compare names, dtypes and shapes with those of metadata()."
 
 
 class NotFound(CallFailed):
-    """The server has no such model or version."""
+    """The server does not have this model or version."""
 
     advice = "Check the model's name; status() lists the versions that are loaded."
 
 
 class DeadlineExceeded(CallFailed, TimeoutError):
-    """No answer came within the time allowed."""
+    """No answer came within the time limit."""
 
-    advice = "Allow more by timeout_s, or send less in one call."
+    advice = "Increase timeout_s, or send less in one call."
 
 
 class Unavailable(CallFailed):
-    """Nobody answers at the target, or the server is overloaded; it was tried again in vain."""
+    """No connection to the target, or the server is overloaded; retries failed too."""
 
     advice = "Check that a server listens there and that it is not overloaded."
 
@@ -89,17 +89,17 @@ class Unavailable(CallFailed):
 class ResourceExhausted(CallFailed):
     """A limit of the server was reached."""
 
-    advice = "Send less at once, or raise the server's limits."
+    advice = "Send less in one call, or increase the server's limits."
 
 
 class PermissionDenied(CallFailed):
-    """The server wants other credentials."""
+    """The server requires other credentials."""
 
     advice = "Check the credentials."
 
 
 class Unimplemented(CallFailed):
-    """The server doesn't know the method."""
+    """The server does not have the method."""
 
     advice = "Check that the target is TF Serving's gRPC port, not its REST port."
 
@@ -107,7 +107,7 @@ class Unimplemented(CallFailed):
 class Cancelled(CallFailed):
     """The call was cancelled before its end."""
 
-    advice = "The client was closed, or somebody between client and server ended the call."
+    advice = "The client was closed, or a proxy between client and server ended the call."
 
 
 class ServerError(CallFailed):
@@ -132,6 +132,6 @@ _ERRORS: dict[grpc.StatusCode, type[CallFailed]] = {
 def call_failed(
     target: str, model: str, method: str, code: grpc.StatusCode, details: str | None
 ) -> CallFailed:
-    """The error for a status; statuses that the table doesn't name are the server's failure."""
-    kind = _ERRORS.get(code, ServerError)
-    return kind(target, model, method, code, details or "no message")
+    """Returns the error for a status; it is ServerError for statuses that are not in the table."""
+    error_type = _ERRORS.get(code, ServerError)
+    return error_type(target, model, method, code, details or "no message")

@@ -1,7 +1,7 @@
-"""tf.Example of what callers have: columns or rows.
+"""Encodes columns or rows of features as tf.Example messages.
 
 A tf.Example has three kinds of features: float32, int64 and bytes. Booleans and all integers become
-int64, all floats float32, text UTF-8.
+int64, all floats float32, and text UTF-8.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from typing import Any
 import numpy as np
 
 from serving import tensors
-from serving.client import wire
+from serving.client import encoding
 from serving.client.errors import InvalidInput
 from serving.protos import serving_pb2
 from serving.tensors import Array
 
 
 def encode(features: Any) -> list[serving_pb2.Example]:
-    """One message for each example.
+    """Returns one message for each example.
 
     Args:
-        features: a mapping of names to arrays or lists, examples first, or a sequence with a
-            mapping of names to values for each example. A value may be a scalar or of any shape (a
-            tf.Example holds it flat), and a name may be missing in some examples.
+        features: a mapping of names to arrays or lists, whose first dimension is the examples, or a
+            sequence with a mapping of names to values for each example. A value may be a scalar or
+            of any shape (a tf.Example stores it flat), and examples may lack a name.
 
     Raises:
-        InvalidInput: what is wrong with which feature.
+        InvalidInput: a feature can't be encoded; the message names it.
     """
     if isinstance(features, Mapping):
         columns = {name: _rows_of(name, values) for name, values in features.items()}
         lengths = {name: len(rows) for name, rows in columns.items()}
         if len(set(lengths.values())) > 1:
-            said = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
-            raise InvalidInput(f"features have to have as many examples each: {said}")
+            counts = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
+            raise InvalidInput(f"all features need the same number of examples: {counts}")
         count = next(iter(lengths.values()), 0)
     elif isinstance(features, Sequence) and all(isinstance(row, Mapping) for row in features):
         count = len(features)
@@ -55,7 +55,7 @@ def encode(features: Any) -> list[serving_pb2.Example]:
 
 
 def encode_one(features: Mapping[str, Any]) -> serving_pb2.Example:
-    """One example, of a mapping of names to values."""
+    """Returns one message for a mapping of names to values."""
     if not isinstance(features, Mapping):
         raise InvalidInput(f"context is {type(features).__name__}: give a mapping of names")
     return encode([features])[0]
@@ -70,7 +70,7 @@ def _rows_of(name: str, values: Any) -> Any:
 
 
 def _write_column(name: str, rows: Any, maps: list[Any]) -> None:
-    """Writes one feature of all examples: all of them have it in one kind."""
+    """Writes one feature of all examples; it has the same kind in all of them."""
     kinds = set()
     arrays: list[Array | None] = []
     for row in rows:
@@ -80,10 +80,13 @@ def _write_column(name: str, rows: Any, maps: list[Any]) -> None:
             kinds.add(_kind(array))
     if "bytes" in kinds and len(kinds) > 1:
         raise ValueError("text and numbers are mixed")
-    put = _put_bytes if "bytes" in kinds else _put_ints if kinds == {"int64"} else _put_floats
+    if "bytes" in kinds:
+        write = _write_bytes
+    else:
+        write = _write_ints if kinds == {"int64"} else _write_floats
     for features, array in zip(maps, arrays, strict=True):
         if array is not None:
-            put(features[name], array)
+            write(features[name], array)
 
 
 def _kind(array: Array) -> str:
@@ -97,19 +100,19 @@ def _kind(array: Array) -> str:
     raise ValueError(f"a tf.Example holds floats, integers and bytes, not {dtype}")
 
 
-def _put_floats(feature: Any, values: Array) -> None:
-    # As it travels: a hundred times faster than handing over Python numbers.
-    feature.float_list.MergeFromString(wire.float_list(values))
+def _write_floats(feature: Any, values: Array) -> None:
+    # Parsing a serialized list is a hundred times faster than passing Python numbers.
+    feature.float_list.MergeFromString(encoding.encode_float_list(values))
 
 
-def _put_ints(feature: Any, values: Array) -> None:
-    feature.int64_list.SetInParent()  # a list may be empty, yet it is there
+def _write_ints(feature: Any, values: Array) -> None:
+    feature.int64_list.SetInParent()  # marks the kind also if the list is empty
     if values.dtype == bool:
         values = values.astype(np.int64)
     feature.int64_list.value.extend(values.tolist())
 
 
-def _put_bytes(feature: Any, values: Array) -> None:
+def _write_bytes(feature: Any, values: Array) -> None:
     feature.bytes_list.SetInParent()
     feature.bytes_list.value.extend(
         value.encode() if isinstance(value, str) else value for value in values.tolist()

@@ -1,8 +1,4 @@
-"""Requests and answers as messages; no input or output happens here.
-
-Every function is pure: what is asked, as numpy and names, becomes a message, and a message becomes
-what the caller gets. How it travels is the client's business.
-"""
+"""Makes request messages from arguments, and results from answer messages. Does no I/O."""
 
 from __future__ import annotations
 
@@ -14,10 +10,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from serving import tensors
-from serving.client import checks, wire
+from serving.client import checks, encoding
 from serving.client.errors import InvalidAnswer, InvalidInput
 from serving.client.methods import Method
-from serving.client.models import (
+from serving.client.results import (
     Classification,
     ModelMetadata,
     Signature,
@@ -34,15 +30,15 @@ _STATES = {number: name for name, number in serving_pb2.ModelVersionStatus.State
 def model_spec(
     model: str, version: int | None = None, label: str | None = None, signature: str | None = None
 ) -> serving_pb2.ModelSpec:
-    """Which model, and which of its versions.
+    """Returns the ModelSpec that selects a model, a version and a signature.
 
     Raises:
-        InvalidInput: there is no name, or both a version and a label.
+        InvalidInput: the name is empty, or both a version and a label are given.
     """
     if not model:
         raise InvalidInput("the model has no name")
     if version is not None and label is not None:
-        raise InvalidInput(f"ask for version {version} or for label {label!r}, not for both")
+        raise InvalidInput(f"give version={version} or label={label!r}, not both")
     spec = serving_pb2.ModelSpec(name=model, signature_name=signature or "")
     if version is not None:
         spec.version.value = version
@@ -59,7 +55,7 @@ def predict_head(
     signature: str | None,
     output_filter: tuple[str, ...],
 ) -> bytes:
-    """A PredictRequest without inputs, as it travels: the same for call after call."""
+    """Returns a serialized PredictRequest without inputs; it is the same for many calls."""
     spec = model_spec(model, version, label, signature)
     request = serving_pb2.PredictRequest(model_spec=spec, output_filter=output_filter)
     return bytes(request.SerializeToString())
@@ -68,31 +64,34 @@ def predict_head(
 def predict_requests(
     head: bytes, inputs: Mapping[str, Array], max_batch_size: int | None
 ) -> list[bytes]:
-    """One request, or as many as batches of at most ``max_batch_size`` rows need.
+    """Returns one request, or several of at most ``max_batch_size`` rows.
 
     Raises:
         InvalidInput: an array can't be sent, or the inputs can't be split.
     """
-    if max_batch_size is None or (count := checks.rows(inputs, max_batch_size)) <= max_batch_size:
-        return [wire.with_inputs(head, inputs)]
+    if max_batch_size is None:
+        return [encoding.encode_predict_request(head, inputs)]
+    count = checks.row_count(inputs, max_batch_size)
+    if count <= max_batch_size:
+        return [encoding.encode_predict_request(head, inputs)]
     return [
-        wire.with_inputs(
+        encoding.encode_predict_request(
             head, {name: array[start : start + max_batch_size] for name, array in inputs.items()}
         )
         for start in range(0, count, max_batch_size)
     ]
 
 
-def joined_outputs(parts: list[dict[str, Array]], rows: int) -> dict[str, Array]:
-    """Outputs of all batches, by name; raises InvalidAnswer if they don't make up ``rows``."""
+def join_outputs(batches: list[dict[str, Array]], rows: int) -> dict[str, Array]:
+    """Joins the outputs of batches, by name; raises InvalidAnswer if they don't have ``rows``."""
     joined = {}
-    for name, first in parts[0].items():
-        arrays = [part[name] for part in parts if name in part and part[name].ndim]
+    for name, first in batches[0].items():
+        arrays = [batch[name] for batch in batches if name in batch and batch[name].ndim]
         if sum(map(len, arrays)) != rows or len({array.shape[1:] for array in arrays}) != 1:
             raise InvalidAnswer(
-                f"output {name!r} of {len(parts)} batches, the first of shape "
-                f"{list(first.shape)}, can't be joined to {rows} rows: leave it out by "
-                "output_filter, or ask without max_batch_size"
+                f"output {name!r} of {len(batches)} batches, the first of shape "
+                f"{list(first.shape)}, can't be joined to {rows} rows: exclude it by "
+                "output_filter, or call without max_batch_size"
             )
         joined[name] = np.concatenate(arrays)
     return joined
@@ -105,30 +104,30 @@ def example_requests(
     context: serving_pb2.Example | None,
     max_batch_size: int | None,
 ) -> list[bytes]:
-    """Requests for Classify or Regress, of at most ``max_batch_size`` examples each.
+    """Returns requests for Classify or Regress, of at most ``max_batch_size`` examples each.
 
     Args:
         method: Classify or Regress.
-        spec: which model.
-        examples: one for each answer wanted.
+        spec: selects the model.
+        examples: one for each result.
         context: features that all examples have.
-        max_batch_size: by default all go into one request.
+        max_batch_size: by default one request has all examples.
 
     Raises:
-        InvalidInput: there are no examples.
+        InvalidInput: the list of examples is empty.
     """
     if not examples:
-        raise InvalidInput("there are no examples; a server refuses that: give one at least")
+        raise InvalidInput("no examples, which a server refuses: give at least one")
     size = len(examples) if max_batch_size is None else max_batch_size
     requests = []
     for start in range(0, len(examples), int(checks.positive("max_batch_size", size))):
         request = method.request_type(model_spec=spec)
         if context is None:
-            sent = request.input.example_list
+            example_list = request.input.example_list
         else:
-            sent = request.input.example_list_with_context
-            sent.context.CopyFrom(context)
-        sent.examples.extend(examples[start : start + size])
+            example_list = request.input.example_list_with_context
+            example_list.context.CopyFrom(context)
+        example_list.examples.extend(examples[start : start + size])
         requests.append(request.SerializeToString())
     return requests
 
@@ -136,33 +135,39 @@ def example_requests(
 def read_classification(
     responses: list[serving_pb2.ClassificationResponse],
 ) -> Classification:
-    """Labels and scores of all examples; raises InvalidAnswer if examples differ in classes."""
-    found = [example.classes for part in responses for example in part.result.classifications]
-    classes = len(found[0]) if found else 0
-    if any(len(example) != classes for example in found):
+    """Returns labels and scores of all examples.
+
+    Raises:
+        InvalidAnswer: the examples have different numbers of classes.
+    """
+    examples = [
+        example.classes for response in responses for example in response.result.classifications
+    ]
+    count = len(examples[0]) if examples else 0
+    if any(len(classes) != count for classes in examples):
         raise InvalidAnswer("the examples have different numbers of classes")
-    labels = np.empty((len(found), classes), dtype=object)
-    labels[...] = [[one.label for one in example] for example in found]
-    scores = [[one.score for one in example] for example in found]
+    labels = np.empty((len(examples), count), dtype=object)
+    labels[...] = [[entry.label for entry in classes] for classes in examples]
+    scores = [[entry.score for entry in classes] for classes in examples]
     return Classification(labels, np.array(scores, np.float32).reshape(labels.shape))
 
 
 def read_regression(responses: list[serving_pb2.RegressionResponse]) -> Array:
-    """A value for each example, float32."""
-    values = [one.value for part in responses for one in part.result.regressions]
+    """Returns a value for each example, float32."""
+    values = [entry.value for response in responses for entry in response.result.regressions]
     return np.array(values, np.float32)
 
 
 def metadata_request(spec: serving_pb2.ModelSpec) -> serving_pb2.GetModelMetadataRequest:
-    """Asks for the signatures."""
+    """Returns a request for the signatures."""
     return serving_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=[_SIGNATURES])
 
 
 def read_metadata(response: serving_pb2.GetModelMetadataResponse) -> ModelMetadata:
-    """Signatures that can be called; raises InvalidAnswer if there is no word about them."""
+    """Returns the signatures that can be called; raises InvalidAnswer if the field is missing."""
     if _SIGNATURES not in response.metadata:
         raise InvalidAnswer(f"the metadata has no {_SIGNATURES!r}")
-    # Any's own Unpack would compare names of messages, and ours has another.
+    # Any.Unpack compares names of messages, and ours has another name than TF Serving's.
     packed = response.metadata[_SIGNATURES].value
     try:
         definitions = serving_pb2.SignatureDefMap.FromString(packed).signature_def
@@ -174,7 +179,7 @@ def read_metadata(response: serving_pb2.GetModelMetadataResponse) -> ModelMetada
         signatures={
             name: _signature(name, definitions[name])
             for name in sorted(definitions)
-            if not name.startswith("__saved_model")  # the initializer and its like
+            if not name.startswith("__saved_model")  # the initializer, for example
         },
     )
 
@@ -200,12 +205,12 @@ def _info(name: str, info: Any) -> TensorInfo:
 
 
 def status_request(spec: serving_pb2.ModelSpec) -> serving_pb2.GetModelStatusRequest:
-    """Asks for the states of all versions, or of the one that ``spec`` names."""
+    """Returns a request for the states of all versions, or of the one that ``spec`` selects."""
     return serving_pb2.GetModelStatusRequest(model_spec=spec)
 
 
 def read_status(response: serving_pb2.GetModelStatusResponse) -> list[VersionStatus]:
-    """States by version, newest first."""
+    """Returns the states of versions, newest first."""
     statuses = [
         VersionStatus(
             entry.version,
@@ -220,23 +225,23 @@ def read_status(response: serving_pb2.GetModelStatusResponse) -> list[VersionSta
 
 
 def reload_request(config: str | Any) -> serving_pb2.ReloadConfigRequest:
-    """Asks the server to serve what ``config`` says, and nothing else.
+    """Returns a request that replaces the server's configuration.
 
     Args:
         config: a ModelServerConfig: its text, as in a models.config, or the message (ours or
             tensorflow-serving-api's).
 
     Raises:
-        InvalidInput: the text can't be parsed, or the message is another one.
+        InvalidInput: the text can't be parsed, or the message is of another type.
     """
     request = serving_pb2.ReloadConfigRequest()
     if isinstance(config, str):
-        from google.protobuf import text_format  # slow to import, and nothing else here needs it
+        from google.protobuf import text_format  # slow to import, and only needed here
 
         try:
             text_format.Parse(config, request.config)
         except text_format.ParseError as error:
-            raise InvalidInput(f"config is no text of a ModelServerConfig: {error}") from None
+            raise InvalidInput(f"config is not the text of a ModelServerConfig: {error}") from None
         return request
     if getattr(getattr(config, "DESCRIPTOR", None), "name", None) != "ModelServerConfig":
         raise InvalidInput(f"config is {type(config).__name__}; give a ModelServerConfig, or text")

@@ -1,4 +1,4 @@
-"""The client that waits for its answers."""
+"""The client whose methods block until the answer is there."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import grpc
 
 from serving.client import methods
-from serving.client.attempts import Call, Pause, Plan
 from serving.client.connection import Connection, Tls
 from serving.client.errors import InvalidInput
 from serving.client.methods import Method
-from serving.client.plans import Plans
+from serving.client.operations import Operations
+from serving.client.retries import Call, Pause, Steps
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _waits(
-    plan: Callable[Concatenate[Plans, P], Plan[T]],
+def _blocking(
+    operation: Callable[Concatenate[Operations, P], Steps[T]],
 ) -> Callable[Concatenate[Client, P], T]:
-    """A method that carries out a plan."""
+    """Returns a method that runs an operation and blocks until its end."""
 
-    @functools.wraps(plan)
+    @functools.wraps(operation)
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._carry_out(plan(self._plans, *args, **kwargs))
+        return self._run(operation(self._operations, *args, **kwargs))
 
     return method
 
@@ -37,27 +37,27 @@ def _waits(
 class Client:
     """Calls a model server, or several replicas of it.
 
-    Safe to share between threads. A process that was forked while none was in a call has
-    connections of its own. Connects with the first call; disconnects at the end of ``with``.
+    Safe to share between threads. It can also be used after a fork, if no thread was in a call at
+    that moment: the new process opens connections of its own. The first call connects; the end of
+    ``with`` disconnects.
 
     Args:
-        target: where the server listens, as gRPC writes it: ``host:port``, ``dns:///name:port``,
-            ``unix:/path``; or a list of these. Calls take turns among the targets, and among the
-            addresses of a name; who does not answer is left out for a while.
-        timeout_s: how long a call may take at most, all its attempts included, unless the call
-            says otherwise.
-        retries: how often a call is made again, after a pause, if it ended with UNAVAILABLE. Never
-            done with ``reload``.
-        check: hold names, dtypes and shapes against the model's metadata before sending. It is
-            asked for once for each version.
-        tls: ``True``, or what is to be trusted and shown; by default plain text.
+        target: the server's address in gRPC's form: ``host:port``, ``dns:///name:port``,
+            ``unix:/path``; or a list of these. Calls go in turn to the targets, and to the
+            addresses of a name; one that does not answer is excluded for a while.
+        timeout_s: default time limit of a call, all its attempts included.
+        retries: largest number of repetitions, after pauses, of a call that ended with UNAVAILABLE.
+            A ``reload`` is never repeated.
+        check: whether names, dtypes and shapes are checked against the model's metadata before a
+            request is sent. The metadata is requested once for each version.
+        tls: ``True``, or the certificates to use; by default no encryption.
         metadata: headers sent with every call.
         token: sent as ``authorization: Bearer …``, over TLS only.
-        interceptors: gRPC's, for unary calls; requests and answers pass them as bytes.
+        interceptors: gRPC's, for unary calls; requests and answers are bytes.
 
-    Every call raises an error of ``serving.client.errors``: InvalidInput if nothing could be sent,
-    one of CallFailed's kinds if the server did not answer as wished, InvalidAnswer if what it
-    answered can't be read.
+    Every method raises errors of ``serving.client.errors``: InvalidInput if the request can't be
+    sent, a subclass of CallFailed if the server did not answer or answered with an error,
+    InvalidAnswer if the answer can't be decoded.
     """
 
     def __init__(
@@ -73,21 +73,21 @@ class Client:
         interceptors: Sequence[grpc.UnaryUnaryClientInterceptor] = (),
     ) -> None:
         self._connection = Connection.of(target, tls, metadata or {}, token, interceptors)
-        self._plans = Plans(self._connection.targets, timeout_s, retries, check)
-        # By process: a child that was forked can't use its parent's channels, nor close them.
+        self._operations = Operations(self._connection.targets, timeout_s, retries, check)
+        # By process id: a forked child can neither use nor close its parent's channels.
         self._channels: dict[int, _Channels] = {}
         self._closed = False
 
-    predict = _waits(Plans.predict)
-    classify = _waits(Plans.classify)
-    regress = _waits(Plans.regress)
-    metadata = _waits(Plans.metadata)
-    status = _waits(Plans.status)
-    reload = _waits(Plans.reload)
-    wait_until_ready = _waits(Plans.wait_until_ready)
+    predict = _blocking(Operations.predict)
+    classify = _blocking(Operations.classify)
+    regress = _blocking(Operations.regress)
+    metadata = _blocking(Operations.metadata)
+    status = _blocking(Operations.status)
+    reload = _blocking(Operations.reload)
+    wait_until_ready = _blocking(Operations.wait_until_ready)
 
     def close(self) -> None:
-        """Ends calls under way (they raise Cancelled) and closes the connections."""
+        """Cancels calls under way (they raise Cancelled) and closes the connections."""
         self._closed = True
         if channels := self._channels.pop(os.getpid(), None):
             channels.close()
@@ -103,29 +103,29 @@ class Client:
     ) -> None:
         self.close()
 
-    def _carry_out(self, plan: Plan[T]) -> T:
+    def _run(self, steps: Steps[T]) -> T:
         try:
-            step = next(plan)
+            step = next(steps)
             while True:
                 if isinstance(step, Pause):
                     time.sleep(step.seconds)
-                    step = plan.send(None)
+                    step = steps.send(None)
                     continue
                 failure = None
                 try:
                     answer = self._call(step)
                 except grpc.RpcError as error:
-                    failure = self._plans.attempts.failure(step, error.code(), error.details())
-                step = plan.throw(failure) if failure else plan.send(answer)
+                    failure = self._operations.caller.failure(step, error.code(), error.details())
+                step = steps.throw(failure) if failure else steps.send(answer)
         except StopIteration as done:
             value: T = done.value
             return value
 
     def _call(self, call: Call) -> Any:
-        """The one place that makes a call."""
+        """Makes a call; no other code does."""
         channels = self._channels.get(os.getpid())
         if channels is None:
-            # Of threads that get here together, all use what the first one of them put there.
+            # Threads that come here at the same time all use the first one's channels.
             channels = self._channels.setdefault(os.getpid(), _Channels(self._connection))
         try:
             if self._closed:
@@ -133,13 +133,13 @@ class Client:
             return channels.calls[call.replica][call.method](
                 call.request, timeout=call.timeout_s, metadata=self._connection.headers
             )
-        except ValueError as error:  # gRPC's way to say that the channel was closed meanwhile
+        except ValueError as error:  # gRPC raises it if the channel was closed meanwhile
             where = self._connection.targets[call.replica]
             raise InvalidInput(f"the client of {where}: {error}") from None
 
 
 class _Channels:
-    """A channel for each target, and in it a callable for each method."""
+    """A channel for each target, with a callable for each method."""
 
     def __init__(self, connection: Connection) -> None:
         self._channels = [_open(connection, target) for target in connection.targets]

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"serving/protos/server_config.proto\x12\x16tfdp.serving.server.v1\"^\n\tSSLConfig\x12\x12\n\nserver_key\x18\x01 \x01(\t\x12\x13\n\x0bserver_cert\x18\x02 \x01(\t\x12\x11\n\tcustom_ca\x18\x03 \x01(\t\x12\x15\n\rclient_verify\x18\x04 \x01(\x08\"W\n\x10MonitoringConfig\x12\x43\n\x11prometheus_config\x18\x01 \x01(\x0b\x32(.tfdp.serving.server.v1.PrometheusConfig\"0\n\x10PrometheusConfig\x12\x0e\n\x06\x65nable\x18\x01 \x01(\x08\x12\x0c\n\x04path\x18\x02 \x01(\t\"%\n\x12HealthCheckRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"\xb1\x01\n\x13HealthCheckResponse\x12I\n\x06status\x18\x01 \x01(\x0e\x32\x39.tfdp.serving.server.v1.HealthCheckResponse.ServingStatus\"O\n\rServingStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0f\n\x0bNOT_SERVING\x10\x02\x12\x13\n\x0fSERVICE_UNKNOWN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"serving/protos/server_config.proto\x12\x16tfdp.serving.server.v1\"^\n\tSSLConfig\x12\x12\n\nserver_key\x18\x01 \x01(\t\x12\x13\n\x0bserver_cert\x18\x02 \x01(\t\x12\x11\n\tcustom_ca\x18\x03 \x01(\t\x12\x15\n\rclient_verify\x18\x04 \x01(\x08\"W\n\x10MonitoringConfig\x12\x43\n\x11prometheus_config\x18\x01 \x01(\x0b\x32(.tfdp.serving.server.v1.PrometheusConfig\"0\n\x10PrometheusConfig\x12\x0e\n\x06\x65nable\x18\x01 \x01(\x08\x12\x0c\n\x04path\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,10 +37,4 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MONITORINGCONFIG']._serialized_end=245
   _globals['_PROMETHEUSCONFIG']._serialized_start=247
   _globals['_PROMETHEUSCONFIG']._serialized_end=295
-  _globals['_HEALTHCHECKREQUEST']._serialized_start=297
-  _globals['_HEALTHCHECKREQUEST']._serialized_end=334
-  _globals['_HEALTHCHECKRESPONSE']._serialized_start=337
-  _globals['_HEALTHCHECKRESPONSE']._serialized_end=514
-  _globals['_HEALTHCHECKRESPONSE_SERVINGSTATUS']._serialized_start=435
-  _globals['_HEALTHCHECKRESPONSE_SERVINGSTATUS']._serialized_end=514
 # @@protoc_insertion_point(module_scope)

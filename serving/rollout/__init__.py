@@ -1,1 +1,1 @@
-"""Moves a model's labels on running servers; see ``python -m serving.rollout --help``."""
+"""Moves a model's version labels on running servers: ``python -m serving.rollout --help``."""

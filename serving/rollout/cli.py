@@ -1,6 +1,6 @@
-"""``python -m serving.rollout``: which versions callers get, on every replica at once.
+"""``python -m serving.rollout``: changes which versions callers get, on every replica.
 
-Exit codes: 0 if it is done, 1 if a replica did not come along, 2 if it can't be asked for.
+Exit codes: 0 if the command succeeded, 1 if a replica failed, 2 if the command can't be applied.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.rollout import plans, rolling
-from serving.rollout.config import ModelsConfig, alone
+from serving.rollout import apply
+from serving.rollout import labels as labels_module
 from serving.rollout.errors import Failed, Refused
+from serving.rollout.models_config import ModelsConfig, exclusive_lock
 from serving.rollout.replicas import Replica
 
-_WORDS = """commands:
-  status            show the file, and what every replica serves; exits with 1 if they differ
+_DETAILS = """commands:
+  status            show the file and the difference of every replica; exits with 1 if any differs
   canary VERSION    put a version on trial, under the label canary; the stable one ends the trial
-  promote VERSION   what callers of the label stable get from now on
-  rollback          the stable version from before the last promotion again
+  promote VERSION   move the label stable to this version
+  rollback          move the label stable back to the version before the last promotion
 
-Replicas load a version before a label moves to it, on all of them, and keep the one from before:
-no call fails, and going back takes no time. If one can't, all are put back. Killed at any moment,
-the same command goes on.
+All replicas load a version before a label moves to it, and keep the previous version loaded: no
+call fails, and a rollback takes no time. If a replica fails, all are put back. If the command is
+killed, the same command continues.
 
 examples:
   python -m serving.rollout promote 1 --model=digits --models_config=models/models.config \\
-      --base_path=/models/digits --targets=          # a first file, for replicas to start with
+      --base_path=/models/digits --targets=          # the first file, before replicas start
   python -m serving.rollout canary 7 --model=digits --models_config=models/models.config \\
       --targets=10.0.0.1:8500,10.0.0.2:8500
 """
@@ -40,50 +41,51 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _run(options)
     except Refused as error:
-        return _complain(f"{error}", 2)
+        return _print_error(f"{error}", 2)
     except Failed as error:
-        return _complain(f"{error}", 1)
+        return _print_error(f"{error}", 1)
     except OSError as error:
-        return _complain(f"{options.models_config} can't be written: {error}", 1)
+        return _print_error(f"{options.models_config} can't be written: {error}", 1)
     except KeyboardInterrupt:
-        return _complain("interrupted; the same command goes on", 130)
+        return _print_error("interrupted; the same command continues", 130)
 
 
 def _run(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if options.command != "status":
-            stack.enter_context(alone(options.models_config))
+            stack.enter_context(exclusive_lock(options.models_config))
         config = ModelsConfig(options.models_config, options.model, options.base_path)
-        servers = [Replica(target, options.model) for target in options.targets]
-        for server in servers:
-            stack.callback(server.close)
+        replicas = [Replica(target, options.model) for target in options.targets]
+        for replica in replicas:
+            stack.callback(replica.close)
         if options.command == "status":
-            return _status(config, servers)
-        labels = config.placement.labels
+            return _status(config, replicas)
+        old = config.assignment.labels
         if options.command == "rollback":
-            wanted = plans.rollback(labels)
-            if wanted == labels and not rolling.unfinished(config, servers):
+            labels = labels_module.rollback(old)
+            if labels == old and not apply.is_unfinished(config, replicas):
                 raise Refused(
                     f"there is nothing to go back to: {config.path} has no label "
-                    f"{plans.PREVIOUS!r}, which `promote` leaves"
+                    f"{labels_module.PREVIOUS!r}, which `promote` sets"
                 )
+        elif options.command == "canary":
+            labels = labels_module.canary(old, options.version)
         else:
-            plan = plans.canary if options.command == "canary" else plans.promote
-            wanted = plan(labels, options.version)
-        rolling.move(config, servers, wanted, options.timeout_s, _say)
+            labels = labels_module.promote(old, options.version)
+        apply.apply_labels(config, replicas, labels, options.timeout_s, _print)
     return 0
 
 
-def _status(config: ModelsConfig, servers: Sequence[Replica]) -> int:
-    placement = config.placement
-    labels = [f"{label} {version}" for label, version in sorted(placement.labels.items())]
-    versions = [str(version) for version in sorted(placement.versions)]
+def _status(config: ModelsConfig, replicas: Sequence[Replica]) -> int:
+    assignment = config.assignment
+    labels = [f"{label} {version}" for label, version in sorted(assignment.labels.items())]
+    versions = [str(version) for version in sorted(assignment.versions)]
     print(f"{config.path}: {', '.join(labels) or 'no labels'}", end="; ")
     print(f"versions {', '.join(versions)}" if versions else "no versions by number")
-    differences = rolling.report(config, servers)
-    for server in servers:
-        difference = differences[server.target]
-        print(f"{server.target}: {f'differs: {difference}' if difference else 'as the file says'}")
+    differences = apply.differences(config, replicas)
+    for replica in replicas:
+        difference = differences[replica.target]
+        print(f"{replica.target}: {f'differs: {difference}' if difference else 'as in the file'}")
     return 1 if any(differences.values()) else 0
 
 
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serving.rollout",
         description="Move TF Serving's version labels, on every replica.",
-        epilog=_WORDS,
+        epilog=_DETAILS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
@@ -105,24 +107,24 @@ def _parser() -> argparse.ArgumentParser:
             required=True,
             type=Path,
             metavar="PATH",
-            help="the file that the replicas read when they start",
+            help="the file that replicas read when they start",
         )
         sub.add_argument(
             "--targets",
             required=True,
             type=_targets,
             metavar="HOST:PORT,…",
-            help="the gRPC port of every replica, each by itself; empty if none runs yet",
+            help="the gRPC address of each replica; empty if none runs yet",
         )
         sub.add_argument(
             "--base_path",
-            help="adds what is not there, file or model: where replicas find the versions",
+            help="creates a missing file or entry: the folder of versions, as replicas see it",
         )
         sub.add_argument(
             "--timeout_s",
             type=_seconds,
             default=120.0,
-            help="seconds allowed for each step on all replicas (%(default)g)",
+            help="time limit in seconds of each step on all replicas (%(default)g)",
         )
     return parser
 
@@ -146,10 +148,10 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(f"serving.rollout: {line}", flush=True)
 
 
-def _complain(line: str, code: int) -> int:
+def _print_error(line: str, code: int) -> int:
     print(f"serving.rollout: {line}", file=sys.stderr)
     return code

@@ -1,15 +1,15 @@
-"""What can keep a rollout from being done."""
+"""Errors of a rollout."""
 
-# ruff: noqa: N818 - the names say what happened
+# ruff: noqa: N818 - short names without "Error"
 
 
 class RolloutError(Exception):
-    """Base of what ``serving.rollout`` raises on purpose."""
+    """Base class of the errors that ``serving.rollout`` raises."""
 
 
 class Refused(RolloutError):
-    """What is asked for can't be done to this file; nothing was changed."""
+    """The command can't be applied to this file; nothing was changed."""
 
 
 class Failed(RolloutError):
-    """A replica did not come along; the message says what state things are in."""
+    """A replica failed; the message describes the state that was reached."""

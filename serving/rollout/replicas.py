@@ -1,4 +1,4 @@
-"""The servers that are rolled out to, each asked by itself."""
+"""The servers of a rollout, each called directly."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from serving.client.errors import (
     Unavailable,
 )
 from serving.rollout.errors import Failed
-from serving.rollout.plans import Labels, Placement
+from serving.rollout.labels import Assignment, Labels
 
 AVAILABLE: Final = "AVAILABLE"
-_ANSWER_S: Final = 5.0  # for a question about a state
+_STATUS_TIMEOUT_S: Final = 5.0
 _PAUSE_S: Final = 0.1
-# TF Serving looks for changes once a second: the failure of an earlier try may be shown till then.
+# TF Serving polls once a second: until then, it may report the failure of an earlier load.
 _STALE_S: Final = 3.0
 
 
@@ -29,44 +29,44 @@ class Replica:
     """One server and one of its models.
 
     Args:
-        target: its address: of this server, not of something before several.
+        target: the address of this server, not of a load balancer.
         model: the model's name.
     """
 
     def __init__(self, target: str, model: str) -> None:
         self.target = target
         self.model = model
-        self._client = Client(target, timeout_s=_ANSWER_S)
+        self._client = Client(target, timeout_s=_STATUS_TIMEOUT_S)
         self._failing_since: dict[int, float] = {}
 
     def versions(self) -> dict[int, str]:
-        """The states of its versions, newest first; none if it doesn't know the model."""
+        """Returns the states of versions, newest first; empty without the model."""
         try:
-            return {each.version: each.state for each in self._client.status(self.model)}
+            return {status.version: status.state for status in self._client.status(self.model)}
         except NotFound:
             return {}
 
-    def labelled(self, label: str) -> int | None:
-        """The version that answers to a label; None if none does."""
+    def version_of(self, label: str) -> int | None:
+        """Returns the version that a label points to; None if the label does not exist."""
         try:
             return self._client.metadata(self.model, label=label).version
         except (InvalidRequest, NotFound):
             return None
 
     def reload(self, config: Any, timeout_s: float) -> None:
-        """Has it serve ``config``; raises the client's errors."""
+        """Replaces the server's configuration; raises the client's errors."""
         self._failing_since.clear()
         self._client.reload(config, timeout_s=timeout_s)
 
-    def lacks(self, versions: Collection[int], labels: Labels) -> str:
-        """What of these versions and labels it doesn't answer to yet; empty if nothing.
+    def describe_missing(self, versions: Collection[int], labels: Labels) -> str:
+        """Describes the first of these versions and labels that is not served; empty if none.
 
         Raises:
-            Failed: it has tried to load a version in vain.
+            Failed: a version failed to load.
         """
-        states = {each.version: each for each in self._client.status(self.model)}
+        statuses = {status.version: status for status in self._client.status(self.model)}
         for version in sorted(versions):
-            status = states.get(version)
+            status = statuses.get(version)
             if status is None:
                 return f"it has not found version {version}"
             if status.error and status.state == "END":
@@ -76,98 +76,109 @@ class Replica:
             if status.state != AVAILABLE:
                 return f"version {version} is {status.state}"
         for label, version in labels.items():
-            answers = self.labelled(label)
-            if answers != version:
-                return f"label {label!r} leads to {answers or 'nothing'}, not to version {version}"
+            actual = self.version_of(label)
+            if actual != version:
+                return f"label {label!r} leads to {actual or 'nothing'}, not to version {version}"
         return ""
 
-    def differs(self, placement: Placement) -> str:
-        """How it differs from what the file says; empty if it doesn't."""
-        lacks = self.lacks(placement.versions | set(placement.labels.values()), placement.labels)
-        up = {version for version, state in self.versions().items() if state == AVAILABLE}
-        more = sorted(up - placement.versions) if placement.versions else []
-        return lacks or (f"it serves {', '.join(map(str, more))} too" if more else "")
+    def describe_difference(self, assignment: Assignment) -> str:
+        """Describes how the server differs from an assignment; empty if it does not."""
+        versions = assignment.versions | set(assignment.labels.values())
+        missing = self.describe_missing(versions, assignment.labels)
+        available = {version for version, state in self.versions().items() if state == AVAILABLE}
+        extra = sorted(available - assignment.versions) if assignment.versions else []
+        return missing or (f"it serves {', '.join(map(str, extra))} too" if extra else "")
 
     def close(self) -> None:
         """Closes the connection."""
         self._client.close()
 
 
-def check(replicas: Sequence[Replica], has_model: bool) -> set[int]:
-    """Asks every replica whether it is there, before anything is changed.
+def check_all(replicas: Sequence[Replica], has_model: bool) -> set[int]:
+    """Checks that every replica answers, before anything is changed.
+
+    Args:
+        replicas: all of them.
+        has_model: whether each has to serve the model already.
 
     Returns:
-        The versions that are available on any of them.
+        The versions that are available on at least one replica.
 
     Raises:
-        Failed: one isn't, or it has not the model although ``has_model``.
+        Failed: a replica does not answer, or does not serve the model.
     """
-    up: set[int] = set()
+    available: set[int] = set()
     for replica in replicas:
         try:
             known = replica.versions()
         except ServingError as error:
             raise Failed(
-                f"{error} Nothing was changed: have it answer, or leave it out of --targets, since "
-                "it reads the file when it starts."
+                f"{error} Nothing was changed: start the replica, or remove it from --targets: it "
+                "reads the file when it starts."
             ) from None
         if has_model and not known:
             raise Failed(
                 f"{replica.target} has no model {replica.model!r}: does it read this file? "
                 "Nothing was changed."
             )
-        up |= {version for version, state in known.items() if state == AVAILABLE}
-    return up
+        available |= {version for version, state in known.items() if state == AVAILABLE}
+    return available
 
 
-def follow(
+def reload_all(
     replicas: Sequence[Replica],
     config: Any,
     versions: Collection[int],
     labels: Labels,
     timeout_s: float,
 ) -> None:
-    """Has every replica serve ``config``, and waits until all do.
+    """Replaces the configuration of every replica, and waits until all serve it.
 
-    One that dies meanwhile is waited for: it reads the file, which says the same, when it starts
-    again.
+    A replica that dies meanwhile is waited for: when it starts again, it reads the file, which has
+    the same configuration.
 
     Args:
         replicas: all of them.
         config: a ModelServerConfig.
-        versions: those that have to be available.
-        labels: those that have to answer.
-        timeout_s: how long all this may take.
+        versions: versions that have to be available.
+        labels: labels that have to point to their versions.
+        timeout_s: seconds for all replicas together.
 
     Raises:
-        Failed: one can't, or not in time.
+        Failed: a replica failed, or the time is up.
     """
-    ends = time.monotonic() + timeout_s
+    deadline_s = time.monotonic() + timeout_s
 
-    def told(replica: Replica) -> str:
-        replica.reload(config, max(_PAUSE_S, ends - time.monotonic()))
+    def reload(replica: Replica) -> str:
+        replica.reload(config, max(_PAUSE_S, deadline_s - time.monotonic()))
         return ""
 
     for replica in replicas:
-        _until(ends, timeout_s, replica, told)
+        _repeat_until_empty(deadline_s, timeout_s, replica, reload)
     for replica in replicas:
-        _until(ends, timeout_s, replica, lambda each: each.lacks(versions, labels))
+        _repeat_until_empty(
+            deadline_s,
+            timeout_s,
+            replica,
+            lambda replica: replica.describe_missing(versions, labels),
+        )
 
 
-def _until(
-    ends: float, timeout_s: float, replica: Replica, missing: Callable[[Replica], str]
+def _repeat_until_empty(
+    deadline_s: float, timeout_s: float, replica: Replica, attempt: Callable[[Replica], str]
 ) -> None:
+    """Repeats ``attempt`` until it returns no text; raises Failed if it fails or time is up."""
     while True:
         try:
-            what = missing(replica)
+            missing = attempt(replica)
         except Failed as error:
             raise Failed(f"{replica.target}: {error}") from None
         except (Unavailable, NotFound, DeadlineExceeded, ResourceExhausted) as error:
-            what = str(error)
+            missing = str(error)
         except ServingError as error:
             raise Failed(f"{replica.target}: {error}") from None
-        if not what:
+        if not missing:
             return
-        if time.monotonic() > ends:
-            raise Failed(f"{replica.target}, after {timeout_s:g} s: {what}")
+        if time.monotonic() > deadline_s:
+            raise Failed(f"{replica.target}, after {timeout_s:g} s: {missing}")
         time.sleep(_PAUSE_S)

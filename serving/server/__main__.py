@@ -1,4 +1,4 @@
-"""``python -m serving.server``."""
+"""Entry point of ``python -m serving.server``."""
 
 import os
 import sys
@@ -8,4 +8,4 @@ from serving.server.command import main
 code = main(sys.argv[1:])
 sys.stdout.flush()
 sys.stderr.flush()
-os._exit(code)  # a model that still computes for a caller who is gone must not hold things up
+os._exit(code)  # without waiting for computations whose caller has gone

@@ -15,131 +15,183 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-_GRACE_S = 5.0  # for calls under way when told to stop
+if TYPE_CHECKING:
+    import socket
+
+    import grpc
+
+    from serving.server.frontend.health import HealthService
+    from serving.server.frontend.metrics import Metrics
+    from serving.server.frontend.options import Options
+    from serving.server.models.reloadable_registry import ReloadableRegistry
+
+_GRACE_S = 5.0  # for calls under way when the server stops
 _EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serves until a signal comes; returns the exit code."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported
-    from serving.server import listening, monitoring
-    from serving.server.options import parse
+    from serving.server.frontend import grpc_server
+    from serving.server.frontend.health import HealthService
+    from serving.server.frontend.metrics import Metrics
+    from serving.server.frontend.metrics_page import MetricsPageServer
+    from serving.server.frontend.options import parse
 
     try:
         options = parse(arguments, __doc__ or "")
     except flags.Error as error:
-        say(f"{error}")
+        print_error(f"{error}")
         return 2
-    # Blocked before anything starts a thread, and waited for below: a handler would have to wait
-    # for its turn behind calls under way.
+    # Blocked before a thread is started, and waited for below. A signal handler in Python would
+    # only run between calls under way.
     signal.pthread_sigmask(signal.SIG_BLOCK, _EXIT_CODES)
 
     try:
-        reserved = listening.reserve(options.host, options.port, options.grpc_socket_path)
-        pages = None
+        reserved_port = grpc_server.reserve(options.host, options.port, options.grpc_socket_path)
+        page_server = None
         if options.metrics_path is not None:
-            pages = monitoring.Pages(options.host, options.rest_api_port, options.metrics_path)
+            page_server = MetricsPageServer(
+                options.host, options.rest_api_port, options.metrics_path
+            )
     except OSError as error:
-        say(f"{error}")
+        print_error(f"{error}")
         return 1
 
-    with quiet_tensorflow():
-        from serving.server import configured, savedmodel, servables, service
-    from serving.server.configs import ModelConfig
-    from serving.server.health import Health
-    from serving.server.metrics import Metrics
-
     metrics = Metrics()
-    load = metrics.counting(savedmodel.loader(options.batching, metrics.observe_batch))
+    registry = _start_models(options, metrics)
+    if page_server is not None:
+        page_server.start(metrics.page)
+    health = HealthService()
+    server: grpc.Server | None = None
+    received = _wait_for_models_or_signal(registry)
+    if received is None:
+        # The server listens only now: with several replicas, a caller would otherwise get a
+        # NOT_FOUND from this one.
+        try:
+            server, address = _make_server(options, reserved_port, registry, metrics, health)
+        except OSError as error:
+            print_error(f"{error}")
+            return 1
+        server.start()
+        health.set_serving()
+        lines = [f"ready on {address}", registry.describe()]
+        if options.grpc_socket_path is not None:
+            lines.append(f"also on unix:{options.grpc_socket_path}")
+        if page_server is not None:
+            lines.append(f"metrics on {page_server.url}")
+        print(f"serving.server: {', '.join(lines)}", flush=True)
+        received = signal.Signals(signal.sigwait(_EXIT_CODES))
 
-    def start(model: ModelConfig) -> servables.Servable[savedmodel.SavedModel]:
-        servable = servables.Servable(model.name, model.base_path, load, say, model.policy)
+    for number in _EXIT_CODES:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _EXIT_CODES)
+    health.stop()
+    registry.stop()
+    if server is not None:
+        server.stop(_GRACE_S).wait(2 * _GRACE_S)
+    return _EXIT_CODES[received]
+
+
+def _start_models(options: Options, metrics: Metrics) -> ReloadableRegistry:
+    """Imports TensorFlow, and starts to load the configured models."""
+    with quiet_tensorflow():
+        from serving.server.calls import warmup
+        from serving.server.models import loading, reloadable_registry, servables
+    from serving.server.models.model_config import ModelConfig
+    from serving.server.models.saved_model import SavedModel
+
+    load = metrics.counting(loading.loader(warmup.run, options.batching, metrics.observe_batch))
+
+    def start(model: ModelConfig) -> servables.Servable[SavedModel]:
+        servable = servables.Servable(model.name, model.base_path, load, print_error, model.policy)
         servable.watch(options.file_system_poll_wait_seconds)
         return servable
 
-    models = configured.ConfiguredModels(
+    registry = reloadable_registry.ReloadableRegistry(
         options.models, start, options.allow_version_labels_for_unavailable_models
     )
-    if pages is not None:
-        pages.start(metrics.page)
     if options.model_config_file is not None and options.model_config_file_poll_wait_seconds:
         every_s = options.model_config_file_poll_wait_seconds
-        configured.follow(models, options.model_config_file, every_s, say)
-
-    told = None
-    while told is None and not models.wait(timeout_s=0):
-        told = signal.sigtimedwait(_EXIT_CODES, 0.1)
-    health = Health()
-    server = None
-    if told is None:
-        # Only now: callers of several replicas would get this one's NOT_FOUND for an answer.
-        try:
-            with reserved:
-                server, address = listening.listen(
-                    options.host,
-                    reserved.getsockname()[1],
-                    socket_path=options.grpc_socket_path,
-                    max_threads=options.grpc_max_threads,
-                    tls=options.tls,
-                    channel_arguments=options.grpc_channel_arguments,
-                )
-        except OSError as error:
-            say(f"{error}")
-            return 1
-        handlers = service.handlers(models, say, metrics.observer(models))
-        inference = "tensorflow.serving.PredictionService"
-        server.add_generic_rpc_handlers(
-            (listening.in_turns(handlers, inference, options.grpc_max_threads),)
+        reloadable_registry.watch_config_file(
+            registry, options.model_config_file, every_s, print_error
         )
-        if options.enable_grpc_healthcheck_service:
-            server.add_generic_rpc_handlers((health.handler(),))
-        server.start()
-        health.set_serving()
-        places = [f"ready on {address}", models.describe()]
-        if options.grpc_socket_path is not None:
-            places.append(f"also on unix:{options.grpc_socket_path}")
-        if pages is not None:
-            places.append(f"metrics on {pages.url}")
-        print(f"serving.server: {', '.join(places)}", flush=True)
-    number = signal.sigwait(_EXIT_CODES) if told is None else told.si_signo
-    for each in _EXIT_CODES:
-        signal.signal(each, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _EXIT_CODES)
-    health.stop()
-    models.stop()
-    if server is not None:
-        server.stop(_GRACE_S).wait(2 * _GRACE_S)
-    return _EXIT_CODES[signal.Signals(number)]
+    return registry
 
 
-def say(line: str) -> None:
-    """Tells a person something, on stderr; if nobody reads that any more, serving goes on."""
+def _wait_for_models_or_signal(registry: ReloadableRegistry) -> signal.Signals | None:
+    """Waits until every model has a version; returns the signal that came before, or None."""
+    while not registry.wait(timeout_s=0):
+        received = signal.sigtimedwait(_EXIT_CODES, 0.1)
+        if received is not None:
+            return signal.Signals(received.si_signo)
+    return None
+
+
+def _make_server(
+    options: Options,
+    reserved_port: socket.socket,
+    registry: ReloadableRegistry,
+    metrics: Metrics,
+    health: HealthService,
+) -> tuple[grpc.Server, str]:
+    """Returns the gRPC server with all services, not started yet, and its address.
+
+    Raises:
+        OSError: the port or the socket can't be used.
+    """
+    from serving.server.calls import services
+    from serving.server.frontend import grpc_server
+    from serving.server.frontend.concurrency import limit_concurrency
+
+    with reserved_port:
+        server, address = grpc_server.make(
+            options.host,
+            reserved_port.getsockname()[1],
+            socket_path=options.grpc_socket_path,
+            max_threads=options.grpc_max_threads,
+            tls=options.tls,
+            channel_arguments=options.grpc_channel_arguments,
+        )
+    handlers = services.handlers(registry, print_error, metrics.observer(registry))
+    inference = "tensorflow.serving.PredictionService"
+    server.add_generic_rpc_handlers(
+        (limit_concurrency(handlers, inference, options.grpc_max_threads),)
+    )
+    if options.enable_grpc_healthcheck_service:
+        health.add_to(server)
+    return server, address
+
+
+def print_error(line: str) -> None:
+    """Prints a message on stderr; a closed stderr does not stop the server."""
     with suppress(OSError):
         print(f"serving.server: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def quiet_tensorflow() -> Iterator[None]:
-    """Imports TensorFlow without its chatter, which no setting fully silences.
+    """Imports TensorFlow without its log messages, which no setting fully suppresses.
 
-    What C++ writes to stderr meanwhile is kept aside, and shown only if the import fails.
+    C++ writes to stderr. The text goes to a file meanwhile, and is shown only if the import fails.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with tempfile.TemporaryFile() as aside:
+    with tempfile.TemporaryFile() as hidden:
         terminal = os.dup(2)
-        os.dup2(aside.fileno(), 2)
+        os.dup2(hidden.fileno(), 2)
         try:
             import tensorflow as tf
 
             tf.get_logger().setLevel("ERROR")
-            tf.config.list_physical_devices()  # here: where there is no GPU, it complains
+            tf.config.list_physical_devices()  # logs a warning without a GPU, so it is called here
             yield
         except BaseException:
-            aside.seek(0)
-            os.write(terminal, aside.read())
+            hidden.seek(0)
+            os.write(terminal, hidden.read())
             raise
         finally:
             os.dup2(terminal, 2)

@@ -199,7 +199,7 @@ def test_versions_go_on_trial_up_and_back_and_no_call_fails(stack: Stack):
         stack.rollout("rollback")
         assert [stable_version(target) for target in targets] == [1, 1]
         callers.went_on()
-    assert stack.rollout("status").count("as the file says") == 2
+    assert stack.rollout("status").count("as in the file") == 2
     with Client(targets[0]) as client:
         states = {status.version: status.state for status in client.status("half")}
     assert states[1] == "AVAILABLE"
@@ -214,7 +214,7 @@ def test_a_version_that_can_not_be_loaded_is_taken_back(stack: Stack):
     said = stack.rollout("promote", "9", expect=1)
     assert "version 9 failed to load" in said and "put back" in said
     assert (stack.folder / "models.config").read_text() == before
-    assert stack.rollout("status").count("as the file says") == 2
+    assert stack.rollout("status").count("as in the file") == 2
     shutil.rmtree(broken)
 
 

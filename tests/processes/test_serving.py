@@ -1,4 +1,4 @@
-"""The embedded server as a process of its own: publishing, swapping, failing, stopping."""
+"""The embedded server as a process: publishing, swapping, failing, stopping."""
 
 from __future__ import annotations
 
@@ -72,19 +72,6 @@ def serve(base: Path, *flags: str, ready: bool = True) -> Iterator[tuple[Process
 
 def number_of(client: Client) -> int:
     return int(client.predict("m", {"x": np.zeros(1, np.float32)})["number"][0])
-
-
-def test_says_one_line_and_answers(exported: Path, tmp_path: Path):
-    publish(exported, tmp_path / "m", 1)
-    with serve(tmp_path / "m") as (process, target), Client(target) as client:
-        assert process.output == f"serving.server: ready on {target}, model m version 1\n"
-        x = np.array([1.5, 2.5], np.float32)
-        outputs = client.predict("m", x)
-        assert outputs["x"].tolist() == [1.5, 2.5]
-        assert outputs["number"].tolist() == [1, 1]
-        assert client.wait_until_ready("m").version == 1
-        process.signal(signal.SIGTERM)
-        assert process.wait(0).count("\n") == 1  # TensorFlow has not said a word
 
 
 def test_new_versions_are_picked_up_without_a_failed_call(exported: Path, tmp_path: Path):
@@ -167,24 +154,42 @@ def test_a_version_that_fails_to_load_leaves_the_old_one_serving(exported: Path,
         wait_until(lambda: number_of(client) == 2, 30, "version 10 answers")
 
 
-def test_waits_for_a_first_version_and_says_so_once(exported: Path, tmp_path: Path):
-    base = tmp_path / "m"
-    with serve(base, ready=False) as (process, target), Client(target) as client:
-        process.wait_for(f"no version of model m to serve in {base} yet; waiting")
-        # Callers of several replicas go to the others at once.
-        with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary("/tensorflow.serving.ModelService/GetModelStatus")(b"", timeout=20)
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "ready" not in process.output
-        publish(exported, base, 3)
-        assert client.wait_until_ready("m").version == 3
-        process.wait_for("ready on .*, model m version 3\n")
-        assert process.output.count("waiting") == 1
+@pytest.fixture(scope="module")
+def served(
+    exported: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Process, str]]:
+    """One server of version 1 for the tests below; the last one stops it."""
+    base = tmp_path_factory.mktemp("served") / "m"
+    publish(exported, base, 1)
+    with serve(base) as server:
+        yield server
 
 
-def test_a_deadline_ends_the_work_on_the_server_too(exported: Path, tmp_path: Path):
-    publish(exported, tmp_path / "m", 1)
-    with serve(tmp_path / "m") as (process, target), Client(target) as client:
+def test_it_prints_one_line_and_answers(served: tuple[Process, str]):
+    process, target = served
+    assert process.output == f"serving.server: ready on {target}, model m version 1\n"
+    with Client(target) as client:
+        outputs = client.predict("m", np.array([1.5, 2.5], np.float32))
+        assert outputs["x"].tolist() == [1.5, 2.5]
+        assert outputs["number"].tolist() == [1, 1]
+        assert client.wait_until_ready("m").version == 1
+
+
+def test_the_command_line_end_to_end(served: tuple[Process, str], tmp_path: Path):
+    np.save(tmp_path / "x.npy", np.array([1.0, 2.0], np.float32))
+    target = served[1]
+    client = ["python", "-m", "serving.client"]
+    where = ["--target", target, "--model", "m"]
+    assert run([*client, "wait", *where]) == "model m is ready, version 1\n"
+    printed = run([*client, "predict", *where, "--input", f"@{tmp_path}/x.npy", "--output", "-"])
+    assert printed == '{"number": [1.0, 1.0], "x": [1.0, 2.0]}\n'
+    assert "x: float32 [any]" in run([*client, "metadata", *where])
+    assert "Latest(nope)" in run([*client, "metadata", "--target", target, "--model=nope"], 1)
+
+
+def test_a_deadline_ends_the_work_on_the_server_too(served: tuple[Process, str]):
+    process, target = served
+    with Client(target) as client:
         with pytest.raises(errors.DeadlineExceeded):
             client.predict("m", {"turns": np.int32(10**9)}, signature="work", timeout_s=0.5)
         assert number_of(client) == 1
@@ -192,18 +197,17 @@ def test_a_deadline_ends_the_work_on_the_server_too(exported: Path, tmp_path: Pa
         wait_until(lambda: usage.cpu_percent(interval=0.5) < 20, 10, "nothing computes any more")
 
 
-def test_messages_over_4_mb(exported: Path, tmp_path: Path):
-    publish(exported, tmp_path / "m", 1)
+def test_messages_over_4_mb(served: tuple[Process, str]):
     x = np.arange(3_000_000, dtype=np.float32)
-    with serve(tmp_path / "m") as (_, target), Client(target) as client:
+    with Client(served[1]) as client:
         np.testing.assert_array_equal(client.predict("m", x, timeout_s=60)["x"], x)
 
 
-def test_bad_requests_never_stop_it(exported: Path, tmp_path: Path):
-    publish(exported, tmp_path / "m", 1)
+def test_bad_requests_never_stop_it(served: tuple[Process, str]):
+    process, target = served
     rng = np.random.default_rng(0)
     method = "/tensorflow.serving.PredictionService/Predict"
-    with serve(tmp_path / "m") as (process, target), Client(target, check=False) as client:
+    with Client(target, check=False) as client:
         with grpc.insecure_channel(target) as channel:
             call = channel.unary_unary(method)
             for size in (0, 1, 7, 100, 5000):
@@ -222,29 +226,31 @@ def test_bad_requests_never_stop_it(exported: Path, tmp_path: Path):
         assert "Traceback" not in process.output
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_stops_after_the_calls_under_way(
-    exported: Path, tmp_path: Path, number: signal.Signals, code: int
-):
-    publish(exported, tmp_path / "m", 1)
-    with serve(tmp_path / "m") as (process, target), Client(target, timeout_s=60) as client:
+def test_sigterm_lets_the_calls_under_way_end(served: tuple[Process, str]):
+    process, target = served
+    with Client(target, timeout_s=60) as client:
         with ThreadPoolExecutor(1) as pool:
-            work = {"turns": np.int32(800)}
+            work = {"turns": np.int32(400)}
             slow = pool.submit(client.predict, "m", work, signature="work")
             wait_until(lambda: slow.running() and number_of(client), 10, "the call is under way")
-            process.signal(number)
+            process.signal(signal.SIGTERM)
             assert slow.result()["sum"] > 0
-        process.wait(code)
+        assert process.wait(0).count("\n") == 1  # TensorFlow has printed nothing
         with pytest.raises(errors.Unavailable):
             client.status("m")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_stops_while_it_waits_for_a_version(tmp_path: Path, number: signal.Signals, code: int):
-    with serve(tmp_path / "none", ready=False) as (process, _):
-        process.wait_for("waiting")
-        process.signal(number)
-        process.wait(code)
+def test_without_a_version_it_refuses_connections_and_sigint_ends_it(tmp_path: Path):
+    base = tmp_path / "none"
+    with serve(base, ready=False) as (process, target):
+        process.wait_for(f"no version of model m to serve in {base} yet; waiting")
+        # Callers of several replicas go to the others at once.
+        with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/tensorflow.serving.ModelService/GetModelStatus")(b"", timeout=20)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        process.signal(signal.SIGINT)
+        output = process.wait(130)
+    assert "ready" not in output and output.count("waiting") == 1
 
 
 def test_a_bad_flag_exits_with_2_before_tensorflow_is_imported(tmp_path: Path):
@@ -264,16 +270,3 @@ def test_a_taken_port_is_said(tmp_path: Path):
         command = ["python", "-m", "serving.server", f"--model_base_path={tmp_path}"]
         output = run([*command, f"--port={port}"], expect=1)
     assert f"can't listen on 127.0.0.1:{port}" in output and output.count("\n") == 1
-
-
-def test_the_command_line_end_to_end(exported: Path, tmp_path: Path):
-    publish(exported, tmp_path / "m", 1)
-    np.save(tmp_path / "x.npy", np.array([1.0, 2.0], np.float32))
-    with serve(tmp_path / "m") as (_, target):
-        client = ["python", "-m", "serving.client"]
-        where = ["--target", target, "--model", "m"]
-        assert run([*client, "wait", *where]) == "model m is ready, version 1\n"
-        asked = run([*client, "predict", *where, "--input", f"@{tmp_path}/x.npy", "--output", "-"])
-        assert asked == '{"number": [1.0, 1.0], "x": [1.0, 2.0]}\n'
-        assert "x: float32 [any]" in run([*client, "metadata", *where])
-        assert "Latest(nope)" in run([*client, "metadata", "--target", target, "--model=nope"], 1)

@@ -24,7 +24,7 @@ from serving.client import (
 )
 from serving.protos import serving_pb2
 from tests.running import free_port
-from tests.serving.scripted import Server, echo, refusal, signatures, states
+from tests.serving.scripted_server import Server, echo, refusal, signatures, states
 
 X = np.zeros((1, 3), np.float32)
 

@@ -15,12 +15,14 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
-from serving.server import batching, savedmodel
-from serving.server.batching import BatchingParameters
-from serving.server.models import Models
-from serving.server.servables import Servable
+from serving.server.calls import warmup
+from serving.server.models import batching_parameters, loading
+from serving.server.models.batching_parameters import BatchingParameters
+from serving.server.models.registry import ModelRegistry
+from serving.server.models.saved_model import SavedModel
+from serving.server.models.servables import Servable
 from serving.tensors import Array
-from tests.serving.test_inference import PREFIX, RECORDED, caller
+from tests.serving.test_classify_regress import PREFIX, RECORDED, caller
 
 VALID = "max_batch_size { value: 8 } allowed_batch_sizes: 4 allowed_batch_sizes: 8"
 
@@ -59,7 +61,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    model: savedmodel.SavedModel, key: str, arrays: dict[str, Any], timeout_s: float = 30
+    model: SavedModel, key: str, arrays: dict[str, Any], timeout_s: float = 30
 ) -> dict[str, Array]:
     signature = model.signatures[key]
     feeds = {signature.inputs[name]: np.asarray(array) for name, array in arrays.items()}
@@ -86,8 +88,8 @@ def test_calls_at_once_share_batches_and_get_their_own_rows(path: Path):
     sizes: list[int] = []
     parameters = BatchingParameters(8, 2_000_000, 10, 1, (4, 8))
     batched, alone = (
-        savedmodel.SavedModel(path, parameters, sizes.append),
-        savedmodel.SavedModel(path),
+        SavedModel(path, parameters, sizes.append),
+        SavedModel(path),
     )
     rng = np.random.default_rng(1)
     asked = []
@@ -111,7 +113,7 @@ def test_calls_at_once_share_batches_and_get_their_own_rows(path: Path):
 
 def test_a_small_batch_is_padded_to_an_allowed_size(path: Path):
     sizes: list[int] = []
-    model = savedmodel.SavedModel(path, BatchingParameters(8, 0, 10, 1, (4, 8)), sizes.append)
+    model = SavedModel(path, BatchingParameters(8, 0, 10, 1, (4, 8)), sizes.append)
     x = np.ones((3, 3), np.float32)
     assert len(run(model, "dense", {"x": x, "words": np.full(3, b"a", object)})["y"]) == 3
     assert sizes == [4]
@@ -133,7 +135,7 @@ def test_a_small_batch_is_padded_to_an_allowed_size(path: Path):
     ],
 )
 def test_what_no_batch_can_take(path: Path, arrays: dict[str, Any], text: str):
-    model = savedmodel.SavedModel(path, BatchingParameters(8))
+    model = SavedModel(path, BatchingParameters(8))
     words = np.full(9, b"a", object)
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         run(model, "dense", {"words": words, **arrays})
@@ -146,14 +148,14 @@ def test_shapes_that_differ_are_refused_or_padded(path: Path):
         text = np.full((1, length, 2), b"%d" % length, object)
         asked.append({"rows": np.full((1, length), length, np.int32), "text": text})
 
-    refusing = savedmodel.SavedModel(path, BatchingParameters(3, 2_000_000, 10, 1))
+    refusing = SavedModel(path, BatchingParameters(3, 2_000_000, 10, 1))
     errors = together([lambda a=a: run(refusing, "padded", a) for a in asked])
     for error in errors:
         assert isinstance(error, tf.errors.FailedPreconditionError)
         assert "have different shapes and padding is turned off" in error.message
 
     parameters = BatchingParameters(3, 2_000_000, 10, 1, pad_variable_length_inputs=True)
-    padding = savedmodel.SavedModel(path, parameters)
+    padding = SavedModel(path, parameters)
     found = together([lambda a=a: run(padding, "padded", a) for a in asked])
     # Each is padded with its own first element, as TF Serving does.
     assert [outputs["rows"].tolist() for outputs in found] == [[[1] * 3], [[2] * 3], [[3] * 3]]
@@ -167,7 +169,7 @@ def test_shapes_that_differ_are_refused_or_padded(path: Path):
 
 
 def test_a_full_queue_refuses_and_a_deadline_ends_what_would_not_end(path: Path):
-    model = savedmodel.SavedModel(path, BatchingParameters(1, 0, 1, 1))
+    model = SavedModel(path, BatchingParameters(1, 0, 1, 1))
     forever = {"x": np.ones(1, np.float32)}
     errors = together([lambda: run(model, "loop", forever, timeout_s=0.5)] * 5)
     kinds = {type(error) for error in errors}
@@ -180,10 +182,10 @@ def test_a_full_queue_refuses_and_a_deadline_ends_what_would_not_end(path: Path)
 
 def test_with_batching_answers_are_tf_servings_still():
     servable = Servable(
-        "kitchen", RECORDED / "models" / "kitchen", savedmodel.loader(BatchingParameters())
+        "kitchen", RECORDED / "models" / "kitchen", loading.loader(warmup.run, BatchingParameters())
     )
     servable.poll()
-    call, differing, count = caller(Models({"kitchen": servable})), {}, 0
+    call, differing, count = caller(ModelRegistry({"kitchen": servable})), {}, 0
     for exchange in json.loads((RECORDED / "exchanges.json").read_text()):
         if exchange["method"] != PREFIX + "Predict" or exchange["response"] is None:
             continue
@@ -214,9 +216,9 @@ def test_a_file_as_tf_serving_reads_it(tmp_path: Path):
         'num_batch_threads { value: 7 } thread_pool_name { value: "a" } '
         "pad_variable_length_inputs: true  # a comment"
     )
-    assert batching.read(file) == BatchingParameters(8, 5, 6, 7, (4, 8), True)
+    assert batching_parameters.read(file) == BatchingParameters(8, 5, 6, 7, (4, 8), True)
     file.write_text("")
-    assert batching.read(file) == BatchingParameters()
+    assert batching_parameters.read(file) == BatchingParameters()
 
 
 @pytest.mark.parametrize(
@@ -235,10 +237,10 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, messa
     file = tmp_path / "batching.config"
     file.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"batching parameters in .*batching\.config: ") as caught:
-        batching.read(file)
+        batching_parameters.read(file)
     assert message in str(caught.value)
 
 
 def test_a_missing_file_is_said(tmp_path: Path):
     with pytest.raises(ValueError, match="No such file"):
-        batching.read(tmp_path / "none")
+        batching_parameters.read(tmp_path / "none")

@@ -11,7 +11,7 @@ import pytest
 
 from serving.client import Client, InvalidAnswer, InvalidInput, InvalidRequest
 from serving.protos import serving_pb2
-from tests.serving.scripted import Answer, Server, echo, refusal
+from tests.serving.scripted_server import Answer, Server, echo, refusal
 
 F, S = serving_pb2.DT_FLOAT, serving_pb2.DT_STRING
 
@@ -167,9 +167,9 @@ def test_classify_and_regress_find_their_signature(server: Server, client: Clien
     )
     client.classify("m", {"a": [1.0]})
     assert seen == ["labels"]
-    with pytest.raises(InvalidInput, match=r"0 signatures for 'regress'.*by predict"):
+    with pytest.raises(InvalidInput, match=r"0 signatures for 'regress'.*use predict"):
         client.regress("m", {"a": [1.0]})
-    with pytest.raises(InvalidInput, match="made for 'classify', and 'regress' is asked for"):
+    with pytest.raises(InvalidInput, match="is for 'classify', not for 'regress'"):
         client.regress("m", {"a": [1.0]}, signature="labels")
     assert seen == ["labels"]
 
@@ -193,7 +193,7 @@ def test_large_batches_are_split_and_joined(server: Server, client: Client):
     np.testing.assert_array_equal(outputs["x"], inputs["x"])
     client.predict("m", inputs, max_batch_size=7)
     assert sizes[3:] == [7]
-    with pytest.raises(InvalidInput, match=r"as many each \('x' has 7, 's' has 6\)"):
+    with pytest.raises(InvalidInput, match=r"need the same number \('x' has 7, 's' has 6\)"):
         client.predict("m", {"x": inputs["x"], "s": inputs["s"][:6]}, max_batch_size=3)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from serving.client.cli import main
 from serving.protos import serving_pb2
-from tests.serving.scripted import Answer, Server, echo, refusal, signatures, states
+from tests.serving.scripted_server import Answer, Server, echo, refusal, signatures, states
 
 
 def metadata(method: str = "predict", **inputs: int) -> Answer:

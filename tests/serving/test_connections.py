@@ -15,10 +15,18 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.client import Client, InvalidInput, NotFound, PermissionDenied, Tls, Unavailable
-from serving.client.replicas import Replicas
+from serving.client import (
+    Client,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    PermissionDenied,
+    Tls,
+    Unavailable,
+)
+from serving.client.load_balancing import LoadBalancer
 from tests.running import Process, free_port, wait_until
-from tests.serving.scripted import Server, echo, refusal, signatures, states
+from tests.serving.scripted_server import Server, echo, refusal, signatures, states
 
 X = {"x": np.arange(4.0)}
 
@@ -35,18 +43,18 @@ def servers() -> Iterator[list[Server]]:
 
 def test_replicas_take_turns_and_the_dead_are_left_out_for_a_while():
     now = [100.0]
-    replicas = Replicas(["a", "b", "c"], lambda: now[0])
+    replicas = LoadBalancer(["a", "b", "c"], lambda: now[0])
     assert sorted(replicas.pick(()) for _ in range(6)) == [0, 0, 1, 1, 2, 2]
-    replicas.failed(1)
+    replicas.record_failure(1)
     assert {replicas.pick(()) for _ in range(6)} == {0, 2}
     assert {replicas.pick({0}) for _ in range(3)} == {2}
     assert replicas.pick({0, 2}) == 1  # better than one that is known to fail
     now[0] += 0.6
     assert {replicas.pick(()) for _ in range(3)} == {0, 1, 2}
-    replicas.failed(1)
+    replicas.record_failure(1)
     now[0] += 0.6  # longer each time
     assert {replicas.pick(()) for _ in range(6)} == {0, 2}
-    replicas.answered(1)
+    replicas.record_success(1)
     assert {replicas.pick(()) for _ in range(3)} == {0, 1, 2}
 
 
@@ -69,7 +77,7 @@ def test_all_addresses_of_a_name_are_used(servers: list[Server]):
 
 
 REPLICA = """
-from tests.serving.scripted import Server, echo
+from tests.serving.scripted_server import Server, echo
 server = Server()
 server.answers["Predict"] = echo
 print(server.target, flush=True)
@@ -127,9 +135,12 @@ def test_a_replica_that_is_back_gets_calls_again(servers: list[Server]):
 def test_nobody_there_fails_after_a_bounded_number_of_tries():
     targets = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     start = time.monotonic()
-    with Client(targets, check=False) as client, pytest.raises(Unavailable, match="refused"):
-        client.predict("m", X)
-    assert time.monotonic() - start < 8
+    with Client(targets, check=False) as client:
+        with pytest.raises(Unavailable, match=r"127\.0\.0\.1:\d+ failed.*refused.*listens"):
+            client.predict("m", X)
+        assert time.monotonic() - start < 8
+        with pytest.raises(NotReady, match=r"after 0\.5 s.*refused"):
+            client.wait_until_ready("m", timeout_s=0.5)
     with (
         Client(targets, check=False, retries=0) as client,
         pytest.raises(Unavailable, match="refused"),
@@ -141,7 +152,7 @@ FORKS = """
 import os, sys
 import numpy as np
 from serving.client import Client
-from tests.serving.scripted import Server, echo
+from tests.serving.scripted_server import Server, echo
 
 client = Client(sys.argv[1])
 unused = Client(sys.argv[1])

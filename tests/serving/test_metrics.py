@@ -11,8 +11,8 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.server.metrics import Metrics
-from serving.server.monitoring import Pages
+from serving.server.frontend.metrics import Metrics
+from serving.server.frontend.metrics_page import MetricsPageServer
 
 OK, NOT_FOUND = grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND
 
@@ -99,8 +99,8 @@ def test_batches_are_counted_by_their_rows():
 
 
 @pytest.fixture
-def pages() -> Iterator[Pages]:
-    pages = Pages("127.0.0.1", 0, "/metrics")
+def pages() -> Iterator[MetricsPageServer]:
+    pages = MetricsPageServer("127.0.0.1", 0, "/metrics")
     pages.start(lambda: "all is well\n")
     yield pages
     pages.shutdown()
@@ -115,25 +115,25 @@ def get(url: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_one_page_and_nothing_else(pages: Pages):
+def test_one_page_and_nothing_else(pages: MetricsPageServer):
     assert get(pages.url) == (200, "all is well\n")
     assert get(f"{pages.url}?some=thing") == (200, "all is well\n")
     code, text = get(f"{pages.url.removesuffix('/metrics')}/v1/models/m:predict")
     assert (code, text) == (404, "only /metrics is served here\n")
 
 
-def test_a_taken_port_is_said(pages: Pages):
+def test_a_taken_port_is_said(pages: MetricsPageServer):
     port = pages.server_address[1]
     with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{port} for metrics"):
-        Pages("127.0.0.1", port, "/")
+        MetricsPageServer("127.0.0.1", port, "/")
 
 
-def test_who_dawdles_is_cut_off(pages: Pages, monkeypatch: pytest.MonkeyPatch):
+def test_who_dawdles_is_cut_off(pages: MetricsPageServer, monkeypatch: pytest.MonkeyPatch):
     import socket
 
-    from serving.server import monitoring
+    from serving.server.frontend import metrics_page
 
-    monkeypatch.setattr(monitoring, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(metrics_page, "_TIMEOUT_S", 0.2)
     with socket.create_connection(pages.server_address) as slow:
         slow.sendall(b"GET /metrics HT")
         assert get(pages.url)[0] == 200

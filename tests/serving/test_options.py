@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.server import command
-from serving.server.options import Options, parse
+from serving.server.frontend.options import Options, parse
 
 
 def config(*models: str) -> str:

@@ -1,14 +1,20 @@
+"""Versions that come and go: which are loaded, when they take over, when they are unloaded."""
+
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from serving.server.servables import (
-    NotServed,
-    Policy,
+from serving.server.models.servables import (
     Servable,
+    ServableNotFound,
+    Version,
+    VersionPolicy,
     VersionState,
     every,
     latest,
@@ -38,9 +44,36 @@ def publish(base: Path, name: str, answer: str) -> Path:
     return folder
 
 
+@contextmanager
+def used(servable: Servable[Any], number: int | None = None) -> Iterator[Version[Any]]:
+    """A version in use, as by a call."""
+    version = servable.acquire(number)
+    try:
+        yield version
+    finally:
+        servable.release(version)
+
+
 def answer(servable: Servable[Model], number: int | None = None) -> tuple[int, str]:
-    with servable.use(number) as (version, model):
-        return version, model.answer
+    with used(servable, number) as version:
+        assert version.model
+        return version.number, version.model.answer
+
+
+class HeldLoader:
+    """Loads models, but the version ``held`` only once ``go_on`` is set."""
+
+    def __init__(self, held: str) -> None:
+        self.held = held
+        self.loading, self.go_on = threading.Event(), threading.Event()
+        self.models: list[Model] = []
+
+    def __call__(self, folder: Path) -> Model:
+        if folder.name == self.held:
+            self.loading.set()
+            assert self.go_on.wait(10)
+        self.models.append(Model(folder))
+        return self.models[-1]
 
 
 def states(servable: Servable[Model]) -> list[tuple[int, str]]:
@@ -63,7 +96,7 @@ def test_nothing_is_served_before_a_version_is_there(servable: Servable[Model], 
     assert servable.states() == []
     assert not servable.wait(0)
     assert len(reports) == 1 and "waiting" in reports[0]
-    with pytest.raises(NotServed, match=r"Latest\(m\)"):
+    with pytest.raises(ServableNotFound, match=r"Latest\(m\)"):
         answer(servable)
 
 
@@ -75,7 +108,7 @@ def test_the_newest_version_is_loaded_and_other_names_are_ignored(servable: Serv
     assert servable.wait(0)
     assert states(servable) == [(10, "AVAILABLE")]
     assert answer(servable) == answer(servable, 10) == (10, "from 10")
-    with pytest.raises(NotServed, match=r"Specific\(m, 9\)"):
+    with pytest.raises(ServableNotFound, match=r"Specific\(m, 9\)"):
         answer(servable, 9)
 
 
@@ -84,36 +117,30 @@ def test_a_new_version_takes_over_and_the_old_one_ends_after_its_last_call(
 ):
     publish(servable.base_path, "1", "one")
     servable.poll()
-    with servable.use() as (_, outer), servable.use() as (_, inner):
+    with used(servable) as outer, used(servable) as inner:
+        model = outer.model
         publish(servable.base_path, "2", "two")
         servable.poll()
         assert states(servable) == [(2, "AVAILABLE"), (1, "UNLOADING")]
         assert answer(servable) == (2, "two")
-        assert outer is inner and not outer.closed
-    assert outer.closed
+        assert outer is inner and model and not model.closed
+    assert model.closed
     assert states(servable) == [(2, "AVAILABLE"), (1, "END")]
 
 
 def test_the_old_version_answers_while_the_new_one_loads(tmp_path: Path):
-    loading, go_on = threading.Event(), threading.Event()
-
-    def load(folder: Path) -> Model:
-        if folder.name == "2":
-            loading.set()
-            assert go_on.wait(10)
-        return Model(folder)
-
+    load = HeldLoader("2")
     servable = Servable("m", tmp_path, load)
     publish(tmp_path, "1", "one")
     servable.poll()
     publish(tmp_path, "2", "two")
     servable.watch(every_s=0.01)
-    assert loading.wait(10)
+    assert load.loading.wait(10)
     assert states(servable) == [(2, "LOADING"), (1, "AVAILABLE")]
     assert answer(servable) == (1, "one")
-    with pytest.raises(NotServed):
+    with pytest.raises(ServableNotFound):
         answer(servable, 2)
-    go_on.set()
+    load.go_on.set()
     wait_until(lambda: answer(servable) == (2, "two"), 10, "version 2 takes over")
     servable.stop()
 
@@ -163,16 +190,6 @@ def test_removing_the_newest_folder_goes_back_and_removing_all_changes_nothing(
     assert answer(servable) == (2, "two")
 
 
-def test_an_error_in_a_call_still_gives_the_version_back(servable: Servable[Model]):
-    publish(servable.base_path, "1", "one")
-    servable.poll()
-    with pytest.raises(ZeroDivisionError), servable.use() as (_, model):
-        raise ZeroDivisionError
-    publish(servable.base_path, "2", "two")
-    servable.poll()
-    assert model.closed
-
-
 @pytest.mark.parametrize(
     ("policy", "wanted"),
     [
@@ -184,11 +201,11 @@ def test_an_error_in_a_call_still_gives_the_version_back(servable: Servable[Mode
     ],
 )
 def test_policies_say_which_versions_are_served(
-    servable: Servable[Model], policy: Policy, wanted: list[int]
+    servable: Servable[Model], policy: VersionPolicy, wanted: list[int]
 ):
     for name in ("9", "10", "3"):
         publish(servable.base_path, name, f"from {name}")
-    servable.follow(servable.base_path, policy)
+    servable.set_source(servable.base_path, policy)
     servable.poll()
     assert states(servable) == [(number, "AVAILABLE") for number in reversed(wanted)]
     assert answer(servable) == (max(wanted), f"from {max(wanted)}")
@@ -198,37 +215,30 @@ def test_policies_say_which_versions_are_served(
 def test_another_policy_loads_what_is_new_before_it_lets_go(servable: Servable[Model]):
     for name in ("1", "2", "3"):
         publish(servable.base_path, name, name)
-    servable.follow(servable.base_path, specific({1}))
+    servable.set_source(servable.base_path, specific({1}))
     servable.poll()
-    with servable.use() as (number, _):
-        assert number == 1
-        servable.follow(servable.base_path, specific({2, 3}))
+    with used(servable) as version:
+        assert version.number == 1
+        servable.set_source(servable.base_path, specific({2, 3}))
         servable.poll()
         assert states(servable) == [(3, "AVAILABLE"), (2, "AVAILABLE"), (1, "UNLOADING")]
     assert states(servable)[-1] == (1, "END")
-    servable.follow(servable.base_path, specific({7}))  # isn't there: nothing changes
+    servable.set_source(servable.base_path, specific({7}))  # isn't there: nothing changes
     servable.poll()
     assert states(servable)[:2] == [(3, "AVAILABLE"), (2, "AVAILABLE")]
 
 
 def test_a_policy_that_comes_while_a_version_loads_holds_at_once(tmp_path: Path):
-    loading, go_on = threading.Event(), threading.Event()
-
-    def load(folder: Path) -> Model:
-        if folder.name == "2":
-            loading.set()
-            assert go_on.wait(10)
-        return Model(folder)
-
+    load = HeldLoader("2")
     servable = Servable("m", tmp_path, load)
     publish(tmp_path, "1", "one")
     servable.poll()
     publish(tmp_path, "2", "two")
     look = threading.Thread(target=servable.poll)  # as yet, only the newest is wanted
     look.start()
-    assert loading.wait(10)
-    servable.follow(tmp_path, specific({1}))
-    go_on.set()
+    assert load.loading.wait(10)
+    servable.set_source(tmp_path, specific({1}))
+    load.go_on.set()
     look.join()
     assert answer(servable, 1) == (1, "one")
     servable.poll()
@@ -238,36 +248,27 @@ def test_a_policy_that_comes_while_a_version_loads_holds_at_once(tmp_path: Path)
 def test_a_version_is_not_let_go_before_one_that_is_wanted_is_up(servable: Servable[Model]):
     publish(servable.base_path, "1", "one")
     publish(servable.base_path, "2", "broken")
-    servable.follow(servable.base_path, specific({1}))
+    servable.set_source(servable.base_path, specific({1}))
     servable.poll()
-    servable.follow(servable.base_path, specific({2}))
+    servable.set_source(servable.base_path, specific({2}))
     servable.poll()
     assert answer(servable) == (1, "one")
     assert states(servable) == [(2, "END"), (1, "AVAILABLE")]
 
 
 def test_dropped_while_it_loads_and_while_it_is_used(tmp_path: Path):
-    loading, go_on = threading.Event(), threading.Event()
-    models = []
-
-    def load(folder: Path) -> Model:
-        if folder.name == "1":
-            loading.set()
-            assert go_on.wait(10)
-        models.append(Model(folder))
-        return models[-1]
-
+    load = HeldLoader("1")
     servable = Servable("m", tmp_path, load, policy=every)
     for name in ("1", "2"):
         publish(tmp_path, name, name)
     servable.watch(every_s=0.01)
-    assert loading.wait(10)
-    with servable.use() as (number, model):
+    assert load.loading.wait(10)
+    with used(servable) as version:
         servable.drop()
-        go_on.set()
+        load.go_on.set()
         wait_until(lambda: states(servable) == [(2, "UNLOADING"), (1, "END")], 10, "it is dropped")
-        assert number == 2 and not model.closed
-        with pytest.raises(NotServed):
+        assert version.number == 2 and version.model and not version.model.closed
+        with pytest.raises(ServableNotFound):
             answer(servable)
     assert states(servable) == [(2, "END"), (1, "END")]
-    assert [model.closed for model in models] == [True, True]
+    assert [model.closed for model in load.models] == [True, True]

@@ -11,10 +11,13 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.server import savedmodel
-from serving.server.batching import BatchingParameters
-from serving.server.servables import Servable
-from serving.server.status import status_of
+from serving.server.calls import warmup
+from serving.server.calls.grpc_status import status_of
+from serving.server.models import loading
+from serving.server.models.batching_parameters import BatchingParameters
+from serving.server.models.saved_model import SavedModel
+from serving.server.models.servables import Servable
+from tests.serving.test_servables import used
 
 
 class Counting(tf.Module):
@@ -70,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def with_records(folder: Path, records: Sequence[bytes]) -> Servable[savedmodel.SavedModel]:
+def with_records(folder: Path, records: Sequence[bytes]) -> Servable[SavedModel]:
     file = folder / "1" / "assets.extra" / "tf_serving_warmup_requests"
     file.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(file)) as writer:
@@ -79,15 +82,17 @@ def with_records(folder: Path, records: Sequence[bytes]) -> Servable[savedmodel.
     return polled(folder)
 
 
-def polled(folder: Path, **options: Any) -> Servable[savedmodel.SavedModel]:
-    servable = Servable("counting", folder, savedmodel.loader(**options))
+def polled(folder: Path, **options: Any) -> Servable[SavedModel]:
+    servable = Servable("counting", folder, loading.loader(warmup.run, **options))
     servable.poll()
     return servable
 
 
-def runs(servable: Servable[savedmodel.SavedModel]) -> int:
+def runs(servable: Servable[SavedModel]) -> int:
     """How often the model was run, this time included."""
-    with servable.use() as (_, model):
+    with used(servable) as version:
+        model = version.model
+        assert model is not None
         signature = model.signatures["serving_default"]
         feeds = {signature.inputs["x"]: tf.constant([1.0]).numpy()}
         (counts,) = model.run(feeds, [signature.outputs["runs"]])

@@ -1,0 +1,31 @@
+"""Errors that end a call with a gRPC status of their own. Imports no TensorFlow."""
+
+from __future__ import annotations
+
+import grpc
+
+
+class StatusError(Exception):
+    """A request that is answered with an error status.
+
+    Args:
+        code: the gRPC status.
+        text: the message that the caller gets.
+    """
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class ServableNotFound(LookupError):  # noqa: N818 - TF Serving's words
+    """The requested model is not served, or this version of it is not available."""
+
+    def __init__(self, name: str, number: int | None) -> None:
+        which = f"Latest({name})" if number is None else f"Specific({name}, {number})"
+        super().__init__(f"Servable not found for request: {which}")
+
+
+def invalid_argument(text: str) -> StatusError:
+    """Returns the error for a request that is wrong in every state of the server."""
+    return StatusError(grpc.StatusCode.INVALID_ARGUMENT, text)

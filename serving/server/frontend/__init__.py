@@ -1,0 +1,1 @@
+"""How the server meets its users: flags, the gRPC port, health, metrics."""

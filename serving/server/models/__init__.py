@@ -1,0 +1,1 @@
+"""The models of a server: their versions on disk and in memory. Independent of gRPC methods."""

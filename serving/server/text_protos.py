@@ -1,0 +1,27 @@
+"""Configuration files in protobuf's text format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from google.protobuf import text_format
+from google.protobuf.message import Message
+
+T = TypeVar("T", bound=Message)
+
+
+def read(path: Path, message: T) -> T:
+    """Reads a file in protobuf's text format into ``message``, and returns the message.
+
+    Raises:
+        ValueError: the file can't be read, or its text is no message of this type.
+    """
+    try:
+        text_format.Parse(path.read_bytes(), message)
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        kind = message.DESCRIPTOR.name
+        raise ValueError(f"{path} is no {kind} in protobuf's text format: {error}") from None
+    return message
