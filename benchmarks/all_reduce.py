@@ -35,7 +35,7 @@ def worker() -> None:
         @tf.function
         def run() -> tf.Tensor:
             for _ in tf.range(REPEATS):
-                strategy.run(lambda: all_reduce.all_reduce_sum(gradients, []))
+                strategy.run(lambda: all_reduce.sum(gradients, []))
             return tf.constant(0)
 
         run()
