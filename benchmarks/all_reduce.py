@@ -1,9 +1,9 @@
-"""Time of an all-reduce of 64 MB of gradients between two workers, by the size of its packs.
+"""Time of an all-reduce of 64 MB of gradients between two workers, by pack size.
 
     python -m benchmarks.all_reduce [--rounds=3]
 
-Each worker is pinned to one core. Shown are milliseconds, and how many of them the chief's
-processor worked: with others at work on the machine, only those mean something.
+Each worker is pinned to one core. Results are milliseconds of an all-reduce, and the processor time
+of the chief in them: with other work on the machine, only processor time means something.
 """
 
 from __future__ import annotations
@@ -15,75 +15,74 @@ import time
 from benchmarks import measuring
 
 MEGABYTE = 1 << 20
-SENT = 64 * MEGABYTE  # in float32
-PACKS = (1.0, 2.0, 4.0, 8.0, 16.0, 64.0)  # MB on the wire
+GRADIENT_BYTES = 64 * MEGABYTE  # in float32
+DTYPES = ("float32", "bfloat16")
+PACKS_MB = (1.0, 2.0, 4.0, 8.0, 16.0, 64.0)  # as sent over the network
 REPEATS = 3
 
 
 def worker() -> None:
-    """Sums the same gradients again and again, in packs of each size."""
+    """All-reduces the same gradients with each dtype and pack size."""
     import tensorflow as tf
 
     import tfdp
     from tfdp.step.gradients import GradientAllReduce
 
     strategy = tfdp.connect()
-    gradients = [tf.zeros([2048, 2048])] * (SENT // (4 * 2048 * 2048))
+    gradients = [tf.zeros([2048, 2048])] * (GRADIENT_BYTES // (4 * 2048 * 2048))
 
-    def measure(exchange: GradientAllReduce) -> None:
+    def measure(all_reduce: GradientAllReduce) -> None:
         @tf.function
         def run() -> tf.Tensor:
             for _ in tf.range(REPEATS):
-                strategy.run(lambda: exchange.all_reduce_sum(gradients, []))
+                strategy.run(lambda: all_reduce.sum(gradients, []))
             return tf.constant(0)
 
         run()
-        began_s, worked_s = time.perf_counter(), _worked_s()
+        began_s, processor_began_s = time.perf_counter(), _processor_s()
         run()
         if tfdp.is_chief():
             measuring.report(
-                dtype=exchange.gradient_dtype,
-                pack=exchange.bytes_per_pack / MEGABYTE,
+                dtype=all_reduce.gradient_dtype,
+                pack=all_reduce.bytes_per_pack / MEGABYTE,
                 wall_ms=1000 * (time.perf_counter() - began_s) / REPEATS,
-                processor_ms=1000 * (_worked_s() - worked_s) / REPEATS,
+                processor_ms=1000 * (_processor_s() - processor_began_s) / REPEATS,
             )
 
-    for dtype in ("float32", "bfloat16"):
-        for pack in PACKS:
-            measure(GradientAllReduce(dtype, int(pack * MEGABYTE)))
+    for dtype in DTYPES:
+        for pack_mb in PACKS_MB:
+            measure(GradientAllReduce(dtype, int(pack_mb * MEGABYTE)))
 
 
-def _worked_s() -> float:
+def _processor_s() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
-    """Measures in rounds, and writes the table."""
-    flags = measuring.arguments(__doc__, rounds=3)
+    """Measures in rounds and writes the table."""
+    settings = measuring.arguments(__doc__, rounds=3)
     began = measuring.machine()
     command = [sys.executable, "-m", "benchmarks.all_reduce", "worker"]
-    figures = []
-    for _ in range(flags.rounds):
+    reports = []
+    for _ in range(settings.rounds):
         outputs = measuring.run_pinned([command] * 2, measuring.tf_configs(2))
-        figures += measuring.reports_in(outputs[0])
+        reports += measuring.reports_in(outputs[0])
     rows = []
-    for dtype in ("float32", "bfloat16"):
-        for pack in PACKS:
-            of_this = [each for each in figures if (each["dtype"], each["pack"]) == (dtype, pack)]
+    for dtype in DTYPES:
+        for pack_mb in PACKS_MB:
+            rounds = [r for r in reports if (r["dtype"], r["pack"]) == (dtype, pack_mb)]
             spreads = [
-                measuring.Spread.of([each[name] for each in of_this]).text(0)
-                for name in ("wall_ms", "processor_ms")
+                measuring.Spread.of([report[key] for report in rounds]).text(0)
+                for key in ("wall_ms", "processor_ms")
             ]
-            rows.append([f"{dtype}, {pack:g} MB", *spreads])
-    measuring.save(
-        flags.results,
+            rows.append([f"{dtype}, {pack_mb:g} MB", *spreads])
+    measuring.save_results(
         "all-reduce",
-        began=began,
-        versions=measuring.versions(sys.executable, "tensorflow", "keras"),
-        settings={"rounds": flags.rounds, "bytes": SENT},
-        figures={"all": figures},
-        text=measuring.table(["pack", "ms", "of them processor"], rows),
+        vars(settings) | {"bytes": GRADIENT_BYTES},
+        began,
+        {"all": reports},
+        measuring.table(["pack", "ms", "of which processor"], rows),
     )
 
 

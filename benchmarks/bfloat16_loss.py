@@ -1,9 +1,9 @@
-"""The loss of a run whose gradients cross the wire as bfloat16, beside float32's.
+"""Loss of a run that sends gradients as bfloat16, compared with float32.
 
     python -m benchmarks.bfloat16_loss [--epochs=20] [--seeds=0,1,2]
 
-Two workers train `tfdp.recipes.digits`. Runs of one seed see the same batches from the same
-weights; other seeds show how much of a difference is chance.
+Two workers train `tfdp.recipes.digits`. Runs with the same seed have the same initial weights and
+batches; runs with other seeds show how much of a difference is chance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 def measure(dtype: str, seed: int, epochs: int) -> dict[str, Any]:
-    """Trains, and returns the loss of each epoch and the accuracy on images never seen."""
+    """Trains and returns the loss of each epoch and the accuracy on the evaluation images."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder, "run")
         train = f"--recipe=tfdp.recipes.digits --epochs={epochs} --seed={seed} --export_dir=none"
@@ -41,13 +41,14 @@ def measure(dtype: str, seed: int, epochs: int) -> dict[str, Any]:
     }
 
 
-def tell(figures: dict[str, list[dict[str, Any]]]) -> str:
-    """A row for each epoch, or every so many: medians over the seeds, and the least and most."""
-    pairs = list(zip(*(figures[dtype] for dtype in DTYPES), strict=True))
-    epochs = len(pairs[0][0]["loss"])
+def to_markdown(figures: dict[str, list[dict[str, Any]]]) -> str:
+    """Returns a table with the spread over seeds at about six epochs, and the accuracies."""
+    epochs = len(figures[DTYPES[0]][0]["loss"])
     rows = []
     for epoch in sorted({*range(0, epochs, max(1, epochs // 5)), epochs - 1}):
-        losses = {dtype: [one["loss"][epoch] for one in figures[dtype]] for dtype in DTYPES}
+        losses = {
+            dtype: [seed_run["loss"][epoch] for seed_run in figures[dtype]] for dtype in DTYPES
+        }
         rows.append(
             [
                 epoch + 1,
@@ -56,32 +57,24 @@ def tell(figures: dict[str, list[dict[str, Any]]]) -> str:
             ]
         )
     accuracies = (
-        f"{dtype} {statistics.median(one['accuracy'] for one in figures[dtype]):.4f}"
+        f"{dtype} {statistics.median(seed_run['accuracy'] for seed_run in figures[dtype]):.4f}"
         for dtype in DTYPES
     )
     return (
         f"{measuring.table(('epoch', *(f'loss, {dtype}' for dtype in DTYPES), 'ratio'), rows)}\n\n"
-        f"Accuracy on images never seen, medians: {', '.join(accuracies)}."
+        f"Accuracy on evaluation images, medians: {', '.join(accuracies)}."
     )
 
 
 def main() -> None:
-    """Trains in both ways from every seed."""
+    """Trains with both dtypes from every seed."""
     settings = measuring.arguments(__doc__, epochs=20, seeds=(0, 1, 2))
     began = measuring.machine()
     figures: dict[str, list[dict[str, Any]]] = {dtype: [] for dtype in DTYPES}
     for seed in settings.seeds:
         for dtype in DTYPES:
             figures[dtype].append(measure(dtype, seed, settings.epochs))
-    measuring.save(
-        settings.results,
-        "bfloat16_loss",
-        began=began,
-        versions=measuring.versions(sys.executable, "tensorflow", "keras"),
-        settings=vars(settings),
-        figures=figures,
-        text=tell(figures),
-    )
+    measuring.save_results("bfloat16_loss", vars(settings), began, figures, to_markdown(figures))
 
 
 if __name__ == "__main__":

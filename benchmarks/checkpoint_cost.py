@@ -1,9 +1,9 @@
-"""What checkpoints cost: a CNN on two workers, one every 100 steps and none, in turns.
+"""Cost of checkpoints: a CNN on two workers, with a checkpoint every 100 steps and without.
 
     python -m benchmarks.checkpoint_cost [--rounds=3]
 
-Gives the ratio of examples per second, and how long a step waited for the copy of the state; with
-others at work on the cores, only the last figure means something.
+Results are the ratio of examples per second, and how long a step waits for the copy of the state.
+With other work on the cores, only the second means something.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from benchmarks.peers import models
 from benchmarks.peers.models import BATCH
 from tests.running import run
 
-EPOCH_STEPS, EPOCHS = 100, 8  # the first and last are not timed
+EPOCH_STEPS, EPOCHS = 100, 8  # the first and the last epoch are not timed
 
 
 def build_model(hparams: Any) -> Any:
-    """About 95k parameters, with batch normalization."""
+    """Returns a CNN of about 95k parameters, with batch normalization."""
     import keras
 
     return models.build("cnn", keras)
 
 
 def train_data(hparams: Any) -> Any:
-    """Noise."""
+    """Returns noise."""
     import numpy as np
 
     import tfdp
@@ -42,34 +42,34 @@ def train_data(hparams: Any) -> Any:
 
 
 def callbacks(hparams: Any) -> list[Any]:
-    """Prints seconds of the epochs between the first and the last, and of each save's copy."""
+    """Reports total seconds of the timed epochs, and seconds of the copy in each save."""
     import keras
 
     from tfdp.checkpoints.saving import Saver
 
-    begins: list[float] = []
-    copies: list[float] = []
+    begins_s: list[float] = []
+    copies_s: list[float] = []
     save = Saver.save
 
-    def timed(saver: Saver, *args: Any) -> None:
-        began = time.perf_counter()
+    def timed_save(saver: Saver, *args: Any) -> None:
+        began_s = time.perf_counter()
         save(saver, *args)
-        copies.append(time.perf_counter() - began)
+        copies_s.append(time.perf_counter() - began_s)
 
-    Saver.save = timed  # type: ignore[method-assign]
+    Saver.save = timed_save  # type: ignore[method-assign]
 
-    def tell(logs: Any) -> None:
-        measuring.report(seconds=begins[-1] - begins[1], copies=copies[1:-1])
+    def report(logs: Any) -> None:
+        measuring.report(seconds=begins_s[-1] - begins_s[1], copies=copies_s[1:-1])
 
     return [
         keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda *_: begins.append(time.perf_counter()), on_train_end=tell
+            on_epoch_begin=lambda *_: begins_s.append(time.perf_counter()), on_train_end=report
         )
     ]
 
 
 def measure(every_steps: int) -> dict[str, Any]:
-    """Trains on two workers and returns the chief's figures."""
+    """Trains on two workers and returns the figures that the chief reports."""
     train = f"--recipe={__file__} --steps={EPOCHS * EPOCH_STEPS} --global_batch_size={2 * BATCH}"
     with tempfile.TemporaryDirectory() as workdir:
         output = run(
@@ -83,14 +83,14 @@ def measure(every_steps: int) -> dict[str, Any]:
     return measuring.reports_in(output)[0]
 
 
-def tell(figures: dict[str, Any]) -> str:
+def to_markdown(figures: dict[str, Any]) -> str:
     ratio = measuring.ratios(figures["without_s"], figures["often_s"])
     copies = Spread.of([1000 * copy_s for copy_s in figures["copies_s"]])
     step_ms = 1000 * Spread.of(figures["without_s"]).median / (EPOCHS - 2) / EPOCH_STEPS
-    share = 100 * copies.median / step_ms / EPOCH_STEPS
+    percent = 100 * copies.median / step_ms / EPOCH_STEPS
     return (
         f"Examples/s with a checkpoint every {EPOCH_STEPS} steps over without: {ratio.text(4)}.\n\n"
-        f"A step waits {copies.text(1)} ms for a copy, and takes {step_ms:.1f} ms: {share:.2f} % "
+        f"A step waits {copies.text(1)} ms for a copy, and takes {step_ms:.1f} ms: {percent:.2f} % "
         f"of {EPOCH_STEPS} steps."
     )
 
@@ -105,15 +105,7 @@ def main() -> None:
         figures["without_s"].append(without["seconds"])
         figures["often_s"].append(often["seconds"])
         figures["copies_s"] += often["copies"]
-    measuring.save(
-        settings.results,
-        "checkpoint_cost",
-        began=began,
-        versions=measuring.versions(sys.executable, "tensorflow", "keras"),
-        settings=vars(settings),
-        figures=figures,
-        text=tell(figures),
-    )
+    measuring.save_results("checkpoint_cost", vars(settings), began, figures, to_markdown(figures))
 
 
 if __name__ == "__main__":

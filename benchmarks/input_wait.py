@@ -1,14 +1,14 @@
-"""Training from JPEGs: what input adds to a step beyond its CPU time, and its cost per worker.
+"""Training from JPEGs: time that a step waits for input, and CPU time of input per worker.
 
     python -m benchmarks.input_wait [--task=cnn] [--images=1024] [--rounds=3]
 
-The script writes a set like ImageNet's: JPEGs of 500 by 375 pixels and about 110 KB, in four
-TFRecord files. Two workers with a core each measure three steps: from arrays in memory, of input
-alone, and of training from the JPEGs. On a core that decodes and computes in turns, the last can't
-take less than the sum of the first two: what it takes beyond is what waiting costs.
+The script writes images of ImageNet's size into four TFRecord files: JPEGs of 500 by 375 pixels and
+about 110 KB. Two workers with a core each measure the time of three steps: training from arrays in
+memory, reading without training, and training from the JPEGs. A core that decodes and computes in
+turns needs at least the sum of the first two for the last; the rest is waiting.
 
-Then 1, 2 and 4 workers read alone, 32 examples each a step: CPU time per example that a worker
-reads, as workers grow.
+Then 1, 2 and 4 workers read without training, each 32 examples a step. This gives the CPU time per
+example that a worker reads, by number of workers.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measuring
-from benchmarks.measuring import Spread
+from benchmarks.measuring import EpochTimes, Spread
 from benchmarks.peers.models import BATCH, TASKS, arrays, build
 from tests.running import run
 
 FILES = 4
 HEIGHT, WIDTH = 375, 500
-SECONDS = 6.0  # of each measurement, about
+MEASURED_S = 6.0  # approximate length of the measurement of input
 WORKERS = (1, 2, 4)
 _MODULE = (sys.executable, "-m", "benchmarks.input_wait")
 
 
 def write(folder: Path, images: int) -> None:
-    """Large soft patches with grain on them: as large as photographs once encoded."""
+    """Writes large soft patches with grain: encoded, they are as large as photographs."""
     import numpy as np
     import tensorflow as tf
 
@@ -56,7 +56,7 @@ def parse(record: Any) -> Any:
 
 
 def worker(folder: str, task: str, only_input: bool) -> None:
-    """Measures on one worker and reports."""
+    """Measures on one worker; the chief reports."""
     import keras
 
     import tfdp
@@ -75,7 +75,7 @@ def worker(folder: str, task: str, only_input: bool) -> None:
         for _ in itertools.islice(iterator, steps):
             pass
 
-    steps = _steps_in(SECONDS, drain)
+    steps = _steps_in(MEASURED_S, drain)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     drain(steps)
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
@@ -96,7 +96,7 @@ def worker(folder: str, task: str, only_input: bool) -> None:
 
 
 def _steps_in(seconds: float, work: Callable[[int], None]) -> int:
-    """How many steps take about so long; runs some to find out, which warms up, too."""
+    """Returns how many steps take about ``seconds``; runs 40 to measure that, and to warm up."""
     work(20)
     began_s = time.perf_counter()
     work(20)
@@ -104,13 +104,13 @@ def _steps_in(seconds: float, work: Callable[[int], None]) -> int:
 
 
 def _fit_step_s(model: Any, data: Any, batch: int) -> float:
-    """Seconds of a step, from the end of the second epoch to that of the last."""
+    """Trains and returns seconds per step."""
     import keras
 
     import tfdp
 
-    ends: list[float] = []
-    clock = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: ends.append(time.perf_counter()))
+    times = EpochTimes()
+    clock = keras.callbacks.LambdaCallback(on_epoch_end=times.record)
     steps = 50
     tfdp.fit(
         model,
@@ -121,7 +121,7 @@ def _fit_step_s(model: Any, data: Any, batch: int) -> float:
         verbose=0,
         callbacks=[clock],
     )
-    return (ends[-1] - ends[1]) / 2 / steps
+    return times.step_s(steps)
 
 
 def measure(folder: str, task: str, workers: int, only_input: bool) -> dict[str, Any]:
@@ -130,64 +130,56 @@ def measure(folder: str, task: str, workers: int, only_input: bool) -> dict[str,
     return measuring.reports_in(outputs[0])[-1]
 
 
-def tell(figures: dict[str, Any]) -> str:
-    both = figures["two_workers"]
-    beyond = [100 * (r["step_s"] / (r["compute_s"] + r["input_s"]) - 1) for r in both]
-    rows = [
-        (name, Spread.of([1000 * r[key] for r in both]).text(1))
+def to_markdown(figures: dict[str, Any]) -> str:
+    rounds = figures["two_workers"]
+    waiting = [100 * (r["step_s"] / (r["compute_s"] + r["input_s"]) - 1) for r in rounds]
+    times = [
+        (name, Spread.of([1000 * r[key] for r in rounds]).text(1))
         for name, key in (
             ("a step from arrays, ms", "compute_s"),
             ("input of a step alone, ms", "input_s"),
             ("a step from JPEGs, ms", "step_s"),
         )
     ]
-    cost = {
-        int(workers): [r["input_cpu_ms_per_example"] for r in found]
-        for workers, found in figures["input_alone"].items()
+    input_cpu_ms = {
+        workers: [r["input_cpu_ms_per_example"] for r in reports]
+        for workers, reports in figures["input_alone"].items()
     }
-    grown = [
+    by_workers = [
         (
             f"{workers} over 1 worker",
-            measuring.ratios(found, cost[1]).text(3),
-            Spread.of(found).text(3),
+            measuring.ratios(cpu_ms, input_cpu_ms[1]).text(3),
+            Spread.of(cpu_ms).text(3),
         )
-        for workers, found in cost.items()
+        for workers, cpu_ms in input_cpu_ms.items()
     ]
     return (
-        f"A step from JPEGs takes {Spread.of(beyond).text(1)} % more than computing and decoding "
-        f"on the same core.\n\n{measuring.table(('', 'median (least to most)'), rows)}\n\n"
-        + measuring.table(("input CPU of a worker's example", "ratio", "ms"), grown)
+        f"A step from JPEGs takes {Spread.of(waiting).text(1)} % more than computing and decoding "
+        f"on the same core.\n\n{measuring.table(('', 'median (least to most)'), times)}\n\n"
+        + measuring.table(("input CPU of a worker's example", "ratio", "ms"), by_workers)
     )
 
 
 def main() -> None:
     settings = measuring.arguments(__doc__, task="cnn", images=1024, rounds=3)
     if TASKS[settings.task].shape != (32, 32, 3):
-        raise SystemExit(f"--task={settings.task}: only tasks on images can be fed with JPEGs")
+        raise SystemExit(f"--task={settings.task}: only tasks on images can read JPEGs")
     if settings.images % (BATCH * max(WORKERS)):
         raise SystemExit(
-            f"--images={settings.images}: it has to be a multiple of {BATCH * max(WORKERS)}, so "
-            "that no batch is smaller than the others"
+            f"--images={settings.images}: it has to be a multiple of {BATCH * max(WORKERS)}, or "
+            "some batches would be smaller than others"
         )
     began = measuring.machine()
     figures: dict[str, Any] = {"two_workers": [], "input_alone": {w: [] for w in WORKERS}}
     with tempfile.TemporaryDirectory() as folder:
         run([*_MODULE, "write", folder, str(settings.images)])
-        size = sum(path.stat().st_size for path in Path(folder).glob("*.tfrecord"))
-        figures["bytes_per_image"] = size // settings.images
+        total_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.tfrecord"))
+        figures["bytes_per_image"] = total_bytes // settings.images
         for _ in range(settings.rounds):
             figures["two_workers"].append(measure(folder, settings.task, 2, only_input=False))
-            for workers, found in figures["input_alone"].items():
-                found.append(measure(folder, settings.task, workers, only_input=True))
-    measuring.save(
-        settings.results,
-        "input_wait",
-        began=began,
-        versions=measuring.versions(sys.executable, "tensorflow", "keras"),
-        settings=vars(settings),
-        figures=figures,
-        text=tell(figures),
-    )
+            for workers, reports in figures["input_alone"].items():
+                reports.append(measure(folder, settings.task, workers, only_input=True))
+    measuring.save_results("input_wait", vars(settings), began, figures, to_markdown(figures))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the benchmarks share: medians and quantiles, pinned processes, results with their origin.
+"""Code shared by the benchmarks: statistics, pinned processes, results with their origin.
 
-A script measures in rounds that alternate between what it compares, and writes two files into
-``benchmarks/results``: ``DATE-NAME.json`` with everything, and ``DATE-NAME.md`` for people.
+A script measures in rounds that alternate between the systems it compares. It writes two files into
+``benchmarks/results``: ``DATE-NAME.json`` with all figures, and ``DATE-NAME.md`` with tables.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,15 @@ from tests.running import ROOT, Process, free_port
 
 RESULTS = ROOT / "benchmarks" / "results"
 PEERS_PYTHON = ROOT / ".bench" / "bin" / "python"  # made by `make peers`
-QUIET_CORES = 0.1  # busy with other work before; with more, figures are marked
-LOOKS_S = 2.0  # for how long that is looked at
-_FIGURES = "FIGURES "
+MAX_BUSY_CORES = 0.1  # used by other work before the first round; above it, results are marked
+BUSY_WINDOW_S = 2.0  # over which the use is averaged
+WARM_UP_EPOCHS = 2
+_REPORT_PREFIX = "FIGURES "
 
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Of some rounds, the median, the least and the most."""
+    """Median, minimum and maximum over rounds."""
 
     median: float
     least: float
@@ -43,38 +45,57 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, digits: int = 2) -> str:
-        """``1.67 (1.60 to 1.71)``."""
+        """Returns the text ``1.67 (1.60 to 1.71)``: median, minimum, maximum."""
         return f"{self.median:,.{digits}f} ({self.least:,.{digits}f} to {self.most:,.{digits}f})"
 
 
 def ratios(ours: Sequence[float], others: Sequence[float]) -> Spread:
-    """Ours over theirs, round by round: what both shared of a noisy round falls out."""
+    """Returns the spread of ours over theirs, round by round: noise of a round cancels out."""
     return Spread.of([one / other for one, other in zip(ours, others, strict=True)])
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest of ``values`` that at least ``share`` of them don't exceed.
+def quantile(values: Sequence[float], fraction: float) -> float:
+    """Returns the smallest of ``values`` that at least ``fraction`` of them don't exceed.
 
     No interpolation: the 0.99 quantile of 100 values is the 99th, of 50 the largest.
+
+    Raises:
+        ValueError: if ``values`` is empty or ``fraction`` is not between 0 and 1.
     """
     ordered = sorted(values)
-    if not ordered or not 0 <= share <= 1:
-        raise ValueError(f"no {share} quantile of {len(ordered)} values")
-    # Counted in whole millionths: 0.07 * 100 is a little more than 7.
-    least = -(-round(share * 1_000_000) * len(ordered) // 1_000_000)
-    return ordered[max(0, least - 1)]
+    if not ordered or not 0 <= fraction <= 1:
+        raise ValueError(f"no {fraction} quantile of {len(ordered)} values")
+    # Computed in whole millionths: as a float, 0.07 * 100 is a little more than 7.
+    count = -(-round(fraction * 1_000_000) * len(ordered) // 1_000_000)
+    return ordered[max(0, count - 1)]
+
+
+class EpochTimes:
+    """Times at which epochs of a training ended."""
+
+    def __init__(self) -> None:
+        self._ends_s: list[float] = []
+
+    def record(self, *_: Any) -> None:
+        """Records the end of an epoch; a Keras callback's ``on_epoch_end``."""
+        self._ends_s.append(time.perf_counter())
+
+    def step_s(self, steps_per_epoch: int) -> float:
+        """Returns seconds per step, without the epochs that warm up."""
+        epochs = len(self._ends_s) - WARM_UP_EPOCHS
+        return (self._ends_s[-1] - self._ends_s[WARM_UP_EPOCHS - 1]) / epochs / steps_per_epoch
 
 
 def report(**figures: Any) -> None:
-    """What a measured process says of itself, for ``reports_in``; flat."""
-    # In one write: others may print into the same file.
-    sys.stdout.write(f"{_FIGURES}{json.dumps(figures)}\n")
+    """Prints figures of a measured process for ``reports_in``; values are not nested."""
+    # In one write: other processes may print into the same file.
+    sys.stdout.write(f"{_REPORT_PREFIX}{json.dumps(figures)}\n")
     sys.stdout.flush()
 
 
 def reports_in(output: str) -> list[dict[str, Any]]:
-    """All that processes reported in their output, in its order."""
-    return [json.loads(text) for text in re.findall(rf"{_FIGURES}(\{{.*?\}})", output)]
+    """Returns the figures that processes reported in their output, in its order."""
+    return [json.loads(text) for text in re.findall(rf"{_REPORT_PREFIX}(\{{.*?\}})", output)]
 
 
 def run_pinned(
@@ -84,10 +105,10 @@ def run_pinned(
     cwd: Path = ROOT,
     limit_s: float = 300,
 ) -> list[str]:
-    """Runs processes side by side, each on a core of its own, to their ends.
+    """Runs processes at the same time, each pinned to a core, until all have ended.
 
     Returns:
-        What each of them printed.
+        The output of each process.
     """
     cores = os.cpu_count() or 1
     with contextlib.ExitStack() as stack:
@@ -103,7 +124,7 @@ def run_pinned(
 
 
 def tf_configs(workers: int) -> list[dict[str, str]]:
-    """An environment for each worker on this machine; of a single one, an empty one."""
+    """Returns each worker's environment with TF_CONFIG on this machine; empty for one worker."""
     if workers == 1:
         return [{}]
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(workers)]
@@ -118,10 +139,8 @@ def tf_configs(workers: int) -> list[dict[str, str]]:
 
 
 def arguments(doc: str | None, **defaults: Any) -> argparse.Namespace:
-    """Reads ``--name=value`` for each default; lists of words are separated by commas."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Parses a flag ``--name=value`` for each default; a tuple's values are separated by commas."""
+    parser = _parser(doc)
     for name, default in defaults.items():
         if isinstance(default, bool):
             parser.add_argument(f"--{name}", action="store_true")
@@ -141,9 +160,22 @@ def arguments(doc: str | None, **defaults: Any) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def rounds_argument(doc: str | None, default: int) -> int:
+    """Parses the only argument of a script that writes no results: the number of rounds."""
+    parser = _parser(doc)
+    parser.add_argument("rounds", type=int, nargs="?", default=default, help="default: %(default)s")
+    return int(parser.parse_args().rounds)
+
+
+def _parser(doc: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def machine() -> dict[str, Any]:
-    """What it is measured on, and how busy that is with other work; takes two seconds."""
-    import psutil  # peers don't have it
+    """Returns this machine's hardware and how busy it is with other work; takes two seconds."""
+    import psutil  # not installed in the peers' environment
 
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     kilobytes = re.findall(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
@@ -152,32 +184,69 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(int(kilobytes[0]) / 2**20),
         "kernel": platform.release(),
-        # Not the load average, in which a script that ran before stays for minutes.
-        "busy_cores_before": round(psutil.cpu_percent(LOOKS_S) / 100 * (os.cpu_count() or 1), 2),
+        # Not the load average, which contains an earlier script for minutes.
+        "busy_cores_before": round(
+            psutil.cpu_percent(BUSY_WINDOW_S) / 100 * (os.cpu_count() or 1), 2
+        ),
     }
 
 
 def versions(python: Path | str = sys.executable, *packages: str) -> dict[str, str]:
-    """Versions of packages in an environment, and of its Python."""
+    """Returns versions of packages in the environment of ``python``, and of Python itself."""
     code = (
         "import importlib.metadata as m, json, platform, sys\n"
-        "found = {'python': platform.python_version()}\n"
+        "versions = {'python': platform.python_version()}\n"
         "for name in sys.argv[1:]:\n"
-        "    found[name] = m.version(name)\n"
-        "print(json.dumps(found))"
+        "    versions[name] = m.version(name)\n"
+        "print(json.dumps(versions))"
     )
     output = subprocess.run(
         [str(python), "-c", code, *packages], check=True, capture_output=True, text=True
     ).stdout
-    found: dict[str, str] = json.loads(output)
-    return found
+    version_of: dict[str, str] = json.loads(output)
+    return version_of
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown; figures are set to the right."""
+    """Returns a Markdown table; all columns but the first are aligned to the right."""
     rows = [[str(cell) for cell in row] for row in rows]
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join(f"| {' | '.join(row)} |" for row in [list(header), rule, *rows])
+    alignment = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [list(header), alignment, *rows])
+
+
+def save_results(
+    name: str,
+    settings: Mapping[str, Any],
+    began: dict[str, Any],
+    figures: Mapping[str, Any],
+    text: str,
+    *,
+    packages: Sequence[str] = ("tensorflow", "keras"),
+    peer_packages: Sequence[str] = (),
+) -> None:
+    """Writes and prints the results of a script, as ``save`` does.
+
+    Args:
+        name: of the script.
+        settings: flags from ``arguments``; ``results`` is the folder to write into.
+        began: ``machine()`` before the first round.
+        figures: all measured values.
+        text: the same values in Markdown, ratios first.
+        packages: whose versions in this environment belong to the results.
+        peer_packages: whose versions in the peers' environment do.
+    """
+    measured = versions(sys.executable, *packages)
+    if peer_packages:
+        measured |= versions(PEERS_PYTHON, *peer_packages)
+    save(
+        settings["results"],
+        name,
+        began=began,
+        versions=measured,
+        settings=settings,
+        figures=figures,
+        text=text,
+    )
 
 
 def save(
@@ -190,34 +259,35 @@ def save(
     figures: Mapping[str, Any],
     text: str,
 ) -> None:
-    """Writes what was found, and prints it.
+    """Writes results into two files and prints them.
 
     Args:
-        folder: where to.
-        name: of the figure: its file is called so, after the date.
-        began: ``machine()``, asked before the first round.
-        versions: of what was measured.
-        settings: what it was asked for.
-        figures: all that was measured.
-        text: the same for people, in Markdown, ratios first.
+        folder: folder of the files.
+        name: of the script; the files are ``DATE-NAME.json`` and ``DATE-NAME.md``.
+        began: ``machine()`` before the first round.
+        versions: by package.
+        settings: flags of the script.
+        figures: all measured values.
+        text: the same values in Markdown, ratios first.
     """
     date = datetime.date.today().isoformat()
-    asked = {
-        key: str(value) if isinstance(value, Path) else value for key, value in settings.items()
-    }
-    asked.pop("results", None)
-    whole = {
+    result = {
         "name": name,
         "date": date,
         "machine": began,
         "versions": dict(versions),
-        "settings": asked,
+        "settings": {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in settings.items()
+            if key != "results"
+        },
         "figures": figures,
     }
-    busy = (
-        f"\n**{began['busy_cores_before']} cores were busy when this began: only ratios mean "
-        "something, and those not much.**\n"
-        if began["busy_cores_before"] > QUIET_CORES
+    busy_cores = began["busy_cores_before"]
+    warning = (
+        f"\n**{busy_cores} cores were busy with other work at the beginning: only ratios mean "
+        "something, and not much.**\n"
+        if busy_cores > MAX_BUSY_CORES
         else ""
     )
     origin = (
@@ -226,6 +296,6 @@ def save(
     )
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{date}-{name}"
-    stem.with_suffix(".json").write_text(json.dumps(whole, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(f"# {name}\n{busy}\n{text}\n\n{origin}\n")
-    print(f"{text}\n\n{origin}{busy}\n-> {stem}.json, .md")
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(f"# {name}\n{warning}\n{text}\n\n{origin}\n")
+    print(f"{text}\n\n{origin}{warning}\n-> {stem}.json, .md")

@@ -2,7 +2,7 @@
 
     make pictures          # .bench/bin/python -m benchmarks.pictures [FOLDER OF RESULTS] [TO]
 
-Each name of a result has one function that draws it; what was not measured is not drawn.
+Each kind of result has a function of its name that draws it. Missing results are skipped.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from benchmarks.peers.models import BATCH
 from tests.running import ROOT
 
 PICTURES = ROOT / "docs" / "pictures"
-OURS, THEIRS, OTHERS = "#1f6fb4", "#e0812b", "#9a9a9a"
-SYSTEMS = {  # of training_peers, from the top: title and colour
+OURS, THEIRS, OTHERS = "#1f6fb4", "#e0812b", "#9a9a9a"  # colours
+SYSTEMS = {  # of training_peers, from top to bottom: title and colour
     "tfdp": ("tfdp", OURS),
     "ddp": ("PyTorch DDP, gloo", THEIRS),
     "tf_keras": ("tf_keras fit, MWMS", OTHERS),
@@ -53,14 +53,16 @@ plt.rcParams |= {
 
 
 def training_peers(figures: dict[str, Any]) -> Any:
-    """Bars of examples/s on two workers, a panel for each model."""
+    """Draws bars of examples/s on two workers, in a panel for each model."""
     tasks = [task for task in TASKS if task in figures]
     picture, panels = plt.subplots(
         1, len(tasks), figsize=(2.2 * len(tasks) + 1.4, 2.6), sharey=True, squeeze=False
     )
     for task, panel in zip(tasks, panels[0], strict=True):
         systems = [system for system in SYSTEMS if system in figures[task]]
-        rates = [2 * BATCH / statistics.median(figures[task][s]["step_s"]) for s in systems]
+        rates = [
+            2 * BATCH / statistics.median(figures[task][system]["step_s"]) for system in systems
+        ]
         names, colours = zip(*(SYSTEMS[system] for system in systems), strict=True)
         bars = panel.barh(names, rates, color=colours, height=0.7)
         panel.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=2, fontsize=8)
@@ -74,7 +76,7 @@ def training_peers(figures: dict[str, Any]) -> Any:
 
 
 def serving_load(figures: dict[str, Any]) -> Any:
-    """Latency against offered load, on a logarithmic scale."""
+    """Draws latency against offered load, on a logarithmic scale."""
     picture, panel = plt.subplots(figsize=(6, 3.2))
     for (name, points), colour in zip(figures.items(), (OTHERS, OURS), strict=True):
         offered = [point["offered_per_s"] for point in points]
@@ -93,7 +95,7 @@ def serving_load(figures: dict[str, Any]) -> Any:
 
 
 def serving_publications(figures: dict[str, Any]) -> Any:
-    """The 99th percentile of every second, with what happened meanwhile."""
+    """Draws the 99th percentile of each second, with the phases of the scenario."""
     picture, panel = plt.subplots(figsize=(8, 3))
     seconds = figures["p99_ms_by_second"]
     top = 1.35 * max(value for value in seconds if value is not None)
@@ -112,16 +114,16 @@ def serving_publications(figures: dict[str, Any]) -> Any:
 
 
 def recovery(figures: dict[str, Any]) -> Any:
-    """Bars of seconds, beside torchrun's."""
+    """Draws bars of seconds for each event, for tfdp and torchrun."""
     picture, panel = plt.subplots(figsize=(6, 2.4))
     events = list(figures["tfdp"])
     for i, (system, colour) in enumerate((("tfdp", OURS), ("torchrun", THEIRS))):
         medians = [statistics.median(figures[system][event]) for event in events]
-        places = [place + 0.38 * i for place in range(len(events))]
-        bars = panel.barh(places, medians, height=0.36, color=colour, label=system)
+        positions = [position + 0.38 * i for position in range(len(events))]
+        bars = panel.barh(positions, medians, height=0.36, color=colour, label=system)
         panel.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
-    panel.set_xlim(right=1.3 * panel.get_xlim()[1])  # the legend's place
-    panel.set_yticks([place + 0.19 for place in range(len(events))], events)
+    panel.set_xlim(right=1.3 * panel.get_xlim()[1])  # room for the legend
+    panel.set_yticks([position + 0.19 for position in range(len(events))], events)
     panel.invert_yaxis()
     panel.set_xlabel("seconds until every worker has done an update")
     panel.legend(loc="center right")
@@ -129,7 +131,7 @@ def recovery(figures: dict[str, Any]) -> Any:
 
 
 def network(figures: dict[str, Any]) -> Any:
-    """Step time against workers: given, fitted, foretold; a panel for each link."""
+    """Draws step time against workers, measured and modelled, in a panel for each link."""
     links = figures["links"]
     picture, panels = plt.subplots(
         1, len(links), figsize=(3.2 * len(links), 3), sharey=True, squeeze=False
@@ -154,22 +156,24 @@ def network(figures: dict[str, Any]) -> Any:
         panel.xaxis.set_major_formatter("{x:g}")
         panel.set_xlabel("workers")
         panel.set_title(name)
-    panels[0][0].set_ylim(bottom=0)  # of all panels, now that all points are there
+    panels[0][0].set_ylim(
+        bottom=0
+    )  # of all panels (they share the axis), once all points are drawn
     panels[0][0].set_ylabel("milliseconds a step")
     panels[0][0].legend(fontsize=7)
     return picture
 
 
 def bfloat16_loss(figures: dict[str, Any]) -> Any:
-    """The loss by epoch of every run."""
+    """Draws the loss of every run by epoch."""
     picture, panel = plt.subplots(figsize=(6, 3))
     for (dtype, runs), colour, style in zip(
         figures.items(), (OTHERS, OURS), ("-", "--"), strict=True
     ):
-        for i, one in enumerate(runs):
-            epochs = range(1, 1 + len(one["loss"]))
+        for i, run in enumerate(runs):
+            epochs = range(1, 1 + len(run["loss"]))
             label = f"gradients as {dtype}" if i == 0 else None
-            panel.plot(epochs, one["loss"], style, color=colour, label=label)
+            panel.plot(epochs, run["loss"], style, color=colour, label=label)
     panel.set_yscale("log")
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_xlabel("epochs of the digits, on two workers")
@@ -179,7 +183,7 @@ def bfloat16_loss(figures: dict[str, Any]) -> Any:
     return picture
 
 
-DRAWN: dict[str, Callable[[dict[str, Any]], Any]] = {
+DRAW_FUNCTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     function.__name__: function
     for function in (
         *(training_peers, bfloat16_loss, recovery, network),
@@ -190,15 +194,15 @@ DRAWN: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 def main(results: Path = RESULTS, pictures: Path = PICTURES) -> None:
     pictures.mkdir(parents=True, exist_ok=True)
-    for name, draw in DRAWN.items():
+    for name, draw in DRAW_FUNCTIONS.items():
         files = sorted(results.glob(f"*-{name}.json"))  # by date
         if not files:
             print(f"{name}: no results in {results}")
             continue
         result = json.loads(files[-1].read_text())
         picture = draw(result["figures"])
-        about = f"{result['date']}, {result['machine']['cores']} cores, {result['machine']['cpu']}"
-        picture.text(0.99, 0.005, about, ha="right", fontsize=6, color="#777777")
+        origin = f"{result['date']}, {result['machine']['cores']} cores, {result['machine']['cpu']}"
+        picture.text(0.99, 0.005, origin, ha="right", fontsize=6, color="#777777")
         picture.tight_layout()
         path = pictures / f"{name}.png"
         picture.savefig(path)

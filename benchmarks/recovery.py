@@ -1,19 +1,19 @@
-"""From the SIGKILL of a worker to training again, and start-up, beside torchrun.
+"""Time of start-up, and from the SIGKILL of a worker to training again, against torchrun.
 
     make peers
     python -m benchmarks.recovery [--task=cnn] [--rounds=3]
 
-Two workers of the same model under ``cluster.launch`` and under torchrun, in turns. In each round
-worker 1 is killed, then worker 0. Training again means: every worker has done an update, from the
-last checkpoint on. Nothing is pinned.
+Two workers train the same model, under ``cluster.launch`` and under torchrun in turns. In each
+round worker 1 is killed, then worker 0. Recovery ends when every worker has done an update that
+follows the last checkpoint. Processes are not pinned.
 
-Before each kill the workers train until the launcher's spares (``cluster.spares``) have imported
-TensorFlow and wait; torchrun's workers train as long before theirs. A fault before that costs what
-a start-up does.
+Before each kill the workers train until the launcher's spare processes (``cluster.spares``) have
+imported TensorFlow and wait; torchrun's workers train equally long. A fault before that takes as
+long as a start-up.
 
-Now and then two new processes of PyTorch do not find each other in ``init_process_group``, after a
-kill or at the very start: they wait without end, or gloo says that a connection was refused. A
-measurement in which a system ends, or does not train within ``LIMIT_S``, is made anew, and counted.
+Sometimes two new processes of PyTorch do not find each other in ``init_process_group``, after a
+kill or at the first start: they wait without end, or gloo reports that a connection was refused. If
+a system ends, or does not train within ``LIMIT_S``, the script counts that and measures again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.running import ROOT, Process, wait_until
 WORKERS = 2
 CHECKPOINT_EVERY = 10  # steps
 LIMIT_S = 60
-MOST_STUCK = 5
+MAX_STUCK = 5  # failed measurements of a system
 EVENTS = ("start-up", "worker 1 killed", "worker 0 killed")
 
 
@@ -63,75 +63,75 @@ SYSTEMS = {"tfdp": tfdp, "torchrun": torchrun}
 
 
 def wait_for_spares(launcher: Process) -> None:
-    """Returns when all spares read from their pipes: what they import is imported."""
+    """Waits until all spare processes read from their pipes: their imports are done then."""
+
+    def is_ready(process: psutil.Process) -> bool:
+        return (
+            spares.VARIABLE in process.environ()
+            and Path(f"/proc/{process.pid}/fd/0").readlink().name.startswith("pipe:")
+            and "pipe_read" in Path(f"/proc/{process.pid}/wchan").read_text()
+        )
 
     def are_ready() -> bool:
-        reading = [
-            child
-            for child in psutil.Process(launcher.pid).children()
-            if spares.VARIABLE in child.environ()
-            and Path(f"/proc/{child.pid}/fd/0").readlink().name.startswith("pipe:")
-            and "pipe_read" in Path(f"/proc/{child.pid}/wchan").read_text()
-        ]
-        return len(reading) == WORKERS
+        return sum(map(is_ready, psutil.Process(launcher.pid).children())) == WORKERS
 
-    wait_until(are_ready, LIMIT_S, "spares wait")
+    wait_until(are_ready, LIMIT_S, "spare processes wait")
 
 
 def measure(system: str, task: str, pauses_s: dict[int, float]) -> dict[str, float]:
-    """Seconds for each of the events.
+    """Returns seconds for each of ``EVENTS``.
 
     Args:
         system: a key of ``SYSTEMS``.
-        task: the model.
-        pauses_s: how long workers train before a rank is killed; tfdp sets it, to the time that
-            spares take, and the others go by it.
+        task: a key of ``TASKS``.
+        pauses_s: by rank, how long workers train before it is killed. A measurement of tfdp sets
+            it to the time that spare processes need; those of other systems use it.
 
     Raises:
-        AssertionError, RuntimeError: if it does not train in time, or ends.
+        AssertionError: if the system does not train in time.
+        RuntimeError: if the system ends, or starts from the beginning after a kill.
     """
-    took_s: dict[str, float] = {}
+    durations_s: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         began_s = time.monotonic()
         launcher = stack.enter_context(Process(SYSTEMS[system](task, folder), limit_s=8 * LIMIT_S))
 
-        def reports(beginning: int) -> dict[int, dict[str, Any]] | None:
-            """By rank, those of the workers started since, once they are complete."""
-            found = {
-                report["rank"]: report
-                for report in measuring.reports_in(launcher.output)[beginning:]
+        def first_steps(skipped: int) -> dict[int, dict[str, Any]] | None:
+            """Returns reports by rank, without the ``skipped`` first; None until all are there."""
+            reports = {
+                report["rank"]: report for report in measuring.reports_in(launcher.output)[skipped:]
             }
             if launcher.popen.poll() is not None:
                 raise RuntimeError(f"{system} ended:\n{launcher.tail()}")
-            return found if len(found) == WORKERS else None
+            return reports if len(reports) == WORKERS else None
 
-        def training(beginning: int) -> dict[int, Any]:
-            found: dict[int, Any] = wait_until(
-                lambda: reports(beginning), LIMIT_S, "every worker trains"
+        def wait_for_training(skipped: int) -> dict[int, dict[str, Any]]:
+            reports: dict[int, dict[str, Any]] = wait_until(
+                lambda: first_steps(skipped), LIMIT_S, "every worker trains"
             )
-            return found
+            return reports
 
-        running = training(0)
-        took_s["start-up"] = max(report["at_s"] for report in running.values()) - began_s
+        workers = wait_for_training(skipped=0)
+        durations_s["start-up"] = max(report["at_s"] for report in workers.values()) - began_s
         for kills, rank in enumerate((1, 0), start=1):
             if system == "tfdp":
-                trains_s = time.monotonic()
+                pause_began_s = time.monotonic()
                 wait_for_spares(launcher)
-                pauses_s[rank] = time.monotonic() - trains_s
+                pauses_s[rank] = time.monotonic() - pause_began_s
             else:
                 time.sleep(pauses_s[rank])
             killed_s = time.monotonic()
-            os.kill(running[rank]["pid"], signal.SIGKILL)
-            running = training(kills * WORKERS)
-            if not all(report["step"] > CHECKPOINT_EVERY for report in running.values()):
-                raise RuntimeError(f"{system} began anew:\n{launcher.tail()}")
-            ends_s = max(report["at_s"] for report in running.values())
-            took_s[f"worker {rank} killed"] = ends_s - killed_s
-    return took_s
+            os.kill(workers[rank]["pid"], signal.SIGKILL)
+            workers = wait_for_training(skipped=kills * WORKERS)
+            if not all(report["step"] > CHECKPOINT_EVERY for report in workers.values()):
+                raise RuntimeError(f"{system} started from the beginning:\n{launcher.tail()}")
+            recovered_s = max(report["at_s"] for report in workers.values())
+            durations_s[f"worker {rank} killed"] = recovered_s - killed_s
+    return durations_s
 
 
-def tell(figures: dict[str, dict[str, list[float]]], stuck: dict[str, int]) -> str:
+def to_markdown(figures: dict[str, dict[str, list[float]]], stuck: dict[str, int]) -> str:
     rows = [
         (
             event,
@@ -141,8 +141,10 @@ def tell(figures: dict[str, dict[str, list[float]]], stuck: dict[str, int]) -> s
         for event in EVENTS
     ]
     header = ("until every worker has done an update", "over torchrun", "tfdp, s", "torchrun, s")
-    anew = ", ".join(f"{system} {count}" for system, count in stuck.items())
-    return f"{measuring.table(header, rows)}\n\nMeasurements made anew, as nothing trained: {anew}."
+    counts = ", ".join(f"{system} {count}" for system, count in stuck.items())
+    return (
+        f"{measuring.table(header, rows)}\n\nMeasurements repeated, as nothing trained: {counts}."
+    )
 
 
 def main() -> None:
@@ -154,28 +156,26 @@ def main() -> None:
     stuck = dict.fromkeys(SYSTEMS, 0)
     for number in range(settings.rounds):
         pauses_s: dict[int, float] = {}
-        for system, found in figures.items():
-            took_s = None
-            while took_s is None:
+        for system, of_system in figures.items():
+            durations_s = None
+            while durations_s is None:
                 try:
-                    took_s = measure(system, settings.task, pauses_s)
+                    durations_s = measure(system, settings.task, pauses_s)
                 except (AssertionError, RuntimeError) as error:
                     stuck[system] += 1
                     print(f"round {number + 1}, {system}: {error}", file=sys.stderr, flush=True)
-                    if stuck[system] == MOST_STUCK:
+                    if stuck[system] == MAX_STUCK:
                         raise
             for event in EVENTS:
-                found[event].append(took_s[event])
-            print(f"round {number + 1}, {system}: {took_s}", file=sys.stderr, flush=True)
-    measuring.save(
-        settings.results,
+                of_system[event].append(durations_s[event])
+            print(f"round {number + 1}, {system}: {durations_s}", file=sys.stderr, flush=True)
+    measuring.save_results(
         "recovery",
-        began=began,
-        versions=measuring.versions(sys.executable, "tensorflow", "keras")
-        | measuring.versions(PEERS_PYTHON, "torch"),
-        settings=vars(settings),
-        figures=figures | {"stuck": stuck},
-        text=tell(figures, stuck),
+        vars(settings),
+        began,
+        figures | {"stuck": stuck},
+        to_markdown(figures, stuck),
+        peer_packages=("torch",),
     )
 
 

@@ -1,13 +1,13 @@
-"""A model of a step on many workers: computing, then ring all-reduces.
+"""A model of a training step on many workers: computing, then ring all-reduces.
 
-In a ring of R, every worker sends 2 (R - 1) messages of 1 / R of the bytes to its neighbour, R - 1
-to add them up and R - 1 to hand the sums round (Patarasuk and Yuan, 2009). G bytes of gradients go
-in packs of sqrt(G R h), as ``tfdp.exchange`` chooses, so that
+In a ring of R workers, each sends 2 (R - 1) messages of 1 / R of the bytes to its neighbour: R - 1
+to add gradients up, and R - 1 to distribute the sums (Patarasuk and Yuan, 2009). G bytes of
+gradients are sent in packs of sqrt(G R h) bytes, as ``tfdp.step.gradients`` chooses, so that
 
     reduce = 2 (R - 1) packs message + 2 (R - 1) / R G / bandwidth
 
-holds for what a link takes as well as for what a processor takes; the slower of the two counts.
-Up to ``overlap`` of the computing hides it.
+holds for the time of links as well as for that of processors; the slower of the two counts. Up to
+``overlap`` of the computing goes on during the all-reduces.
 """
 
 from __future__ import annotations
@@ -19,90 +19,92 @@ from typing import NamedTuple
 
 import numpy as np
 
-BYTES_PER_HOP = 1 << 18  # h; as in tfdp.sums, which takes TensorFlow to import
+BYTES_PER_HOP = 1 << 18  # h; a copy from tfdp.step.all_reduce, which imports TensorFlow
 
 
 @dataclasses.dataclass(frozen=True)
-class Ring:
-    """What links, or processors, take for a ring.
+class RingCost:
+    """Time that links, or processors, need in a ring.
 
     Args:
-        message_s: seconds of one message, however short.
-        s_per_byte: of a stream, the reciprocal of its bandwidth.
+        message_s: seconds per message, however short.
+        s_per_byte: seconds per byte, the reciprocal of the bandwidth.
     """
 
     message_s: float
     s_per_byte: float
 
     def reduce_s(self, workers: int, gradient_bytes: float) -> float:
-        """Seconds of all packs' all-reduces."""
-        messages, sent_bytes = terms(workers, gradient_bytes)
+        """Returns seconds of the all-reduces of all packs."""
+        messages, sent_bytes = ring_traffic(workers, gradient_bytes)
         return messages * self.message_s + sent_bytes * self.s_per_byte
 
 
 def step_s(compute_s: float, reduce_s: float, overlap: float = 0.0) -> float:
-    """Seconds of a step; of ``compute_s``, the share ``overlap`` goes on while bytes travel."""
+    """Returns seconds of a step; the share ``overlap`` of ``compute_s`` hides all-reduces."""
     return compute_s + max(0.0, reduce_s - overlap * compute_s)
 
 
-def terms(workers: int, gradient_bytes: float) -> tuple[int, float]:
-    """How many messages a worker sends one after the other, and how many bytes these are."""
+def ring_traffic(workers: int, gradient_bytes: float) -> tuple[int, float]:
+    """Returns the number of messages that a worker sends one after the other, and their bytes."""
     packs = math.ceil(math.sqrt(gradient_bytes / (workers * BYTES_PER_HOP)))
     return 2 * (workers - 1) * packs, 2 * (workers - 1) / workers * gradient_bytes
 
 
-class Point(NamedTuple):
-    """A measured step, nothing of whose all-reduce is hidden.
+class MeasuredStep(NamedTuple):
+    """A measured step without overlap of computing and all-reduce.
 
     Args:
-        workers: 2 or more.
-        gradient_bytes: that they exchange.
-        turns: workers to a core, 1 at least: so many times as long does it take.
-        compute_s: seconds of the step without an exchange.
+        workers: number of workers; to fit, 2 or more.
+        gradient_bytes: bytes of all gradients.
+        workers_per_core: 1 or more; processors need so many times as long.
+        compute_s: seconds of the step without the all-reduce.
         step_s: seconds of the step.
     """
 
     workers: int
     gradient_bytes: float
-    turns: float
+    workers_per_core: float
     compute_s: float
     step_s: float
 
 
-def fit(points: Sequence[Point]) -> Ring:
-    """The ring for which modelled steps are nearest to measured ones, relative to these.
+def fit(steps: Sequence[MeasuredStep]) -> RingCost:
+    """Returns the cost with the least squares of relative errors of step times.
 
     Raises:
-        ValueError: the points can't tell messages from bytes.
+        ValueError: if the steps don't determine both the cost of messages and that of bytes.
     """
-    whole_s = np.array([point.step_s for point in points], np.float64)
-    reduce_s = whole_s - np.array([point.compute_s for point in points], np.float64)
-    rows = np.array([terms(p.workers, p.gradient_bytes) for p in points], np.float64)
-    scale = np.linalg.norm(rows, axis=0)  # seconds and bytes differ by many orders
-    if np.linalg.matrix_rank(rows / scale) < 2:
-        raise ValueError(f"{points}: two sizes or two numbers of workers are needed at least")
-    weights = np.array([point.turns for point in points], np.float64) / whole_s
-    rows, target = rows / scale * weights[:, None], reduce_s / whole_s
-    found = np.linalg.lstsq(rows, target, rcond=None)[0]
-    if found.min() < 0:  # neither can be: then one alone explains most, of those that may
-        alone = [max(0.0, float(row @ target / (row @ row))) for row in rows.T]
-        left = [np.linalg.norm(target - row * one) for row, one in zip(rows.T, alone, strict=True)]
-        best = int(np.argmin(left))
-        found = np.where(np.arange(2) == best, alone, 0.0)
-    return Ring(*(found / scale).tolist())
+    steps_s = np.array([step.step_s for step in steps], np.float64)
+    reduce_s = steps_s - np.array([step.compute_s for step in steps], np.float64)
+    traffic = np.array([ring_traffic(s.workers, s.gradient_bytes) for s in steps], np.float64)
+    scale = np.linalg.norm(traffic, axis=0)  # messages and bytes differ by many orders
+    if np.linalg.matrix_rank(traffic / scale) < 2:
+        raise ValueError(f"{steps}: two sizes or two numbers of workers are needed at least")
+    weights = np.array([step.workers_per_core for step in steps], np.float64) / steps_s
+    rows, target = traffic / scale * weights[:, None], reduce_s / steps_s
+    solution = np.linalg.lstsq(rows, target, rcond=None)[0]
+    if solution.min() < 0:  # no time is negative: take the better fit with one of the two alone
+        single = [max(0.0, float(column @ target / (column @ column))) for column in rows.T]
+        errors = [
+            np.linalg.norm(target - column * value)
+            for column, value in zip(rows.T, single, strict=True)
+        ]
+        solution = np.where(np.arange(2) == int(np.argmin(errors)), single, 0.0)
+    return RingCost(*(solution / scale).tolist())
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-    """What ``foretell`` takes for granted: ResNet-50 on GPUs with 8 to a node, by NCCL.
+    """Assumptions of ``predict_gpus``: ResNet-50 with NCCL on GPUs, 8 of them in a node.
 
     Args:
-        gradient_bytes: 25.6M parameters as float32, or half of it as bfloat16.
-        compute_s: of a step of 128 images on one GPU.
-        overlap: the backward pass, two thirds of it, goes on meanwhile.
-        message_s: of one message between two GPUs.
-        usable: of the network's bandwidth. Rings of a node's GPUs share its network card; inside
-            a node, links are so much faster that they don't count.
+        gradient_bytes: 25.6M parameters as float32; half of it as bfloat16.
+        compute_s: seconds of a step of 128 images on one GPU.
+        overlap: share of the computing that hides all-reduces: the backward pass, two thirds.
+        message_s: seconds of one message between two GPUs.
+        usable: share of the network's bandwidth that is usable. Rings of a node's GPUs share its
+            network card; links inside a node are so much faster that they don't count.
     """
 
     gradient_bytes: float = 25.6e6 * 4
@@ -112,9 +114,9 @@ class Assumptions:
     usable: float = 0.8
 
 
-def foretell(assumed: Assumptions, gbit_per_s: float, gpus: int) -> tuple[float, float]:
-    """Seconds of a step, and the share of ``gpus`` times one GPU's speed that is reached."""
-    network = Ring(assumed.message_s, 8 / (gbit_per_s * 1e9 * assumed.usable))
+def predict_gpus(assumed: Assumptions, gbit_per_s: float, gpus: int) -> tuple[float, float]:
+    """Returns seconds of a step, and its speed over ``gpus`` times one GPU's (efficiency)."""
+    network = RingCost(assumed.message_s, 8 / (gbit_per_s * 1e9 * assumed.usable))
     reduce_s = network.reduce_s(gpus, assumed.gradient_bytes)
-    whole_s = step_s(assumed.compute_s, reduce_s, assumed.overlap)
-    return whole_s, assumed.compute_s / whole_s
+    predicted_s = step_s(assumed.compute_s, reduce_s, assumed.overlap)
+    return predicted_s, assumed.compute_s / predicted_s

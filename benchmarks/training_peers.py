@@ -1,10 +1,10 @@
-"""Speed of training: this project beside one process alone, tf_keras, PyTorch DDP and JAX.
+"""Speed of training, against one process alone, tf_keras, PyTorch DDP and Keras on JAX.
 
-    make peers                                     # their environment, .bench
+    make peers                                     # the peers' environment, .bench
     python -m benchmarks.training_peers [--tasks=cnn,mlp] [--systems=tfdp,ddp] [--rounds=5]
 
-Two workers, each pinned to a core of its own, with 32 examples each a step; rounds alternate
-between systems. Ratios are taken round by round, of systems that ran right after each other.
+Two workers, each pinned to a core, train on 32 examples each per step. Rounds alternate between
+systems, so a ratio compares runs of the same round.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tests.running import ROOT, free_port
 
 WORKERS = 2
 LIMIT_S = 1200
-WORKDIR = "run"  # in a folder that is removed
+WORKDIR = "run"  # in a temporary folder
 
-Jobs = tuple[list[list[str]], list[dict[str, str]]]  # a command and an environment for each worker
+Jobs = tuple[list[list[str]], list[dict[str, str]]]  # each worker's command and environment
 
 
 def tfdp(task: str, workers: int = WORKERS, *flags: str) -> Jobs:
@@ -77,7 +77,7 @@ SYSTEMS: dict[str, Callable[[str], Jobs]] = {
     "tf_keras": tf_keras,
     "keras_jax": keras_jax,
 }
-# What is compared: a title, and of which system the step's time is divided by which one's.
+# Ratios of step times: title, numerator, denominator.
 RATIOS = (
     ("scaling: examples/s over twice one process's", "tfdp_alone", "tfdp"),
     ("the same of DDP", "torch_alone", "ddp"),
@@ -91,77 +91,83 @@ RATIOS = (
 
 
 def measure(task: str, system: str) -> dict[str, Any]:
-    """Trains and returns what the first worker reports."""
+    """Trains and returns the figures that the first worker reports."""
     commands, envs = SYSTEMS[system](task)
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2"}
+    few_logs = {"TF_CPP_MIN_LOG_LEVEL": "2"}
     with tempfile.TemporaryDirectory() as folder:
         outputs = measuring.run_pinned(
-            commands, [env | quiet for env in envs], cwd=Path(folder), limit_s=LIMIT_S
+            commands, [env | few_logs for env in envs], cwd=Path(folder), limit_s=LIMIT_S
         )
     return measuring.reports_in(outputs[0])[-1]
 
 
-def tell(figures: dict[str, dict[str, Any]]) -> str:
-    """Ratios first, then milliseconds of a step."""
-    compared = []
-    for title, upper, lower in RATIOS:
-        row = [
-            measuring.ratios(found[upper]["step_s"], found[lower]["step_s"]).text()
-            if upper in found and lower in found
+def to_markdown(figures: dict[str, dict[str, Any]]) -> str:
+    """Returns a table of ratios and one of milliseconds per step; a column for each task."""
+    ratio_rows = []
+    for title, numerator, denominator in RATIOS:
+        cells = [
+            measuring.ratios(systems[numerator]["step_s"], systems[denominator]["step_s"]).text()
+            if numerator in systems and denominator in systems
             else ""
-            for found in figures.values()
+            for systems in figures.values()
         ]
-        if any(row):
-            compared.append([title, *row])
-    times = []
+        if any(cells):
+            ratio_rows.append([title, *cells])
+    time_rows = []
     for system in SYSTEMS:
-        row = [
-            Spread.of([1000 * step_s for step_s in found[system]["step_s"]]).text(
+        cells = [
+            Spread.of([1000 * step_s for step_s in systems[system]["step_s"]]).text(
                 3 if task == "tiny" else 1
             )
-            if system in found
+            if system in systems
             else ""
-            for task, found in figures.items()
+            for task, systems in figures.items()
         ]
-        if any(row):
-            times.append([system, *row])
+        if any(cells):
+            time_rows.append([system, *cells])
     return (
-        f"{measuring.table(('ratio', *figures), compared)}\n\n"
+        f"{measuring.table(('ratio', *figures), ratio_rows)}\n\n"
         f"Milliseconds of a step, {BATCH} examples on each worker; the least and the most:\n\n"
-        f"{measuring.table(('system', *figures), times)}"
+        f"{measuring.table(('system', *figures), time_rows)}"
     )
 
 
-def rounds(tasks: Sequence[str], systems: Sequence[str], count: int) -> dict[str, dict[str, Any]]:
+def measure_in_rounds(
+    tasks: Sequence[str], systems: Sequence[str], rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Returns figures by task and system.
+
+    Raises:
+        AssertionError: if the systems' models of a task differ in their number of parameters.
+    """
     figures: dict[str, dict[str, Any]] = {}
     for task in tasks:
-        found = figures[task] = {name: {"step_s": [], "parameters": 0} for name in systems}
-        for number in range(count):
-            for system in systems:
-                one = measure(task, system)
-                found[system]["step_s"].append(one["step_s"])
-                found[system]["parameters"] = one["parameters"]
-                step = f"{1000 * one['step_s']:.3f} ms a step"
+        figures[task] = {system: {"step_s": [], "parameters": 0} for system in systems}
+        for number in range(rounds):
+            for system, of_system in figures[task].items():
+                report = measure(task, system)
+                of_system["step_s"].append(report["step_s"])
+                of_system["parameters"] = report["parameters"]
+                step = f"{1000 * report['step_s']:.3f} ms a step"
                 print(f"{task}, round {number + 1}, {system}: {step}", file=sys.stderr, flush=True)
-        assert len({each["parameters"] for each in found.values()}) == 1, found
+        parameters = {of_system["parameters"] for of_system in figures[task].values()}
+        assert len(parameters) == 1, figures[task]
     return figures
 
 
 def main() -> None:
     settings = measuring.arguments(__doc__, tasks=tuple(TASKS), systems=tuple(SYSTEMS), rounds=3)
     if not PEERS_PYTHON.exists():
-        raise SystemExit(f"{PEERS_PYTHON} is not there: `make peers` makes it")
+        raise SystemExit(f"{PEERS_PYTHON} does not exist: `make peers` makes it")
     began = measuring.machine()
-    figures = rounds(settings.tasks, settings.systems, settings.rounds)
-    measuring.save(
-        settings.results,
+    figures = measure_in_rounds(settings.tasks, settings.systems, settings.rounds)
+    measuring.save_results(
         "training_peers",
-        began=began,
-        versions=measuring.versions(sys.executable, "tensorflow", "keras")
-        | measuring.versions(PEERS_PYTHON, "tf_keras", "torch", "jax"),
-        settings=vars(settings),
-        figures=figures,
-        text=tell(figures),
+        vars(settings),
+        began,
+        figures,
+        to_markdown(figures),
+        peer_packages=("tf_keras", "torch", "jax"),
     )
 
 

@@ -1,1 +1,1 @@
-"""The same training by others: one file for each, run in an environment of their own."""
+"""The same training in other systems, one module each, run in an environment of their own."""

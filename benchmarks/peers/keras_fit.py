@@ -1,6 +1,6 @@
 """Keras 3: its own ``Model.fit``, in one process on TensorFlow or in several on JAX.
 
-On JAX, processes come together at --address, all-reduce over gloo, and share every batch by
+On JAX, processes connect to --address, all-reduce over gloo, and split every batch with
 ``keras.distribution.DataParallel``. On TensorFlow, Keras can't train on several workers.
 """
 
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 
-from benchmarks.measuring import report
+from benchmarks.measuring import EpochTimes, report
 from benchmarks.peers.models import BATCH, EPOCHS, TASKS, arrays, build
 
 
@@ -32,16 +31,15 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(flags.address, flags.workers, flags.index)
-        shared = keras.distribution.DataParallel(auto_shard_dataset=False)
-        keras.distribution.set_distribution(shared)
-    keras.utils.set_random_seed(0)  # has to be the same everywhere
+        data_parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+        keras.distribution.set_distribution(data_parallel)
+    keras.utils.set_random_seed(0)  # has to be the same in all processes
     model = build(flags.task, keras)
     features, labels = arrays(flags.task, flags.steps * BATCH)
-    ends: list[float] = []
-    clock = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: ends.append(time.perf_counter()))
+    times = EpochTimes()
+    clock = keras.callbacks.LambdaCallback(on_epoch_end=times.record)
     model.fit(features, labels, batch_size=BATCH, epochs=EPOCHS, verbose=0, callbacks=[clock])
-    step_s = (ends[-1] - ends[1]) / (EPOCHS - 2) / flags.steps
-    report(step_s=step_s, parameters=model.count_params())
+    report(step_s=times.step_s(flags.steps), parameters=model.count_params())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The models that are trained, and how long: the same numbers for every peer, and Keras's layers.
+"""The tasks: models and training lengths for every system, and the models in Keras.
 
-Nobody's Keras is imported here: whoever builds a model hands over its own.
+This module imports no Keras: the caller passes its own.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-BATCH = 32  # examples a worker and step
-EPOCHS = 4  # the first two warm up: compilers, allocators, tf.data's tuning
+BATCH = 32  # examples per worker and step
+EPOCHS = 4  # two of them warm up: compilers, allocators, tf.data's tuning
 CLASSES = 10
 
 VOCABULARY, TOKENS, WIDTH, HEADS, BLOCKS = 1000, 32, 384, 6, 6  # of the transformer
@@ -20,12 +20,12 @@ CNN_FILTERS = (32, 64, 64)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained.
+    """A model to train.
 
     Args:
-        shape: of an example.
-        steps: updates in an epoch, so that it lasts about a second; the slow ones get
-            ``slow_steps``.
+        shape: shape of an example.
+        steps: updates in an epoch; an epoch then lasts about a second.
+        slow_steps: the same for slow systems.
         optimizer: ``sgd`` or ``adam``, both with a learning rate of 1e-3.
     """
 
@@ -46,7 +46,7 @@ LEARNING_RATE = 1e-3
 
 
 def arrays(name: str, examples: int) -> tuple[Any, Any]:
-    """Noise for a task: features (float32, or int32 tokens) and int64 labels."""
+    """Returns noise for a task: features (float32, or int32 tokens) and int64 labels."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def arrays(name: str, examples: int) -> tuple[Any, Any]:
 
 
 def build(name: str, keras: Any) -> Any:
-    """A task's model, compiled, by a Keras (``keras`` or ``tf_keras``)."""
+    """Returns a task's model, compiled; ``keras`` is the module keras or tf_keras."""
     inputs = keras.layers.Input(
         TASKS[name].shape, dtype="int32" if name == "transformer" else "float32"
     )
@@ -92,7 +92,7 @@ def _mlp(keras: Any, x: Any) -> Any:
 
 
 def _transformer(keras: Any, x: Any) -> Any:
-    """Blocks that normalize first, attention and two dense layers; the mean over tokens."""
+    """Pre-normalized blocks of attention and two dense layers, then the mean over tokens."""
     x = keras.layers.Embedding(VOCABULARY, WIDTH)(x)
     for _ in range(BLOCKS):
         y = keras.layers.LayerNormalization()(x)
@@ -104,7 +104,7 @@ def _transformer(keras: Any, x: Any) -> Any:
 
 
 def _resnet18(keras: Any, x: Any) -> Any:
-    """As torchvision's, with the stem that is usual for images of 32 by 32."""
+    """ResNet-18 as in torchvision, with the usual stem for images of 32 by 32."""
 
     def convolve(x: Any, filters: int, size: int, stride: int) -> Any:
         layer = keras.layers.Conv2D(filters, size, stride, padding="same", use_bias=False)

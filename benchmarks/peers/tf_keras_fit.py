@@ -1,14 +1,13 @@
-"""tf_keras (Keras 2): ``Model.fit`` under MultiWorkerMirroredStrategy, told by TF_CONFIG."""
+"""tf_keras (Keras 2): ``Model.fit`` under MultiWorkerMirroredStrategy, configured by TF_CONFIG."""
 
 from __future__ import annotations
 
 import argparse
-import time
 
 import tensorflow as tf
 import tf_keras
 
-from benchmarks.measuring import report
+from benchmarks.measuring import EpochTimes, report
 from benchmarks.peers.models import BATCH, EPOCHS, TASKS, arrays, build
 
 
@@ -27,10 +26,8 @@ def main() -> None:
     data = data.shuffle(min(examples, 10_000)).repeat().batch(batch).prefetch(tf.data.AUTOTUNE)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    ends: list[float] = []
-    clock = tf_keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda *_: ends.append(time.perf_counter())
-    )
+    times = EpochTimes()
+    clock = tf_keras.callbacks.LambdaCallback(on_epoch_end=times.record)
     model.fit(
         data.with_options(options),
         epochs=EPOCHS,
@@ -38,8 +35,7 @@ def main() -> None:
         verbose=0,
         callbacks=[clock],
     )
-    step_s = (ends[-1] - ends[1]) / (EPOCHS - 2) / flags.steps
-    report(step_s=step_s, parameters=model.count_params())
+    report(step_s=times.step_s(flags.steps), parameters=model.count_params())
 
 
 if __name__ == "__main__":

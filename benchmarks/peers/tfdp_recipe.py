@@ -1,6 +1,6 @@
-"""A recipe for the tasks of ``models.py``: what ``python -m tfdp.train`` is given.
+"""A recipe for ``python -m tfdp.train`` that trains the tasks of ``models.py``.
 
-It reports the time of a step at the end, or, for ``recovery.py``, when the first one is done.
+It reports seconds per step at the end, or, for ``recovery.py``, when the first step is done.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import keras
 
 import tfdp
-from benchmarks.measuring import report
-from benchmarks.peers.models import BATCH, EPOCHS, arrays, build
+from benchmarks.measuring import EpochTimes, report
+from benchmarks.peers.models import BATCH, arrays, build
 
 
 @dataclasses.dataclass(frozen=True)
 class HParams:
-    """Which task, how many updates an epoch has, how many workers share them, what to report."""
+    """The task, updates in an epoch, workers, and whether to report only the first update."""
 
     task: str = "cnn"
     steps: int = 100
@@ -39,13 +39,13 @@ def train_data(hparams: HParams) -> Any:
 
 
 class FirstStep(keras.callbacks.Callback):
-    """Reports when the first update of this process is done, and where its run stands then."""
+    """Reports the time of this process's first update, and the run's number of updates then."""
 
-    reported = False
+    has_reported = False
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not self.reported:
-            self.reported = True
+        if not self.has_reported:
+            self.has_reported = True
             rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
             step = int(self.model.optimizer.iterations.numpy())
             report(rank=rank, pid=os.getpid(), step=step, at_s=time.monotonic())
@@ -54,13 +54,10 @@ class FirstStep(keras.callbacks.Callback):
 def callbacks(hparams: HParams) -> list[Any]:
     if hparams.report_first:
         return [FirstStep()]
-    ends: list[float] = []
+    times = EpochTimes()
 
-    def tell(logs: Any) -> None:
-        step_s = (ends[-1] - ends[1]) / (EPOCHS - 2) / hparams.steps
-        report(step_s=step_s, parameters=clock.model.count_params())
+    def report_step_time(logs: Any) -> None:
+        report(step_s=times.step_s(hparams.steps), parameters=clock.model.count_params())
 
-    clock = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda *_: ends.append(time.perf_counter()), on_train_end=tell
-    )
+    clock = keras.callbacks.LambdaCallback(on_epoch_end=times.record, on_train_end=report_step_time)
     return [clock]

@@ -1,21 +1,20 @@
 """PyTorch: DistributedDataParallel over gloo, or one process alone.
 
-Told by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT who it is. Without accuracy and without a data
-loader (batches are taken out of an array in memory, in random order): both would cost it time.
-Images are channels-last and optimizers fused, which is faster here.
+Configured by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. It has no accuracy and no data loader
+(batches are slices of an array in memory, in random order), because both would cost it time. Images
+are channels-last and optimizers fused, which is faster here.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import time
 
 import torch
 from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-from benchmarks.measuring import report
+from benchmarks.measuring import EpochTimes, report
 from benchmarks.peers import torch_models
 from benchmarks.peers.models import BATCH, EPOCHS, LEARNING_RATE, TASKS, arrays
 
@@ -24,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--steps", type=int, required=True, help="in an epoch")
-    parser.add_argument("--bf16", action="store_true", help="gradients travel as bfloat16")
+    parser.add_argument("--bf16", action="store_true", help="send gradients as bfloat16")
     flags = parser.parse_args()
     workers = int(os.environ.get("WORLD_SIZE", "1"))
     torch.set_num_threads(1)
@@ -33,7 +32,7 @@ def main() -> None:
     model = torch_models.build(flags.task)
     features, labels = map(torch.from_numpy, arrays(flags.task, flags.steps * BATCH))
     if features.ndim == 4:
-        features = features.permute(0, 3, 1, 2)  # the memory stays as it is: channels last
+        features = features.permute(0, 3, 1, 2)  # the memory layout stays channels-last
         model = model.to(memory_format=torch.channels_last)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     parameters += sum(b.numel() for b in model.buffers() if b.ndim)  # as Keras counts them
@@ -41,28 +40,27 @@ def main() -> None:
         distributed.init_process_group("gloo")
         model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
         if flags.bf16:
-            # By its own name it is refused where there is no CUDA, though it works.
+            # PyTorch refuses the hook itself without CUDA, but a function that calls it works.
             model.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[task.optimizer]
-    optimizer = kind(model.parameters(), LEARNING_RATE, fused=True)
+    optimizer_class = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[task.optimizer]
+    optimizer = optimizer_class(model.parameters(), LEARNING_RATE, fused=True)
     loss_of = nn.CrossEntropyLoss()
 
-    ends: list[float] = []
+    times = EpochTimes()
     for _ in range(EPOCHS):
         total = torch.zeros(())
-        for chosen in torch.randperm(len(labels)).split(BATCH):
+        for indices in torch.randperm(len(labels)).split(BATCH):
             optimizer.zero_grad()
-            loss = loss_of(model(features[chosen]), labels[chosen])
+            loss = loss_of(model(features[indices]), labels[indices])
             loss.backward()
             optimizer.step()
             total += loss.detach()
         float(total)
-        ends.append(time.perf_counter())
-    step_s = (ends[-1] - ends[1]) / (EPOCHS - 2) / flags.steps
-    report(step_s=step_s, parameters=parameters)
+        times.record()
+    report(step_s=times.step_s(flags.steps), parameters=parameters)
     if workers > 1:
-        # Taking gloo down now and then aborts the process ("terminate called without an active
-        # exception"). All is reported, so once nobody waits for anybody the process just leaves.
+        # Destroying gloo sometimes aborts the process ("terminate called without an active
+        # exception"). So the process exits without that, once no process waits for another.
         distributed.barrier()
         os._exit(0)
 

@@ -1,7 +1,7 @@
-"""PyTorch's side of ``recovery.py``: DDP under torchrun, with checkpoints, until it is killed.
+"""PyTorch in ``recovery.py``: DDP under torchrun, with checkpoints, until it is killed.
 
-Each rank reports when its first update is done. Rank 0 writes a checkpoint every EVERY updates,
-whole by one rename; all ranks begin with the last one.
+Each rank reports the time of its first update. Rank 0 writes a checkpoint every ``every`` updates
+and renames it into place; all ranks start from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def main(task: str, every: int, path: Path) -> None:
-    # torchrun's workers would outlive it when it is killed.
+    # Otherwise torchrun's workers would outlive it when it is killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -43,14 +43,14 @@ def main(task: str, every: int, path: Path) -> None:
     if features.ndim == 4:
         features = features.permute(0, 3, 1, 2)
     loss_of = nn.CrossEntropyLoss()
-    first = step
+    first_step = step + 1
     while True:
-        chosen = slice(step % 50 * BATCH, (step % 50 + 1) * BATCH)
+        batch = slice(step % 50 * BATCH, (step % 50 + 1) * BATCH)
         optimizer.zero_grad()
-        loss_of(wrapped(features[chosen]), labels[chosen]).backward()
+        loss_of(wrapped(features[batch]), labels[batch]).backward()
         optimizer.step()
         step += 1
-        if step == first + 1:
+        if step == first_step:
             report(rank=rank, pid=os.getpid(), step=step, at_s=time.monotonic())
         if rank == 0 and step % every == 0:
             saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}

@@ -53,7 +53,7 @@ def _cnn() -> nn.Module:
 
 
 class Block(nn.Module):
-    """Attention and two dense layers, each after a normalization and beside a shortcut."""
+    """Attention and two dense layers, each after a normalization and with a shortcut."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens [batch, ``TOKENS``] to logits."""
+    """Computes logits from tokens [batch, ``TOKENS``]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Transformer(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut, which has one of its own where sizes change."""
+    """Two convolutions with a shortcut, which has a convolution if the shape changes."""
 
     def __init__(self, channels: int, filters: int, stride: int) -> None:
         super().__init__()

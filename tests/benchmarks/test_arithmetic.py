@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import load, measuring, network, ring
 from benchmarks.load import Outcome
-from benchmarks.ring import Point, Ring
+from benchmarks.ring import MeasuredStep, RingCost
 from tfdp.step import all_reduce
 from tfdp.step.gradients import GradientAllReduce
 
@@ -20,11 +20,11 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 50, 99, 100, 101])
-def test_a_quantile_is_the_least_value_that_enough_do_not_exceed(count: int) -> None:
+def test_a_quantile_is_the_smallest_value_that_enough_do_not_exceed(count: int) -> None:
     values = RNG.permutation(count).tolist()
     for percent in range(101):
-        enough = [v for v in values if 100 * sum(w <= v for w in values) >= percent * count]
-        assert measuring.quantile(values, percent / 100) == min(enough), percent
+        candidates = [v for v in values if 100 * sum(w <= v for w in values) >= percent * count]
+        assert measuring.quantile(values, percent / 100) == min(candidates), percent
 
 
 def test_a_quantile_of_nothing_is_an_error() -> None:
@@ -37,22 +37,31 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert measuring.ratios([1.0, 2.0], [2.0, 4.0]) == measuring.Spread(0.5, 0.5, 0.5)
 
 
-def test_reports_are_found_in_the_midst_of_other_output(capfd: pytest.CaptureFixture[str]) -> None:
+def test_step_time_leaves_out_the_epochs_that_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends_s = iter([50.0, 100.0, 101.0, 104.0])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(ends_s))
+    times = measuring.EpochTimes()
+    for epoch in range(4):
+        times.record(epoch, {})
+    assert times.step_s(steps_per_epoch=10) == pytest.approx((104 - 100) / 2 / 10)
+
+
+def test_reports_are_found_among_other_output(capfd: pytest.CaptureFixture[str]) -> None:
     measuring.report(step_s=0.5)
     measuring.report(rank=1)
     output = "[worker 0] " + capfd.readouterr().out.replace("\n", "", 1) + "more\n"
     assert measuring.reports_in(output) == [{"step_s": 0.5}, {"rank": 1}]
 
 
-def test_a_stalled_server_shows_in_every_call_that_was_due_meanwhile() -> None:
+def test_a_stall_of_the_server_delays_every_call_that_is_due_during_it() -> None:
     """With "coordinated omission" only the first call would have waited."""
     stall_s, rate = 0.3, 100.0
 
     async def all_calls() -> list[Outcome]:
-        opens_s = time.perf_counter() + stall_s
+        stall_ends_s = time.perf_counter() + stall_s
 
         async def call() -> None:
-            await asyncio.sleep(max(0.0, opens_s - time.perf_counter()))
+            await asyncio.sleep(max(0.0, stall_ends_s - time.perf_counter()))
 
         return await load.offer(call, rate, until=lambda seconds: seconds >= 2 * stall_s)
 
@@ -65,15 +74,15 @@ def test_a_stalled_server_shows_in_every_call_that_was_due_meanwhile() -> None:
         assert outcome.late_s >= 0
 
 
-def test_a_generator_that_stands_still_counts_its_own_delay() -> None:
+def test_a_stall_of_the_generator_counts_as_its_own_delay() -> None:
     async def all_calls() -> list[Outcome]:
-        first = True
+        is_first = True
 
         async def call() -> None:
-            nonlocal first
-            if first:
-                first = False
-                time.sleep(0.2)  # the whole loop
+            nonlocal is_first
+            if is_first:
+                is_first = False
+                time.sleep(0.2)  # blocks the event loop
 
         return await load.offer(call, 100.0, until=lambda seconds: seconds >= 0.1)
 
@@ -92,95 +101,95 @@ def test_failed_calls_are_counted_and_have_no_latency() -> None:
     assert summary.answered_per_s == 9.0
 
 
-def simulated(workers: int, size: float, latency_s: float, s_per_byte: float) -> float:
-    """An all-reduce in which every worker hands on the piece that it got last."""
+def simulated_s(workers: int, size: float, message_s: float, s_per_byte: float) -> float:
+    """Returns seconds of an all-reduce in which workers pass on the piece they received last."""
+    # Of each worker and piece, the workers whose addends are in the sum.
     sums = [{piece: {worker} for piece in range(workers)} for worker in range(workers)]
-    now_s = 0.0
-    while not all(len(s) == workers for own in sums for s in own.values()):
-        turn = round(now_s / (latency_s + size / workers * s_per_byte))
-        sent = [(worker - turn) % workers for worker in range(workers)]
-        parts = [set(sums[worker][sent[worker]]) for worker in range(workers)]
+    turn_s = message_s + size / workers * s_per_byte
+    turn = 0
+    while not all(len(addends) == workers for own in sums for addends in own.values()):
+        sent_pieces = [(worker - turn) % workers for worker in range(workers)]
+        messages = [set(sums[worker][sent_pieces[worker]]) for worker in range(workers)]
         for worker in range(workers):
-            sums[(worker + 1) % workers][sent[worker]] |= parts[worker]
-        now_s += latency_s + size / workers * s_per_byte
-    return now_s
+            sums[(worker + 1) % workers][sent_pieces[worker]] |= messages[worker]
+        turn += 1
+    return turn * turn_s
 
 
 PACKS = {2: 4, 3: 4, 4: 3, 8: 2, 16: 2}  # of 8 MB, each of sqrt(8 MB workers 256 KiB)
 
 
-def whole(workers: int, message_s: float, s_per_byte: float) -> float:
-    """Seconds of simulated all-reduces of 8 MB, pack by pack."""
+def simulated_8mb_s(workers: int, message_s: float, s_per_byte: float) -> float:
+    """Returns seconds of simulated all-reduces of 8 MB, pack by pack."""
     packs = PACKS[workers]
-    return packs * simulated(workers, 8e6 / packs, message_s, s_per_byte)
+    return packs * simulated_s(workers, 8e6 / packs, message_s, s_per_byte)
 
 
-def test_the_size_of_a_pack_is_the_trainings() -> None:
+def test_the_model_has_the_pack_sizes_of_training() -> None:
     assert ring.BYTES_PER_HOP == all_reduce.BYTES_PER_HOP
     model = keras.Sequential([keras.layers.Input((1999,)), keras.layers.Dense(1000)])  # 8 MB
     for workers, packs in PACKS.items():
-        pack = GradientAllReduce().with_pack_size(model, workers).bytes_per_pack
-        assert pack is not None
-        assert -(-8_000_000 // pack) == packs
+        pack_bytes = GradientAllReduce().with_pack_size(model, workers).bytes_per_pack
+        assert pack_bytes is not None
+        assert -(-8_000_000 // pack_bytes) == packs
 
 
 @pytest.mark.parametrize("workers", PACKS)
-def test_the_model_is_what_a_simulated_ring_takes(workers: int) -> None:
-    assert Ring(1e-4, 8e-9).reduce_s(workers, 8e6) == pytest.approx(whole(workers, 1e-4, 8e-9))
+def test_the_model_agrees_with_a_simulated_ring(workers: int) -> None:
+    reduce_s = RingCost(1e-4, 8e-9).reduce_s(workers, 8e6)
+    assert reduce_s == pytest.approx(simulated_8mb_s(workers, 1e-4, 8e-9))
 
 
-def test_one_worker_computes_only_and_overlap_hides_no_more_than_there_is() -> None:
-    links = Ring(1e-4, 8e-9)
+def test_one_worker_only_computes_and_overlap_hides_at_most_the_all_reduce() -> None:
+    links = RingCost(1e-4, 8e-9)
     assert links.reduce_s(1, 8e6) == 0
     reduce_s = links.reduce_s(4, 8e6)
     assert ring.step_s(0.1, reduce_s, overlap=0.5) == pytest.approx(0.05 + reduce_s)
     assert ring.step_s(1.0, reduce_s, overlap=0.5) == 1.0
 
 
-def test_a_fit_on_small_rings_foretells_a_larger_one() -> None:
-    points = [
-        Point(
-            workers, size, turns, 0.05, 0.05 + turns * packs * simulated(workers, part, 2e-4, 8e-9)
-        )
-        for workers, size, packs, turns in ((2, 8e6, 4, 1.0), (4, 8e6, 3, 2.0), (2, 1e5, 1, 1.0))
-        for part in [size / packs]
-    ]
-    found = ring.fit(points)
-    assert dataclasses.astuple(found) == pytest.approx((2e-4, 8e-9), rel=1e-6)
-    assert found.reduce_s(8, 8e6) == pytest.approx(whole(8, 2e-4, 8e-9))
+def test_a_fit_on_small_rings_predicts_a_larger_one() -> None:
+    steps = []
+    for workers, size, packs, turns in ((2, 8e6, 4, 1.0), (4, 8e6, 3, 2.0), (2, 1e5, 1, 1.0)):
+        reduce_s = turns * packs * simulated_s(workers, size / packs, 2e-4, 8e-9)
+        steps.append(MeasuredStep(workers, size, turns, 0.05, 0.05 + reduce_s))
+    cost = ring.fit(steps)
+    assert dataclasses.astuple(cost) == pytest.approx((2e-4, 8e-9), rel=1e-6)
+    assert cost.reduce_s(8, 8e6) == pytest.approx(simulated_8mb_s(8, 2e-4, 8e-9))
 
 
 def test_a_fit_never_gives_a_negative_time() -> None:
-    # Less than proportional to bytes per worker: the best line has messages of less than no time.
-    steps = ((2, 1e5, 0.001), (4, 1e5, 0.0012), (2, 4e5, 0.006))
-    found = ring.fit([Point(workers, size, 1.0, 0.0, step_s) for workers, size, step_s in steps])
-    assert found.message_s == 0
-    assert found.s_per_byte > 0
+    # Less than proportional to bytes per worker: the best line has messages of negative time.
+    measured = ((2, 1e5, 0.001), (4, 1e5, 0.0012), (2, 4e5, 0.006))
+    steps = [MeasuredStep(workers, size, 1.0, 0.0, step_s) for workers, size, step_s in measured]
+    cost = ring.fit(steps)
+    assert cost.message_s == 0
+    assert cost.s_per_byte > 0
 
 
-def test_points_that_do_not_tell_messages_from_bytes_are_refused() -> None:
+def test_steps_that_do_not_separate_messages_from_bytes_are_refused() -> None:
     with pytest.raises(ValueError, match="two sizes or two numbers of workers"):
-        ring.fit([Point(2, 1e6, 1.0, 0.1, step_s) for step_s in (0.2, 0.21)])
+        ring.fit([MeasuredStep(2, 1e6, 1.0, 0.1, step_s) for step_s in (0.2, 0.21)])
 
 
-def test_what_is_foretold_for_gpus_by_hand() -> None:
+def test_the_prediction_for_gpus_agrees_with_a_calculation_by_hand() -> None:
     # 102.4 MB at 8 Gbit/s usable take 2 * 7/8 * 102.4 ms, 14 messages for each of 7 packs (of 14.7
     # MB) 980 us; 66.7 ms are hidden.
-    step_s, efficiency = ring.foretell(ring.Assumptions(), 10, 8)
+    step_s, efficiency = ring.predict_gpus(ring.Assumptions(), 10, 8)
     assert step_s == pytest.approx(0.1 + 0.1792 + 0.00098 - 0.0666667)
     assert efficiency == pytest.approx(0.1 / step_s)
 
 
 def test_the_slower_of_links_and_processors_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps as two cores make them of messages of 0.5 ms and 4 ms a megabyte, on links as told."""
+    """Steps on two cores that need 0.5 ms a message and 4 ms a megabyte, on links of ``LINKS``."""
     monkeypatch.setattr(network.os, "cpu_count", lambda: 2)
 
     def step_s(workers: int, mbit_per_s: float) -> float:
-        own_s = 0.05 + 0.002 * max(1, workers // 2)  # what is no wait, in turns
+        compute_s = 0.05 + 0.002 * max(1, workers // 2)  # a wait, then a core in turns
         if workers == 1:
-            return own_s
-        processors_s = max(1, workers // 2) * whole(workers, 5e-4, 4e-9)
-        return own_s + max(processors_s, whole(workers, 0.0, 8e-6 / mbit_per_s))
+            return compute_s
+        processors_s = max(1, workers // 2) * simulated_8mb_s(workers, 5e-4, 4e-9)
+        return compute_s + max(processors_s, simulated_8mb_s(workers, 0.0, 8e-6 / mbit_per_s))
 
     links = {
         name: {
@@ -192,7 +201,8 @@ def test_the_slower_of_links_and_processors_counts(monkeypatch: pytest.MonkeyPat
         for name, (mbit_per_s, delay_ms) in network.LINKS.items()
         if not delay_ms
     }
-    assert network.modelled(links) == pytest.approx({"message_s": 5e-4, "s_per_byte": 4e-9})
+    processors = network.fit_and_predict(links)
+    assert processors == pytest.approx({"message_s": 5e-4, "s_per_byte": 4e-9})
     points = [point for link in links.values() for point in link["points"]]
     uses = ["given", "fitted", "fitted", "foretold", "given", "foretold", "foretold", "foretold"]
     assert [point["use"] for point in points] == uses
