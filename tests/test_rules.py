@@ -35,7 +35,12 @@ def imports(path: Path) -> Iterator[str]:
 
 # Who may import whom. A room is a folder, or the modules that lie in it directly; rooms of one
 # package are listed from the top to the bottom, and no import points up.
-COMMANDS = {"tfdp.train", "tfdp.evaluate", "tfdp.export"}
+COMMANDS = {
+    **dict.fromkeys(("tfdp.train", "tfdp.evaluate", "tfdp.export"), "commands"),
+    **dict.fromkeys(
+        ("serving.server.__main__", "serving.server.command"), "serving.server command"
+    ),
+}
 MAY_IMPORT = {
     "commands": {"tfdp.run", "tfdp.cli", "tfdp.workers", "tfdp", "cluster"},
     "tfdp.run": {
@@ -52,6 +57,17 @@ MAY_IMPORT = {
     "tfdp": {"cluster"},  # errors, logs, files, a recipe's form
     "tfdp.recipes": {"tfdp"},  # as a user's: by public names alone
     "cluster": set(),
+    "serving.server command": {
+        *("serving.server.frontend", "serving.server.calls", "serving.server.models"),
+    },
+    "serving.server.frontend": {"serving.server.models", "serving.server", "serving.protos"},
+    "serving.server.calls": {"serving.server.models", "serving.server", "serving"},
+    "serving.server.models": {"serving.server", "serving"},
+    "serving.server": set(),  # errors, deadlines, configuration files
+    "serving.rollout": {"serving.client", "serving.protos"},
+    "serving.client": {"serving", "serving.protos"},
+    "serving": {"serving.protos"},  # arrays as tensors, for client and server
+    "serving.protos": set(),
 }
 
 
@@ -59,7 +75,7 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {name_of(path): path for path in sources("tfdp", "cluster")}
+MODULES = {name_of(path): path for path in sources(*PACKAGES)}
 FOLDERS = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
@@ -80,7 +96,7 @@ def imported_modules(module: str) -> set[str]:
 
 def room_of(module: str) -> str:
     if module in COMMANDS:
-        return "commands"
+        return COMMANDS[module]
     return module if module in FOLDERS else module.rpartition(".")[0]
 
 
