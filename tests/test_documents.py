@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from tests.running import ROOT, run
-from tests.test_rules import MAY_IMPORT, imported_modules
+from tests.test_rules import MAY_IMPORT, documents, imported_modules
 
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 ROOMS = {  # rooms of serving are described in words
@@ -106,3 +107,10 @@ def test_make_lists_all_targets(goal: list[str]) -> None:
     listed = re.findall(r"^make (\w+) +\S", run(["make", "--no-print-directory", *goal]), re.M)
     assert listed
     assert set(listed) == set(phony[1].split())
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_documents_name_exist(document: Path) -> None:
+    folders = "|".join(("tfdp", "serving", "cluster", "tests", "benchmarks", "deploy", "docs"))
+    named = re.findall(rf"`((?:{folders})/[\w./-]*)`", document.read_text())
+    assert {name for name in named if not (ROOT / name).exists()} == set()
