@@ -19,7 +19,7 @@ import yaml
 from google.protobuf import text_format
 
 from serving.protos import server_config_pb2
-from serving.server import batching
+from serving.server.models import batching_parameters
 from tests.running import ROOT, run
 
 DEPLOY = ROOT / "deploy"
@@ -107,7 +107,7 @@ def test_the_metrics_path_is_the_one_that_is_scraped():
 
 
 def test_batches_fit_the_cpus_of_a_container():
-    said = batching.read(DEPLOY / "batching.config")
+    said = batching_parameters.read(DEPLOY / "batching.config")
     assert said.num_batch_threads == SERVICES["serving-1"]["cpus"]
     flags = SERVICES["serving-1"]["command"]
     assert f"--tensorflow_intra_op_parallelism={SERVICES['serving-1']['cpus']}" in flags
