@@ -51,11 +51,11 @@ def test_metrics_decide_and_lower_demands_publish_what_is_trained(tmp_path: Path
     assert "published as" in said
     assert not re.search(r"step \d+/", said), "it trained again"
     version = workdir / "model" / "1"
-    told, all_reduce_sum = about(version), summary(workdir)
+    provenance, run_summary = about(version), summary(workdir)
     for name in ("weights_sha256", "eval_metrics", "metrics", "keras"):
-        assert told[name] == all_reduce_sum[name], name
-    assert told["step"] == 12
-    assert told["data_sha256"] != told["eval_data_sha256"]
+        assert provenance[name] == run_summary[name], name
+    assert provenance["step"] == 12
+    assert provenance["data_sha256"] != provenance["eval_data_sha256"]
 
     # An earlier checkpoint of the same run, with its own weights.
     flags = ["--step=6", "--keep_versions=2", "--warmup_batch_sizes=5"]
