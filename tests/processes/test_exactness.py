@@ -1,8 +1,8 @@
 """N are one: tfdp on N computes what plain Keras computes in one process.
 
-The cases are in ``tests/exactness``. ``docs/exactness.md`` has all of them on all numbers; here each
-kind is computed once. It runs on workers where they may do something else than replicas of one
-process, and on three where the number of replicas has to be larger than the number of examples.
+The cases are in ``tests/exactness``; ``docs/exactness.md`` has all of them on all numbers. Each
+kind of case is computed once here: on workers if they may do something else than replicas of one
+process, and on three workers if some of them have to be without an example.
 """
 
 from __future__ import annotations

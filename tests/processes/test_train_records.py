@@ -40,7 +40,7 @@ def test_runs_of_records_are_shuffled_and_a_damaged_one_ends_the_run(tmp_path: P
 def test_files_that_leave_workers_unequal_records_end_the_run(tmp_path: Path) -> None:
     paths = write(tmp_path, (6, 6, 13))
     flags = ("--auto_shard=file", "--hparam=is_plain=true")
-    with Workers([command(tmp_path, str(worker), *flags) for worker in range(2)]) as workers:
+    with Workers([command(tmp_path, "unequal", *flags)] * 2) as workers:
         for output in workers.wait(exit_codes.BAD_INPUT, exit_codes.BAD_INPUT):
             assert "[19, 6] records" in output
             assert f"{paths[2]} (13)" in output

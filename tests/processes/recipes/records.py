@@ -1,4 +1,4 @@
-"""A recipe on TFRecord files that logs the examples of each batch, or on a plain dataset of them."""
+"""A recipe on TFRecord files that logs the examples of each batch, or on a plain dataset."""
 
 from __future__ import annotations
 
