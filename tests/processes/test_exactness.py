@@ -20,28 +20,28 @@ LIMIT_S = 400.0
 ON_TWO_REPLICAS = [
     # kinds of models
     *("convolutional", "subclassed", "loss_of_its_own_in_train_step"),
-    *("mse_of_a_dataset_of_strings", "batch_normalization_that_is_frozen"),
+    "mse_of_a_dataset_of_strings",
     # optimizers, accumulation, precision
-    *("optimizer_MultiOptimizer", "accumulation_and_averages", "ema_overwrite_frequency"),
+    *("optimizer_MultiOptimizer", "ema_overwrite_frequency"),
     *("accumulate_steps_3_of_an_embedding", "accumulate_steps_of_a_sum_and_a_regularizer"),
     *("float32", "mixed_float16"),
-    # losses
-    *("class_weight", "mask_and_sample_weight", "regularizers", "add_loss_of_a_mean"),
-    *("loss_function_for_each_example", "loss_function_that_gives_a_mean", "dice_for_each_image"),
-    "two_losses_two_reductions_and_weights",
+    # losses and metrics
+    *("class_weight", "regularizers", "add_loss_of_a_mean", "dice_for_each_image"),
+    *("loss_function_for_each_example", "loss_function_that_gives_a_mean"),
+    *("two_losses_two_reductions_and_weights", "metrics_with_many_states"),
     # data
     *("batches_that_replicas_divide", "last_batch_of_one", "repeated_dataset"),
     *("dataset_of_full_batches_only", "validation_of_arrays"),
 ]
 ON_TWO_WORKERS = [
-    *("overridden_train_step", "synchronized_batch_normalization", "bytes_per_pack_64"),
+    *("dict_inputs_and_two_outputs", "overridden_train_step", "synchronized_batch_normalization"),
     *("accumulation_and_loss_scale", "accumulate_steps_2", "overflow_on_one_replica"),
-    *("reduction_sum", "reduction_mean_with_sample_weight", "metrics_with_many_states"),
+    *("bytes_per_pack_64", "mask", "reduction_sum", "reduction_mean_with_sample_weight"),
     *("dataset_of_unknown_length", "validation_of_a_repeated_dataset"),
 ]
 ON_THREE_WORKERS = [
-    *("dict_inputs_and_two_outputs", "embedding_and_clipping", "mask"),
-    *("dataset", "batch_smaller_than_replicas", "fewer_examples_than_replicas"),
+    *("embedding_and_clipping", "dataset", "batch_smaller_than_replicas"),
+    "fewer_examples_than_replicas",
 ]
 GROUPS = {
     Group(1, replicas=2): ON_TWO_REPLICAS,
