@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import safetensors.numpy
 import tensorflow as tf
 
@@ -83,7 +84,7 @@ def ended_by(process: Process, number: int) -> bool:
 
 def wait_for_checkpoint(workdir: Path, step: int) -> None:
     path = workdir / "checkpoints" / str(step)
-    wait_until(path.exists, 40, f"{path} is there")
+    wait_until(path.exists, 80, f"{path} is there")
 
 
 def test_a_run_leaves_what_was_promised(unharmed: Path) -> None:
@@ -138,6 +139,7 @@ def test_the_published_model_answers_raw_features_with_the_saved_weights(unharme
     np.testing.assert_allclose(answer["outputs"], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.timeout(480)  # six starts one after the other
 def test_an_end_kills_and_a_stop_leave_no_trace_in_the_weights(
     unharmed: Path, tmp_path: Path
 ) -> None:
