@@ -1,12 +1,13 @@
-"""One script for all that workers do as one: run by plain Keras, and by workers through tfdp.
+"""What workers compute together by tfdp, and some of it by plain Keras.
 
-``python fit_cases.py FOLDER CASE…`` writes ``FOLDER/<worker>/<case>.json`` for each case: what the
-case returned. Without TF_CONFIG it is plain Keras that computes them. Models are float64, so that
-a difference is a fault and not rounding.
+``python fit_cases.py FOLDER CASE…`` writes the result of each case to
+``FOLDER/<worker>/<case>.json``. Without TF_CONFIG plain Keras computes the cases. Models are
+float64, so a difference is a fault and not rounding.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -17,10 +18,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.optimizers import SGD
+from tensorflow.data.experimental import AutoShardPolicy
 
 import tfdp
 from cluster.spec import from_environment
+from tests.exactness.registry import precision
 from tfdp.data.order import Order
+from tfdp.step.all_reduce import all_reduce_sum
 
 CLUSTER = from_environment()
 WORKER = 0 if CLUSTER is None else CLUSTER.index
@@ -39,7 +43,7 @@ def case(function: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def fit(model: keras.Model, *args: Any, **options: Any) -> dict[str, Any]:
-    """Trains by plain Keras or by tfdp, and tells all that may be compared."""
+    """Trains by plain Keras or by tfdp, and returns all numbers that a test may compare."""
     options.setdefault("shuffle", False)
     if CLUSTER is None:
         history = model.fit(*args, verbose=0, **options)
@@ -53,20 +57,14 @@ def fit(model: keras.Model, *args: Any, **options: Any) -> dict[str, Any]:
     }
 
 
-def evaluate(model: keras.Model, *args: Any, **options: Any) -> dict[str, Any]:
-    if CLUSTER is None:
-        return model.evaluate(*args, verbose=0, return_dict=True, **options)
-    return tfdp.evaluate(model, *args, **options)
-
-
-def predict(model: keras.Model, *args: Any, **options: Any) -> Any:
-    if CLUSTER is None:
-        return model.predict(*args, verbose=0, **options).tolist()
-    return tfdp.predict(model, *args, **options).tolist()
-
-
 def flat(weights: list[np.ndarray]) -> list[float]:
     return np.concatenate([weight.ravel() for weight in weights]).tolist()
+
+
+def with_sharding(dataset: tf.data.Dataset, policy: AutoShardPolicy) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = policy
+    return dataset.with_options(options)
 
 
 def numbers(examples: int = EXAMPLES, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -94,41 +92,36 @@ def classifier(
     return model
 
 
-# What plain Keras computes as well, on one.
+# Cases that plain Keras computes, too.
 
 
 @case
 def tutorial() -> Any:
     """The multi-worker tutorial: a repeated and batched dataset, a small convolutional net."""
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
-    keras.utils.set_random_seed(3)
-    rng = np.random.default_rng(3)
-    images = rng.random((60, 12, 12, 1), np.float32)
-    labels = rng.integers(0, 10, 60)
-    examples = tf.data.Dataset.from_tensor_slices((images, labels))
-    dataset = examples.shuffle(60, seed=4).repeat().batch(12)
-    with strategy.scope():
-        model = keras.Sequential(
-            [
-                keras.layers.Input((12, 12, 1)),
-                keras.layers.Conv2D(8, 3, activation="relu"),
-                keras.layers.MaxPooling2D(),
-                keras.layers.Flatten(),
-                keras.layers.Dense(16, activation="relu"),
-                keras.layers.Dense(10),
-            ]
-        )
-        model.compile(
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            optimizer=SGD(0.1),
-            metrics=["accuracy"],
-        )
-    try:
+    with precision("float32"):
+        keras.utils.set_random_seed(3)
+        rng = np.random.default_rng(3)
+        images = rng.random((60, 12, 12, 1), np.float32)
+        labels = rng.integers(0, 10, 60)
+        examples = tf.data.Dataset.from_tensor_slices((images, labels))
+        dataset = examples.shuffle(60, seed=4).repeat().batch(12)
+        with strategy.scope():
+            model = keras.Sequential(
+                [
+                    keras.layers.Input((12, 12, 1)),
+                    keras.layers.Conv2D(8, 3, activation="relu"),
+                    keras.layers.MaxPooling2D(),
+                    keras.layers.Flatten(),
+                    keras.layers.Dense(16, activation="relu"),
+                    keras.layers.Dense(10),
+                ]
+            )
+            model.compile(
+                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                optimizer=SGD(0.1),
+                metrics=["accuracy"],
+            )
         return fit(model, dataset, epochs=3, steps_per_epoch=7)
-    finally:
-        keras.config.set_floatx("float64")
-        keras.config.set_dtype_policy("float64")
 
 
 @case
@@ -165,35 +158,18 @@ def callbacks_of_keras() -> Any:
 
 
 @case
-def evaluating() -> Any:
-    """Arrays and datasets of all sizes, fewer examples than workers among them."""
-    model = classifier()
-    scores = {}
-    for examples in (1, 2, EXAMPLES):
-        features, labels = numbers(examples)
-        dataset = tf.data.Dataset.from_tensor_slices((features, labels)).batch(7)
-        scores[f"{examples} of arrays"] = evaluate(model, features, labels, batch_size=7)
-        scores[f"{examples} of a dataset"] = evaluate(model, dataset)
-    weights = np.linspace(0, 1, EXAMPLES)
-    scores["weighted"] = evaluate(model, features, labels, batch_size=7, sample_weight=weights)
-    scores["two batches"] = evaluate(model, dataset, steps=2)
-    return scores
-
-
-@case
-def predicting() -> Any:
-    model = classifier()
-    rows = {}
-    for examples in (1, 2, EXAMPLES):
-        features, _ = numbers(examples)
-        options = tf.data.Options()
-        options.experimental_distribute.auto_shard_policy = (
-            tf.data.experimental.AutoShardPolicy.DATA
-        )
-        dataset = tf.data.Dataset.from_tensor_slices(features).batch(7).with_options(options)
-        rows[f"{examples} of arrays"] = predict(model, features, batch_size=7)
-        rows[f"{examples} of a dataset"] = predict(model, dataset)
-    return rows
+def bfloat16() -> Any:
+    """One update of an embedding and a dense layer, whose gradients are sent as bfloat16."""
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        layers = [keras.layers.Embedding(9, 4), keras.layers.Flatten(), keras.layers.Dense(3)]
+        model = keras.Sequential([keras.layers.Input((2,), dtype="int32"), *layers])
+        model.compile(SGD(1.0), "mse")
+    words = np.arange(16, dtype=np.int32).reshape(8, 2) % 9
+    options = {} if CLUSTER is None else {"gradient_dtype": "bfloat16"}
+    fit(model, words, np.ones((8, 3)), batch_size=8, epochs=1, **options)
+    embedding, *dense = model.get_weights()
+    return {"embedding": flat([embedding]), "dense": flat(dense)}
 
 
 @case
@@ -233,8 +209,7 @@ def stop_decided_by_the_last_worker() -> Any:
             if WORKER == LAST_WORKER and int(self.model.optimizer.iterations.numpy()) == 8:
                 self.model.stop_training = True
 
-    told = fit(classifier(), *numbers(), batch_size=12, epochs=9, callbacks=[Stops()])
-    return told
+    return fit(classifier(), *numbers(), batch_size=12, epochs=9, callbacks=[Stops()])
 
 
 @case
@@ -242,10 +217,10 @@ def files_of_two() -> Any:
     """FILE sharding: each of two workers reads one file, and gives half of every batch."""
     features, labels = numbers(48)
     paths = []
-    for part in range(2):
-        paths.append(str(folder / f"part-{part}.tfrecord"))
+    for file in range(2):
+        paths.append(str(folder / f"{file}.tfrecord"))
         with tf.io.TFRecordWriter(paths[-1]) as writer:
-            for row, label in zip(features[part::2], labels[part::2], strict=True):
+            for row, label in zip(features[file::2], labels[file::2], strict=True):
                 writer.write(np.append(row, label).tobytes())
 
     def parsed(record: tf.Tensor) -> Any:
@@ -259,31 +234,110 @@ def files_of_two() -> Any:
             lambda a, b: tuple(tf.concat(pair, axis=0) for pair in zip(a, b, strict=True))
         )
         return fit(model, joined.repeat(), epochs=2, steps_per_epoch=4)
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.FILE
-    dataset = tf.data.TFRecordDataset(paths).map(parsed).batch(12).with_options(options)
-    return fit(model, dataset, epochs=2, steps_per_epoch=4)
+    dataset = tf.data.TFRecordDataset(paths).map(parsed).batch(12)
+    return fit(model, with_sharding(dataset, AutoShardPolicy.FILE), epochs=2, steps_per_epoch=4)
 
 
-# What only several workers have.
+# Cases for several workers only.
+
+
+@case
+def unequal_files() -> Any:
+    """Datasets of files that don't divide: the mean of their numbers, or why they are refused."""
+
+    def parsed(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        number = tf.reshape(tf.strings.to_number(tf.strings.split(record, " ")[0]), [1])
+        return number, 0 * number
+
+    def model() -> keras.Model:
+        """Its mean absolute error is the mean of the records' numbers."""
+        with precision("float32"), strategy.scope():
+            dense = keras.layers.Dense(1, kernel_initializer="ones")
+            model = keras.Sequential([keras.layers.Input((1,)), dense])
+            model.compile(SGD(0.0), "mse", metrics=["mae"])
+        return model
+
+    outcomes: dict[str, list[Any]] = {}
+    for name in ("one", "uneven"):
+        paths = sorted(map(str, (folder.parent / name).iterdir()))
+        dataset = tf.data.TFRecordDataset(paths).map(parsed).batch(4)
+        for policy in (AutoShardPolicy.FILE, AutoShardPolicy.AUTO):
+            sharded = with_sharding(dataset, policy)
+            for work in (
+                lambda data: tfdp.fit(model(), data, verbose=0).history["mae"][0],
+                lambda data: tfdp.evaluate(model(), data)["mae"],
+            ):
+                outcomes.setdefault(f"{name} {policy.name}", []).append(
+                    refusal_or_result(work, sharded)
+                )
+    return outcomes
+
+
+def refusal_or_result(work: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return work(*arguments)
+    except tfdp.BadInput as error:
+        return str(error)
+
+
+@case
+def source_of_another_length() -> Any:
+    """The second worker lacks an example."""
+    features, labels = numbers(9 - WORKER)
+    return refusal_or_result(fit, classifier(), tfdp.from_arrays(features, labels))
+
+
+SMALL = [((), "float32"), ((), "int64"), ((7, 5), "float64"), ((98_304,), "float32")]
+LARGE = [((98_305,), "float32"), ((3, 40_000), "float32")]  # more than 3/2 of 256 KiB
+
+
+@case
+def sums() -> Any:
+    """All-reduces of arrays that each worker draws for itself, compared with NumPy's sums."""
+
+    def drawn(worker: int) -> list[np.ndarray]:
+        rng = np.random.default_rng(worker)
+        return [(1000 * rng.standard_normal(shape)).astype(dtype) for shape, dtype in SMALL + LARGE]
+
+    @tf.function
+    def add_up(arrays: list[tf.Tensor]) -> Any:
+        def on_replica(*arrays: tf.Tensor) -> list[tf.Tensor]:
+            return [all_reduce_sum(tf.identity(each)) for each in arrays]
+
+        return strategy.run(on_replica, args=arrays)
+
+    for _ in range(3):
+        totals = [each.numpy() for each in add_up(drawn(WORKER))]
+    workers = range(LAST_WORKER + 1)
+    expected = [sum(arrays[1:], arrays[0]) for arrays in zip(*map(drawn, workers), strict=True)]
+    graph = add_up.get_concrete_function(drawn(WORKER)).graph.as_graph_def()
+    nodes = [*graph.node, *(node for each in graph.library.function for node in each.node_def)]
+    pairs = list(zip(totals, expected, strict=True))
+    return {
+        "bits": hashlib.sha256(b"".join(each.tobytes() for each in totals)).hexdigest(),
+        "kinds": [[one.dtype == other.dtype, one.shape == other.shape] for one, other in pairs],
+        "in_the_workers_order": [np.array_equal(*pair) for pair in pairs],
+        "near": [np.allclose(*pair, rtol=1e-5, atol=1e-3) for pair in pairs],
+        "gathers": sum(node.op == "CollectiveGatherV2" for node in nodes),
+    }
 
 
 @case
 def writers() -> Any:
-    """Callbacks that write: which files each worker has in its own folder afterwards."""
-    mine = folder / "written"
-    mine.mkdir()
+    """Callbacks that write: the files that each worker has in its own folder afterwards."""
+    written = folder / "written"
+    written.mkdir()
     callbacks = [
         keras.callbacks.ModelCheckpoint(
-            str(mine / "best.keras"), save_best_only=True, monitor="loss"
+            str(written / "best.keras"), save_best_only=True, monitor="loss"
         ),
-        keras.callbacks.CSVLogger(str(mine / "log.csv")),
-        keras.callbacks.TensorBoard(str(mine / "curves")),
+        keras.callbacks.CSVLogger(str(written / "log.csv")),
+        keras.callbacks.TensorBoard(str(written / "curves")),
     ]
-    told = fit(classifier(), *numbers(), batch_size=7, epochs=2, callbacks=callbacks)
-    files = sorted(path.name for path in mine.iterdir())
-    csv = (mine / "log.csv").read_text() if "log.csv" in files else None
-    return {"files": files, "csv": csv, "told": told}
+    fitted = fit(classifier(), *numbers(), batch_size=7, epochs=2, callbacks=callbacks)
+    files = sorted(path.name for path in written.iterdir())
+    csv = (written / "log.csv").read_text() if "log.csv" in files else None
+    return {"files": files, "csv": csv, "fitted": fitted}
 
 
 @case
@@ -319,7 +373,7 @@ class LooksTwice(keras.Sequential):
 
 @case
 def batch_normalization() -> Any:
-    """Each worker normalizes by its own part; what it averages for later is all workers'."""
+    """Each worker normalizes by its own share; its moving averages are those of all workers."""
     features, labels = numbers(24)
     halves = np.split(features, 2)
     found = {
@@ -346,16 +400,12 @@ def model_of_no_scope() -> Any:
     """It would train alone."""
     model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(CLASSES)])
     model.compile("sgd", "mse")
-    try:
-        fit(model, *numbers(), batch_size=7)
-    except tfdp.BadInput as error:
-        return {"refused": str(error)}
-    return {"refused": None}
+    return refusal_or_result(fit, model, *numbers())
 
 
 @case
 def fault_of_worker_1() -> Any:
-    """The last case of a group, which ends by it."""
+    """The last case of a group: it ends all of its processes."""
 
     class Breaks(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

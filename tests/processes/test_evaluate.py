@@ -10,20 +10,28 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import tensorflow as tf
 
 from tests.processes.recipes import small
-from tests.processes.test_train import RECIPE, command
+from tests.processes.test_train import RECIPE, assert_only_own_words, command, summary
 from tests.processes.workers import Workers
 from tests.running import run
+from tfdp.errors import BadInput
+from tfdp.run import checkpoint_model
+from tfdp.run.settings import EvaluateSettings
+from tfdp.workers.collectives import workers_of
 
 EVALUATE = ["python", "-m", "tfdp.evaluate", f"--recipe={RECIPE}"]
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a finished run, with a checkpoint in its middle."""
+    """The workdir of a finished run of one process, with a checkpoint in its middle."""
     folder = tmp_path_factory.mktemp("run")
-    run(command(folder, "--steps=20", "--checkpoint_every_steps=8"))
+    output = run(command(folder, "--steps=20", "--checkpoint_every_steps=8"))
+    assert f"finished at step 20, published as {folder}/model/1" in output
+    assert_only_own_words(output)
+    assert summary(folder)["workers"] == summary(folder)["replicas"] == 1
     return folder
 
 
@@ -46,11 +54,11 @@ def result(output: str) -> dict[str, Any]:
 
 def test_the_newest_checkpoint(workdir: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    told = result(run([*EVALUATE, f"--workdir={workdir}", "--global_batch_size=17"]))
-    assert told["checkpoint"] == str(workdir / "checkpoints" / "20")
-    assert told["eval_metrics"] == pytest.approx(scores_by_hand(workdir, 20), rel=1e-5)
-    of_training = json.loads((workdir / "summary.json").read_text())["eval_metrics"]
-    assert told["eval_metrics"] == pytest.approx(of_training, rel=1e-6)
+    found = result(run([*EVALUATE, f"--workdir={workdir}", "--global_batch_size=17"]))
+    assert found["checkpoint"] == str(workdir / "checkpoints" / "20")
+    assert found["eval_metrics"] == pytest.approx(scores_by_hand(workdir, 20), rel=1e-5)
+    of_training = summary(workdir)["eval_metrics"]
+    assert found["eval_metrics"] == pytest.approx(of_training, rel=1e-6)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
@@ -58,9 +66,9 @@ def test_an_earlier_checkpoint_on_two_workers_into_a_file(workdir: Path, tmp_pat
     flags = [f"--workdir={workdir}", "--step=8", "--global_batch_size=5"]
     with Workers([[*EVALUATE, *flags, f"--output={tmp_path / 'scores.json'}"]] * 2) as workers:
         assert workers.wait(0, 0) == ["", ""]
-    told = result((tmp_path / "scores.json").read_text())
-    assert told["workers"] == 2
-    assert told["eval_metrics"] == pytest.approx(scores_by_hand(workdir, 8), rel=1e-5)
+    found = result((tmp_path / "scores.json").read_text())
+    assert found["workers"] == 2
+    assert found["eval_metrics"] == pytest.approx(scores_by_hand(workdir, 8), rel=1e-5)
 
 
 def test_a_published_version_on_two_workers(workdir: Path) -> None:
@@ -71,18 +79,36 @@ def test_a_published_version_on_two_workers(workdir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
-        ([], "give one of --workdir .* and --version"),
-        (["--workdir={workdir}", "--version={workdir}"], "give one of --workdir"),
-        (["--version={workdir}/model/1", "--step=8"], "--step=8 is of a run's checkpoint"),
-        (["--workdir={workdir}/none"], "there is no .*none/checkpoints"),
-        (["--workdir={workdir}", "--step=9"], r"no sound checkpoint of step 9: .*\[8, 16, 20\]"),
         (["--workdir={workdir}", "--hparam=units=3"], "the checkpoint is of another model"),
         (["--version={workdir}"], "can't be loaded: .*name the folder of a version"),
     ],
 )
-def test_what_can_not_be_evaluated_is_said(flags: list[str], said: str, workdir: Path) -> None:
+def test_what_can_not_be_evaluated_is_refused(
+    flags: list[str], message: str, workdir: Path
+) -> None:
     output = run([*EVALUATE, *(flag.format(workdir=workdir) for flag in flags)], expect=2)
-    assert re.search(said, output), output
+    assert re.search(message, output), output
     assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "give one of --workdir .* and --version"),
+        ({"workdir": Path("run"), "version": Path("version")}, "give one of --workdir"),
+        ({"version": Path("version"), "step": 8}, "--step=8 is of a run's checkpoint"),
+    ],
+)
+def test_flags_that_do_not_fit_together(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        EvaluateSettings(recipe=str(RECIPE), **settings)
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(workdir: Path) -> None:
+    workers = workers_of(tf.distribute.get_strategy())
+    with pytest.raises(BadInput, match=r"there is no .*none/checkpoints"):
+        checkpoint_model.read(workers, workdir / "none", None)
+    with pytest.raises(BadInput, match=r"no sound checkpoint of step 9: .*\[8, 16, 20\]"):
+        checkpoint_model.read(workers, workdir, 9)

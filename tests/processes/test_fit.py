@@ -1,4 +1,4 @@
-"""``tfdp.fit``, ``evaluate`` and ``predict``: N workers compute what plain Keras computes on one.
+"""``tfdp.fit`` and ``evaluate`` on real workers: what they compute together, and what they refuse.
 
 The cases are in ``fit_cases.py``; a group of workers goes through many of them in one start.
 """
@@ -14,24 +14,30 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.processes.fit_cases import LARGE, SMALL
 from tests.processes.workers import Workers
 from tests.running import Process
+from tests.tfdp.records import write
 
 SCRIPT = Path(__file__).with_name("fit_cases.py")
 LIMIT_S = 150
 
-ON_THREE = ["shuffled", "evaluating", "predicting"]
-ON_TWO = [
-    "tutorial",
-    *ON_THREE,
-    "callbacks_of_keras",
-    "learning_rate_set_by_the_chief",
-    "files_of_two",
+AS_ONE = [
+    *("tutorial", "shuffled", "callbacks_of_keras", "learning_rate_set_by_the_chief"),
+    *("files_of_two", "bfloat16"),
 ]
-ONLY_TOGETHER = {  # by the number of workers; the fault ends the group
-    2: ["batch_normalization", "writers", "read_slices", "model_of_no_scope", "fault_of_worker_1"],
-    3: ["stop_decided_by_the_last_worker", "read_slices", "fault_of_worker_1"],
+BY_WORKERS = {  # the fault ends the group
+    1: AS_ONE,
+    2: [
+        *(*AS_ONE, "batch_normalization", "writers", "model_of_no_scope"),
+        *("unequal_files", "source_of_another_length", "fault_of_worker_1"),
+    ],
+    3: [
+        *("shuffled", "stop_decided_by_the_last_worker", "read_slices", "sums"),
+        "fault_of_worker_1",
+    ],
 }
+RECORDS = {"one": (6,), "uneven": (6, 6, 13)}  # of each file, in folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +46,8 @@ class Group:
 
     Args:
         folder: results, by worker and case.
-        codes: how each worker ended.
-        outputs: what it printed.
+        codes: the exit code of each worker.
+        outputs: the output of each worker.
     """
 
     folder: Path
@@ -49,7 +55,7 @@ class Group:
     outputs: list[str]
 
     def __getitem__(self, case: str) -> list[Any]:
-        """What the case gave on each worker."""
+        """The results of a case on each worker."""
         paths = [self.folder / str(i) / f"{case}.json" for i in range(len(self.outputs))]
         if not all(path.exists() for path in paths):
             pytest.fail(f"not all workers came so far:\n{self.tails()}")
@@ -62,8 +68,10 @@ class Group:
         )
 
 
-def together(workers: int, cases: list[str], folder: Path) -> Group:
-    command = ["python", str(SCRIPT), str(folder), *cases, *ONLY_TOGETHER[workers]]
+def together(workers: int, folder: Path) -> Group:
+    for name, counts in RECORDS.items():
+        write(folder / name, counts)
+    command = ["python", str(SCRIPT), str(folder), *BY_WORKERS[workers]]
     with Workers([command] * workers, limit_s=LIMIT_S) as group:
         codes = group.end()  # however they end: the test of each case says what is wrong with it
         return Group(folder, codes, [process.output for process in group.all])
@@ -73,8 +81,8 @@ def together(workers: int, cases: list[str], folder: Path) -> Group:
 def two_and_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Group, Group]:
     """Two workers, and at the same time plain Keras in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    with Process(["python", str(SCRIPT), str(folder), *ON_TWO], limit_s=LIMIT_S) as process:
-        two = together(2, ON_TWO, tmp_path_factory.mktemp("two"))
+    with Process(["python", str(SCRIPT), str(folder), *AS_ONE], limit_s=LIMIT_S) as process:
+        two = together(2, tmp_path_factory.mktemp("two"))
         return two, Group(folder, [0], [process.wait()])
 
 
@@ -90,21 +98,37 @@ def alone(two_and_alone: tuple[Group, Group]) -> Group:
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Group:
-    return together(3, ON_THREE, tmp_path_factory.mktemp("three"))
+    return together(3, tmp_path_factory.mktemp("three"))
 
 
-@pytest.mark.parametrize("case", ON_TWO)
+@pytest.mark.parametrize("case", [case for case in AS_ONE if case != "bfloat16"])
 def test_two_workers_are_as_one(case: str, two: Group, alone: Group) -> None:
     first, second = two[case]
     assert first == second
     assert_near(first, alone[case][0], 1e-4 if case == "tutorial" else 1e-9)
 
 
-@pytest.mark.parametrize("case", ON_THREE)
-def test_three_workers_are_as_one(case: str, three: Group, alone: Group) -> None:
-    first, second, third = three[case]
+def test_three_workers_are_as_one(three: Group, alone: Group) -> None:
+    first, second, third = three["shuffled"]
     assert first == second == third
-    assert_near(first, alone[case][0], 1e-6)  # Keras multiplies by a third of float32
+    assert_near(first, alone["shuffled"][0], 1e-6)  # Keras multiplies by a third of float32
+
+
+def test_bfloat16_is_sent_but_not_for_embeddings(two: Group, alone: Group) -> None:
+    (first, second), (exact,) = two["bfloat16"], alone["bfloat16"]
+    assert first == second
+    assert_near(first["embedding"], exact["embedding"], 1e-9)
+    np.testing.assert_allclose(first["dense"], exact["dense"], rtol=0, atol=0.02)
+    assert np.abs(np.subtract(first["dense"], exact["dense"])).max() > 1e-5
+
+
+def test_small_sums_are_gathered_and_have_the_same_bits_everywhere(three: Group) -> None:
+    first, second, third = three["sums"]
+    assert first == second == third
+    assert first["kinds"] == [[True, True]] * len(SMALL + LARGE)
+    assert all(first["near"])
+    assert all(first["in_the_workers_order"][: len(SMALL)])
+    assert first["gathers"] == len(SMALL)
 
 
 def test_the_learning_rates_were_those_of_the_chief(two: Group) -> None:
@@ -114,33 +138,28 @@ def test_the_learning_rates_were_those_of_the_chief(two: Group) -> None:
 
 
 def test_one_worker_stops_all_at_the_same_update(three: Group) -> None:
-    told = three["stop_decided_by_the_last_worker"]
-    assert [each["updates"] for each in told] == [8, 8, 8]
-    assert told[0] == told[1] == told[2]
-    assert told[0]["epochs"] == [0, 1]
+    first, second, third = three["stop_decided_by_the_last_worker"]
+    assert first == second == third
+    assert (first["updates"], first["epochs"]) == (8, [0, 1])
 
 
 def test_what_callbacks_write_is_written_once(two: Group) -> None:
     chief, other = two["writers"]
     assert chief["files"] == ["best.keras", "curves", "log.csv"]
     assert other["files"] == []
-    assert chief["told"] == other["told"]
+    assert chief["fitted"] == other["fitted"]
     header, *rows = chief["csv"].splitlines()
     assert header.startswith("epoch,accuracy,loss")
     losses = [float(row.split(",")[2]) for row in rows]
-    np.testing.assert_allclose(losses, other["told"]["history"]["loss"])
+    np.testing.assert_allclose(losses, other["fitted"]["history"]["loss"])
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_a_worker_reads_its_slice_and_nothing_else(
-    workers: int, request: pytest.FixtureRequest
-) -> None:
-    group: Group = request.getfixturevalue({2: "two", 3: "three"}[workers])
-    used = 50 * 24 // workers  # of each worker, in 50 updates; the rest was read ahead
-    seen = [told["seen"] for told in group["read_slices"]]
-    for mine in seen:
-        assert used <= len(mine) < 50 * 24
-        assert len(set(mine)) == len(mine)
+def test_a_worker_reads_its_slice_and_nothing_else(three: Group) -> None:
+    used = 50 * 24 // 3  # of each worker, in 50 updates; the rest was read ahead
+    seen = [worker["seen"] for worker in three["read_slices"]]
+    for places in seen:
+        assert used <= len(places) < 50 * 24
+        assert len(set(places)) == len(places)
     assert len(set().union(*seen)) == sum(map(len, seen))
 
 
@@ -154,9 +173,39 @@ def test_moving_averages_are_those_of_all_workers(two: Group) -> None:
 
 
 def test_a_model_of_no_scope_is_refused(two: Group) -> None:
-    for told in two["model_of_no_scope"]:
-        assert "TF_CONFIG names 2 workers" in told["refused"]
-        assert "with strategy.scope():" in told["refused"]
+    for refusal in two["model_of_no_scope"]:
+        assert "TF_CONFIG names 2 workers" in refusal
+        assert "with strategy.scope():" in refusal
+
+
+def test_too_few_files_are_refused_or_divided_by_records(two: Group) -> None:
+    outcomes, others = two["unequal_files"]
+    assert outcomes == others
+    for refusal in outcomes["one FILE"]:
+        assert "1 file(s) for 2 workers" in refusal
+        assert "part-000.tfrecord" in refusal
+        assert "tfdp.from_tfrecords" in refusal
+    assert outcomes["one AUTO"] == [mean(RECORDS["one"])] * 2
+    assert "reads and preprocesses all" in two.outputs[0]
+    assert "reads and preprocesses all" not in two.outputs[1]
+
+
+def test_unequal_files_are_refused_in_training_or_divided_by_records(two: Group) -> None:
+    outcomes, _ = two["unequal_files"]
+    refusal, evaluated = outcomes["uneven FILE"]
+    assert "[19, 6] records" in refusal
+    assert "part-002.tfrecord (13)" in refusal
+    assert evaluated == mean(RECORDS["uneven"])
+    assert outcomes["uneven AUTO"] == [mean(RECORDS["uneven"])] * 2
+
+
+def mean(counts: tuple[int, ...]) -> float:
+    return (sum(counts) - 1) / 2  # of the numbers from 0 on
+
+
+def test_sources_of_different_lengths_are_refused(two: Group) -> None:
+    for refusal in two["source_of_another_length"]:
+        assert "the workers' sources have [9, 8] examples" in refusal
 
 
 @pytest.mark.parametrize("workers", [2, 3])

@@ -1,4 +1,4 @@
-"""The workers of one run as real processes, each told by TF_CONFIG who it is."""
+"""The workers of one run as real processes, each with a TF_CONFIG of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Workers:
     """One process for each command; use it in a ``with`` block.
 
     Args:
-        commands: of worker 0 and on; ``[command] * 2`` for two that are started alike.
-        env: variables that all of them get besides TF_CONFIG.
+        commands: of worker 0, worker 1, …; ``[command] * 2`` starts two alike.
+        env: variables of all of them besides TF_CONFIG.
         limit_s: they are killed after this many seconds, whatever they do.
     """
 
@@ -23,7 +23,7 @@ class Workers:
         commands: Sequence[Sequence[str]],
         *,
         env: Mapping[str, str] | None = None,
-        limit_s: float = 60,
+        limit_s: float = 120,
     ) -> None:
         configs = tf_configs(len(commands))
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A recipe on TFRecord files that writes down which examples each batch has read."""
+"""A recipe on TFRecord files that logs the examples of each batch, or on a plain dataset."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class HParams:
     pattern: str = ""
     log: str = ""
     run_length: int = 5
+    is_plain: bool = False
 
 
 def build_model(hparams: HParams) -> keras.Model:
@@ -31,7 +32,9 @@ def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return number, number
 
 
-def train_data(hparams: HParams) -> tfdp.Source:
+def train_data(hparams: HParams) -> tfdp.Source | tf.data.Dataset:
+    if hparams.is_plain:
+        return tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(hparams.pattern))).map(parse)
     records = tfdp.from_tfrecords(hparams.pattern, parse, run_length=hparams.run_length)
     return Logged(records, Path(hparams.log))
 

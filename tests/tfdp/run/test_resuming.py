@@ -1,4 +1,4 @@
-"""Runs in this process that are told to stop, again and again, beside one that never was."""
+"""Runs in this process: stopped again and again, beside one that never was; what is refused."""
 
 from __future__ import annotations
 
@@ -110,11 +110,28 @@ def callbacks(hparams):
         EarlyStopping("val_loss", patience=hparams.patience, restore_best_weights=True),
     ]
 """
+LINE = """
+import keras, numpy as np, tfdp
+
+def build_model(hparams):
+    layers = [keras.layers.Input((3,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    several = keras.metrics.F1Score(average=None, threshold=0.5)  # a value for each class
+    model.compile(keras.optimizers.Adam(0.01, global_clipnorm=0.1), "mse", metrics=[several])
+    return model
+
+def train_data(hparams):
+    rows = np.random.default_rng(1).normal(size=(50, 3))
+    return tfdp.from_arrays(rows, rows[:, :1])
+
+def eval_data(hparams):
+    return train_data(hparams)
+"""
 STEPS = 19  # of 5 in an epoch
 
 
 class Told:
-    """Signals that come when the run has asked for them ``times`` times."""
+    """Signals, of which one is there when the run has looked ``times`` times."""
 
     def __init__(self, times: int | None = None) -> None:
         self._left = times
@@ -132,13 +149,16 @@ class Told:
 
 
 class Runs:
-    """Starts runs of the recipe above in folders of one test."""
+    """Starts runs of a recipe in folders of one test."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self._monkeypatch = monkeypatch
         self._recipe = folder / "resumed_recipe.py"
-        self._recipe.write_text(RECIPE)
+        self.set_recipe(RECIPE)
+
+    def set_recipe(self, source: str) -> None:
+        self._recipe.write_text(source)
 
     def start(self, name: str, *hparam: str, told: Told | None = None, **flags: Any) -> None:
         """Starts a run, or goes on with it."""
@@ -325,6 +345,42 @@ def test_checkpoints_of_another_run_are_refused_unless_adopted(alone: Runs) -> N
     assert alone.summary("one")["seed"] == 3
     with pytest.raises(BadInput, match="seed was 3 and is 0"):
         alone.start("one", plain, steps=6)
+
+
+def test_accumulation_changes_rounding_alone_and_mixed_precision_the_numbers(alone: Runs) -> None:
+    alone.set_recipe(LINE)
+    flags = {
+        "plain": {},
+        "accumulated": {"accumulate_steps": 3},
+        "mixed": {"mixed_precision": "bfloat16"},
+    }
+    for name, own in flags.items():
+        alone.start(name, steps=9, global_batch_size=17, **own)
+    plain, accumulated, mixed = (alone.states(name)[9] for name in flags)
+    for name, array in plain.items():
+        if name.startswith(("model/", "optimizer/")):
+            np.testing.assert_allclose(accumulated[name], array, rtol=1e-4, atol=1e-6)
+    weights = [name for name in plain if name.startswith("model/")]
+    for name in weights:
+        assert mixed[name].dtype == np.float32
+        np.testing.assert_allclose(mixed[name], plain[name], atol=0.02)
+    assert any((mixed[name] != plain[name]).any() for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("return model", "return 'model'", r"builtins\.str.* keras\.Model"),
+        ("model.compile(", "(lambda *_, **__: None)(", r"not compiled.*model\.compile"),
+        ("return tfdp", "return [1, 2]; tfdp", r"train_data gave a list.*tfdp\.Source"),
+    ],
+)
+def test_recipes_that_give_something_else_are_refused(
+    right: str, wrong: str, message: str, alone: Runs
+) -> None:
+    alone.set_recipe(LINE.replace(right, wrong))
+    with pytest.raises(BadInput, match=message):
+        alone.start("one")
 
 
 @pytest.mark.parametrize(

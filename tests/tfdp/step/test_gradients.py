@@ -1,4 +1,4 @@
-"""Gradients cross the wire in packs, last layer first, and come out as NumPy adds them up."""
+"""Gradients are all-reduced in packs, last layer first, and are the sums that NumPy computes."""
 
 from __future__ import annotations
 

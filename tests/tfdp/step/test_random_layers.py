@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import hashlib
 from typing import Any
 
 import keras
@@ -81,7 +81,7 @@ def test_what_is_dropped_does_not_depend_on_how_steps_are_put_into_calls() -> No
 
 
 def model_with_dropout(strategy: tf.distribute.Strategy) -> keras.Model:
-    keras.utils.clear_session()  # names are counted anew, as in a new process
+    keras.utils.clear_session()  # Keras numbers names from 1 again, as in a new process
     keras.utils.set_random_seed(3)
     with strategy.scope():
         model = keras.Sequential(
@@ -137,37 +137,11 @@ def assert_identical(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -
         assert array.tobytes() == other[name].tobytes(), name
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(strategies: Any) -> Callable[[int], tuple[Any, Any]]:
-    """Logs and final state of a run that nobody stopped, by its replicas."""
+def test_an_interruption_and_an_evaluation_change_nothing(strategies: Any) -> None:
+    uninterrupted = model_with_dropout(strategies(2))
+    logs = train(uninterrupted, 0, LAST)
+    final = captured(uninterrupted)
 
-    @functools.cache
-    def result(replicas: int) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-        model = model_with_dropout(strategies(replicas))
-        return train(model, 0, LAST), captured(model)
-
-    return result
-
-
-@pytest.mark.parametrize(
-    ("replicas", "stop_at"),
-    [(1, 1), (1, 5), (2, 3), (3, 6)],
-)
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    replicas: int, stop_at: int, strategies: Any, uninterrupted: Any
-) -> None:
-    logs, final = uninterrupted(replicas)
-    killed = model_with_dropout(strategies(replicas))
-    train(killed, 0, stop_at)
-    saved = captured(killed)
-    keras.utils.set_random_seed(99)  # another process has other global state
-    resumed = model_with_dropout(strategies(replicas))
-    assert train(resumed, stop_at, LAST, saved)[-1] == logs[-1]
-    assert_identical(captured(resumed), final)
-
-
-def test_an_evaluation_on_the_way_changes_nothing(strategies: Any, uninterrupted: Any) -> None:
-    logs, final = uninterrupted(2)
     model = model_with_dropout(strategies(2))
     train(model, 0, 3)
     saved = captured(model)
@@ -179,6 +153,11 @@ def test_an_evaluation_on_the_way_changes_nothing(strategies: Any, uninterrupted
     assert train(model, 3, LAST, saved)[-1] == logs[-1]
     assert_identical(captured(model), final)
     assert evaluation.evaluate(model, ROWS, CLASSES) != scores
+
+    keras.utils.set_random_seed(99)  # another process has other global state
+    resumed = model_with_dropout(strategies(2))
+    assert train(resumed, 3, LAST, saved)[-1] == logs[-1]
+    assert_identical(captured(resumed), final)
 
 
 def test_each_replicas_own_counts_come_back(strategies: Any) -> None:
@@ -215,11 +194,8 @@ class Sampling(keras.layers.Layer):
         return inputs + keras.random.normal(tf.shape(inputs), seed=self.seed_generator)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_what_is_drawn_in_evaluation_depends_on_nothing_before(
-    replicas: int, strategies: Any
-) -> None:
-    with strategies(replicas).scope():
+def test_what_is_drawn_in_evaluation_depends_on_nothing_before(strategies: Any) -> None:
+    with strategies(2).scope():
         model = keras.Sequential([keras.layers.Input((2,)), Sampling(), keras.layers.Dense(1)])
         model.compile("sgd", "mse")
     rows = np.zeros((8, 2), np.float32)
@@ -268,8 +244,6 @@ def test_the_state_of_another_model_is_refused(strategies: Any) -> None:
 
 
 def test_the_digest_of_weights_is_of_all_bytes_in_order() -> None:
-    import hashlib
-
     model = model_with_dropout(tf.distribute.get_strategy())
     data = b"".join(weight.numpy().astype("<f4").tobytes() for weight in model.weights)
     assert state.weights_sha256(model) == hashlib.sha256(data).hexdigest()
