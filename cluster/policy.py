@@ -16,7 +16,7 @@ This is the one place that decides.
 - The restart is immediate, unless the last run and others right before it were short (under
   ``SHORT_RUN_S``). Then it comes after 1 s, 2 s, 4 s and so on, up to ``MAX_PAUSE_S``, each varied
   at random by up to a quarter.
-- If the launcher itself is told to stop, it sends the signal on to the workers. They have
+- If the launcher itself gets a signal to stop, it sends the signal on to the workers. They have
   ``--stop_timeout_s`` to save and end; a second signal kills them at once. The run ends with 128 +
   the signal, but with 0 if all workers finished, and with the code of a permanent error if any.
 """
@@ -47,7 +47,7 @@ _MEANINGS: Final = {
     exit_codes.BAD_INPUT: "bad input",
     exit_codes.INTERRUPTED: "interrupted",
     exit_codes.TRY_AGAIN: "another worker was lost or never came",
-    exit_codes.TERMINATED: "told to stop",
+    exit_codes.TERMINATED: "stopped by SIGTERM",
 }
 
 
@@ -142,7 +142,7 @@ def decide(
 
 
 def stopped_by(stop_signal: signal.Signals) -> Decision:
-    """Returns the decision to end the run because the launcher was told to stop."""
+    """Returns the decision to end the run because the launcher got a signal to stop."""
     return Decision(128 + stop_signal, f"stopped by {_signal_name(stop_signal)}")
 
 

@@ -44,6 +44,6 @@ class Stopped(TrainingError):  # noqa: N818
     """
 
     def __init__(self, step: int, by_worker: int) -> None:
-        super().__init__(f"stopped at step {step}, as worker {by_worker} was told to")
+        super().__init__(f"stopped at step {step}: worker {by_worker} got a signal to stop")
         self.step = step
         self.by_worker = by_worker

@@ -73,7 +73,10 @@ def test_a_launcher_that_was_told_to_stop_does(
         ((138, 2), "worker 1 ended with 2 (bad input): the run ends"),
         ((-9, 138), "worker 0 was killed by SIGKILL: starting again, restart 2 of 3"),
         ((-10, 138, -9), "worker 2 was killed by SIGKILL: starting again, restart 2 of 3"),
-        ((138, 143), "worker 1 ended with 143 (told to stop): starting again, restart 2 of 3"),
+        (
+            (138, 143),
+            "worker 1 ended with 143 (stopped by SIGTERM): starting again, restart 2 of 3",
+        ),
         (
             (138, 138),
             "worker 0 ended with 138 (another worker was lost or never came): starting again",

@@ -1,4 +1,4 @@
-"""Workers that fail, freeze or are told to stop: how soon the others end, and what they print."""
+"""Workers that fail, freeze or get a signal: how soon the others end, and what they print."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_signal_while_a_model_is_built_ends_all_at_once(
         wait_until((marks / "build").exists, 40, "both workers build")
         workers[1].signal(signal.SIGTERM)
         chief, other = workers.wait(138, 143)
-    assert chief == "tfdp: worker 1 was told to stop (SIGTERM)\n"
+    assert chief == "tfdp: worker 1 got SIGTERM and ends\n"
     assert other == ""
 
 
@@ -111,8 +111,8 @@ def test_a_signal_in_an_evaluation_between_steps_saves_there(
         workers[1].wait_for("got SIGTERM")
         hold.unlink()
         chief, other = workers.wait(138, 143)
-    assert "stopped at step 6, as worker 1 was told to" in chief
-    assert "stopped at step 6, as worker 1 was told to" in other
+    assert "stopped at step 6: worker 1 got a signal to stop" in chief
+    assert "stopped at step 6: worker 1 got a signal to stop" in other
     assert list(checkpoints(workdir)) == [6]
 
 
@@ -126,7 +126,7 @@ def test_a_signal_in_the_last_evaluation_loses_no_training(
         wait_until((marks / "eval").exists, 40, "both workers evaluate")
         workers[0].signal(signal.SIGTERM)
         chief, other = workers.wait(143, 138)
-    assert other == "tfdp: worker 0 was told to stop (SIGTERM)\n"
+    assert other == "tfdp: worker 0 got SIGTERM and ends\n"
     assert_only_own_words(chief)
     assert list(checkpoints(workdir)) == [9]
 

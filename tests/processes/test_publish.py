@@ -37,7 +37,7 @@ def answers_of_checkpoint(workdir: Path, step: int, raw: np.ndarray) -> np.ndarr
     return rows
 
 
-def test_metrics_decide_and_lower_demands_publish_what_is_trained(tmp_path: Path) -> None:
+def test_metrics_decide_and_lower_gates_publish_what_is_trained(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     train = command(workdir, "--steps=12", "--checkpoint_every_steps=6", "--keep_versions=1")
     said = run([*train, "--require_max=mae:0.001"], expect=1)
@@ -51,11 +51,11 @@ def test_metrics_decide_and_lower_demands_publish_what_is_trained(tmp_path: Path
     assert "published as" in said
     assert not re.search(r"step \d+/", said), "it trained again"
     version = workdir / "model" / "1"
-    provenance, run_summary = about(version), summary(workdir)
+    written, summed_up = about(version), summary(workdir)
     for name in ("weights_sha256", "eval_metrics", "metrics", "keras"):
-        assert provenance[name] == run_summary[name], name
-    assert provenance["step"] == 12
-    assert provenance["data_sha256"] != provenance["eval_data_sha256"]
+        assert written[name] == summed_up[name], name
+    assert written["step"] == 12
+    assert written["data_sha256"] != written["eval_data_sha256"]
 
     # An earlier checkpoint of the same run, with its own weights.
     flags = ["--step=6", "--keep_versions=2", "--warmup_batch_sizes=5"]
@@ -84,10 +84,10 @@ print(tfdp.export(model, sys.argv[1]))
 
 def test_a_killed_publisher_leaves_nothing_and_nobody(tmp_path: Path) -> None:
     with Process(["python", "-c", PUBLISHER, str(tmp_path)], limit_s=100) as publisher:
-        mine = psutil.Process(publisher.pid)
+        parent = psutil.Process(publisher.pid)
 
         def asking() -> list[psutil.Process]:
-            return [each for each in mine.children() if "reload.py" in " ".join(each.cmdline())]
+            return [each for each in parent.children() if is_load_check(each)]
 
         (child,) = wait_until(asking, 90, "the fresh process is started")
         assert list(tmp_path.glob(".unpublished-*/saved_model.pb"))
@@ -95,6 +95,13 @@ def test_a_killed_publisher_leaves_nothing_and_nobody(tmp_path: Path) -> None:
         publisher.wait(-signal.SIGKILL)
         wait_until(lambda: not child.is_running() or gone(child), 20, "it has ended, too")
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+
+
+def is_load_check(process: psutil.Process) -> bool:
+    try:
+        return "load_check_process.py" in " ".join(process.cmdline())
+    except psutil.Error:  # another child, which has just ended
+        return False
 
 
 def gone(process: psutil.Process) -> bool:

@@ -178,7 +178,7 @@ def test_an_end_kills_and_a_stop_leave_no_trace_in_the_weights(
         workers[1].wait_for("got SIGTERM")
         hold.end()
         chief, other = workers.wait(138, 143)
-        stopped = re.search(r"stopped at step (\d+), as worker 1 was told to", chief)
+        stopped = re.search(r"stopped at step (\d+): worker 1 got a signal to stop", chief)
         assert stopped and stopped[0] in other
         assert max(checkpoints(workdir)) == int(stopped[1]) < STEPS
         assert_only_own_words(chief, other)

@@ -69,7 +69,7 @@ class Saver:
         state.restore(self._model, self._workers, self._arrays)
         unsaved = callback_state.restore(self._callbacks, self._local_callbacks, self._arrays)
         if unsaved and self._workers.is_chief:
-            say(f"{', '.join(unsaved)} begin anew: the checkpoint knows nothing of them")
+            say(f"{', '.join(unsaved)} start without a state: the checkpoint has none for them")
         self._model.stop_training = self._about["stopped_early"]
         self._arrays = {}  # large
 

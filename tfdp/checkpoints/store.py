@@ -186,8 +186,8 @@ class CheckpointStore:
             self._claim.check()  # another owner may have removed the hidden folder
             raise TrainingError(
                 f"checkpoint {self._folder / str(step)} could not be written: {error.strerror}. "
-                "Those before it are whole: make room, or see to what is wrong there, and start "
-                "the same command again; it goes on from the newest"
+                "Earlier checkpoints are intact: make room or repair the folder, and start the "
+                "same command again; it goes on from the newest"
             ) from error
 
     def _publish(self, step: int, arrays: Arrays, about: dict[str, Any]) -> None:

@@ -114,6 +114,7 @@ def _class_names(recipe: Recipe) -> Sequence[str] | None:
     names = recipe.class_names(recipe.hparams)
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise BadInput(
-            f"recipe {recipe.name}: class_names gave {names!r}, and has to give a list of strings"
+            f"recipe {recipe.name}: class_names returned {names!r}, and has to return a list of "
+            "strings"
         )
     return names

@@ -29,7 +29,7 @@ def publish(settings: ExportSettings, recipe: Recipe) -> None:
     checkpoint = checkpoint_model.read(workers, settings.workdir, settings.step)
     about_run = checkpoint.about
     if about_run["settings"]["recipe_sha256"] != recipe.digest:
-        say_on_chief("the recipe, or a hyperparameter, is not what the checkpoint was trained with")
+        say_on_chief("the recipe or a hyperparameter differs from that of the checkpoint's run")
     model = build_model(recipe, workers, about_run["settings"]["mixed_precision"])
     data = data_of(recipe)
     checkpoint_model.restore(model, checkpoint, data.train, data.preprocess, workers)

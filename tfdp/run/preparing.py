@@ -102,8 +102,8 @@ def _last_step(settings: TrainSettings, resume_point: ResumePoint, steps_per_epo
     last_step = settings.steps or (settings.epochs or DEFAULT_EPOCHS) * steps_per_epoch
     if resume_point.step > last_step:
         raise BadInput(
-            f"{settings.workdir} is at step {resume_point.step}, past the {last_step} that "
-            "this run asks for: ask for more --steps or --epochs, or use another --workdir"
+            f"{settings.workdir} is at step {resume_point.step}, past the last step of "
+            f"this command, {last_step}: raise --steps or --epochs, or use another --workdir"
         )
     return last_step
 
@@ -121,8 +121,8 @@ def _check_model_and_data(
         keras_private.build(model, batches.element_spec)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(
-            f"recipe {recipe.name}: the model does not take what train_data and "
-            f"preprocess give, {batches.element_spec}: {error}"
+            f"recipe {recipe.name}: the model does not take the batches of train_data and "
+            f"preprocess, {batches.element_spec}: {error}"
         ) from error
     check_optimizers_are_built(model)
     values = read_metrics(model) if data.eval is not None else {}
@@ -134,7 +134,7 @@ def _check_model_and_data(
         if not pipeline.are_compatible(train_spec, eval_spec):
             raise BadInput(
                 f"recipe {recipe.name}: eval_data gives {eval_spec}, which differs from "
-                f"what train_data gives: {train_spec}"
+                f"train_data: {train_spec}"
             )
     metric, _, _ = settings.keep_best.rpartition(":")
     if metric and metric not in metric_names:

@@ -102,7 +102,7 @@ def sentence(
     elif bound == "all-reduce":
         advice = f"try --global_batch_size={2 * settings.global_batch_size}, for fewer updates"
         if is_large and settings.gradient_dtype == "float32":
-            advice = "try --gradient_dtype=bfloat16, which halves what is sent"
+            advice = "try --gradient_dtype=bfloat16, which halves the bytes that are sent"
     else:
         advice = f"try --checkpoint_every_steps={10 * settings.checkpoint_every_steps}"
         if settings.eval_every_steps:

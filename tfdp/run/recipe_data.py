@@ -51,7 +51,7 @@ class RecipeData:
             )
         say_on_chief(
             "train_data is a tf.data.Dataset: TensorFlow shards it, the order of examples depends "
-            "on it, and a resumed run reads again what it had read (a tfdp.Source has neither "
+            "on it, and a resumed run reads the earlier batches again (a tfdp.Source has neither "
             "limit)"
         )
         examples = int(self.train.cardinality())
@@ -110,6 +110,6 @@ def _checked(recipe: Recipe, function: str, data: Any) -> Data:
     if isinstance(data, (Source, tf.data.Dataset)):
         return data
     raise BadInput(
-        f"recipe {recipe.name}: {function} gave a {type(data).__name__}, and has to give a "
+        f"recipe {recipe.name}: {function} returned a {type(data).__name__}, and has to return a "
         "tfdp.Source (tfdp.from_arrays makes one) or a tf.data.Dataset of single examples"
     )

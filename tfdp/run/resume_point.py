@@ -63,7 +63,7 @@ def find_resume_point(
         if differences and not adopt_checkpoints:
             raise BadInput(
                 f"{summary_path.parent} belongs to another run: {'; '.join(differences)}. Use "
-                "another --workdir, or what it was started with, or --adopt_checkpoints"
+                "another --workdir, or the values that it was started with, or --adopt_checkpoints"
             )
         if checkpoint is None:
             return {"step": 0, "about": _about_new_run(settings), "summary": summary}

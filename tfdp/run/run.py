@@ -154,13 +154,13 @@ class Run:
                 self._write_summary(path)
             except (OSError, tf.errors.OpError) as error:
                 raise TrainingError(
-                    f"trained, but not published and summed up: {error}. Make room, or see to "
-                    "what is wrong there, and start the same command again; it has only that to do"
+                    f"trained, but not published and summed up: {error}. Make room or fix "
+                    "the cause, and start the same command again; only that is left to do"
                 ) from error
             except Refused as error:
                 raise TrainingError(
-                    f"{error}. The run is saved: start the same command again with lower demands, "
-                    "and it has only that to do"
+                    f"{error}. The run is saved: the same command with other conditions only "
+                    "publishes"
                 ) from error
 
         try:

@@ -68,12 +68,12 @@ def check(callbacks: Any, validated: Sequence[str]) -> Sequence[keras.callbacks.
         BadInput: if it is not a list of callbacks, or one monitors a ``val_*`` that won't exist.
     """
     if not isinstance(callbacks, (list, tuple)):
-        raise BadInput(f"callbacks gave a {type(callbacks).__name__}, and has to give a list")
+        raise BadInput(f"callbacks returned a {type(callbacks).__name__}, and has to return a list")
     for callback in callbacks:
         if not isinstance(callback, keras.callbacks.Callback):
             raise BadInput(
-                f"callbacks gave a list with a {type(callback).__name__} in it, and has to give "
-                "keras.callbacks.Callback"
+                f"callbacks returned a list with a {type(callback).__name__} in it: each element "
+                "has to be a keras.callbacks.Callback"
             )
         if hasattr(callback, "get_state") != hasattr(callback, "set_state"):
             raise BadInput(

@@ -85,7 +85,7 @@ class Faults:
         """Reports to the other workers that a signal ends this process at once."""
         if self._liveness is not None and self._ending_thread is None:
             self._take_over()
-            reason = f"{self._name} was told to stop ({signal_name})"
+            reason = f"{self._name} got {signal_name} and ends"
             self._liveness.end_run(exit_codes.TRY_AGAIN, reason)
 
     def leave(self) -> None:

@@ -372,7 +372,7 @@ def test_accumulation_changes_rounding_alone_and_mixed_precision_the_numbers(alo
     [
         ("return model", "return 'model'", r"builtins\.str.* keras\.Model"),
         ("model.compile(", "(lambda *_, **__: None)(", r"not compiled.*model\.compile"),
-        ("return tfdp", "return [1, 2]; tfdp", r"train_data gave a list.*tfdp\.Source"),
+        ("return tfdp", "return [1, 2]; tfdp", r"train_data returned a list.*tfdp\.Source"),
     ],
 )
 def test_recipes_that_give_something_else_are_refused(
@@ -386,7 +386,7 @@ def test_recipes_that_give_something_else_are_refused(
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        ("3", "callbacks gave a int, and has to give a list"),
+        ("3", "callbacks returned a int, and has to return a list"),
         ("[3]", "a list with a int in it"),
         ("[EarlyStopping('val_nope')]", "monitors val_nope.* gives val_loss, val_mae"),
         ("[SwapEMAWeights(swap_on_epoch=True)]", "SwapEMAWeights.* can't go on"),

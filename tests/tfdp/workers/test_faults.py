@@ -59,7 +59,7 @@ def received(channel: Channel, until: str) -> list[dict[str, Any]]:
         (
             "FAULTS.stop('SIGTERM'); end_process(143)",
             143,
-            [{"end": 138, "reason": "worker 1 was told to stop (SIGTERM)"}],
+            [{"end": 138, "reason": "worker 1 got SIGTERM and ends"}],
         ),
     ],
 )
