@@ -47,7 +47,7 @@ MAY_IMPORT = {
         *("tfdp.publishing", "tfdp.trainer", "tfdp.checkpoints", "tfdp.step", "tfdp.data"),
         *("tfdp.cli", "tfdp.workers", "tfdp"),
     },
-    "tfdp.publishing": {"tfdp.checkpoints", "tfdp.data", "tfdp.cli", "tfdp"},
+    "tfdp.publishing": {"tfdp.data", "tfdp.cli", "tfdp"},
     "tfdp.trainer": {"tfdp.step", "tfdp.data", "tfdp.workers", "tfdp"},
     "tfdp.checkpoints": {"tfdp.step", "tfdp.workers", "tfdp"},
     "tfdp.step": {"tfdp.data", "tfdp"},

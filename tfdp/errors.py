@@ -32,7 +32,7 @@ class PeerMissing(TrainingError):  # noqa: N818
 
 
 class PeerFailed(TrainingError):  # noqa: N818
-    """Another worker failed by its own fault, which the message repeats (exit code 1)."""
+    """Another worker failed because of its own error, which the message contains (exit code 1)."""
 
 
 class Stopped(TrainingError):  # noqa: N818

@@ -24,9 +24,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _evaluate(settings: EvaluateSettings) -> None:
     from tfdp import recipe  # imports TensorFlow, which starts threads
-    from tfdp.run import evaluate_checkpoint
+    from tfdp.run import evaluating
 
-    evaluate_checkpoint.evaluate(settings, recipe.load(settings.recipe, settings.hparam))
+    evaluating.evaluate(settings, recipe.load(settings.recipe, settings.hparam))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def _export(settings: ExportSettings) -> None:
     from tfdp import recipe  # imports TensorFlow, which starts threads
     from tfdp.run import export_checkpoint
 
-    export_checkpoint.publish(settings, recipe.load(settings.recipe, settings.hparam))
+    export_checkpoint.export(settings, recipe.load(settings.recipe, settings.hparam))
 
 
 if __name__ == "__main__":

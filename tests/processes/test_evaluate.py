@@ -16,8 +16,8 @@ from tests.processes.recipes import small
 from tests.processes.test_train import RECIPE, assert_only_own_words, command, summary
 from tests.processes.workers import Workers
 from tests.running import run
+from tfdp.checkpoints.reading import read_of_step
 from tfdp.errors import BadInput
-from tfdp.run import checkpoint_model
 from tfdp.run.settings import EvaluateSettings
 from tfdp.workers.collectives import workers_of
 
@@ -109,6 +109,6 @@ def test_flags_that_do_not_fit_together(settings: dict[str, Any], message: str) 
 def test_a_checkpoint_that_is_not_there_is_refused(workdir: Path) -> None:
     workers = workers_of(tf.distribute.get_strategy())
     with pytest.raises(BadInput, match=r"there is no .*none/checkpoints"):
-        checkpoint_model.read(workers, workdir / "none", None)
+        read_of_step(workers, workdir / "none", None)
     with pytest.raises(BadInput, match=r"no sound checkpoint of step 9: .*\[8, 16, 20\]"):
-        checkpoint_model.read(workers, workdir, 9)
+        read_of_step(workers, workdir, 9)

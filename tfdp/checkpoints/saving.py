@@ -18,8 +18,6 @@ from tfdp.workers.collectives import Workers
 class Saver:
     """Saves a run. Every worker has one; the chief's writes.
 
-    Given the arrays of a checkpoint, the constructor restores the model.
-
     Args:
         model: a built model.
         workers: the workers.
@@ -30,9 +28,6 @@ class Saver:
         about: the manifest's description of the run.
         arrays: the checkpoint's arrays; empty if there is none.
         keep_best: ``NAME:min`` or ``NAME:max`` of an evaluation; empty for none.
-
-    Raises:
-        BadInput: if the checkpoint is of another model.
     """
 
     def __init__(
@@ -58,12 +53,19 @@ class Saver:
         self._about = about
         self._keep_best = keep_best
         self._arrays = arrays
-        if arrays:
-            state.check(model, arrays)
-            state.restore(model, workers, arrays)
 
-    def restore(self) -> None:
-        """Restores the checkpoint again, as callbacks' ``on_train_begin`` may have changed it."""
+    def restore_model(self) -> None:
+        """Restores the model from the checkpoint, if there is one.
+
+        Raises:
+            BadInput: if the checkpoint is of another model.
+        """
+        if self._arrays:
+            state.check(self._model, self._arrays)
+            state.restore(self._model, self._workers, self._arrays)
+
+    def restore_after_hooks(self) -> None:
+        """Restores model and callbacks, after ``on_train_begin`` of callbacks changed them."""
         if not self._arrays:
             return
         state.restore(self._model, self._workers, self._arrays)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,15 +16,6 @@ from tfdp.step.per_compile import once_per_compile
 from tfdp.workers.collectives import Workers
 
 _METRICS = "metrics"  # the group of arrays whose first dimension counts replicas
-
-
-def weights_sha256(model: keras.Model) -> str:
-    """Returns the sha256 of all weights in ``model.weights`` order, as little-endian bytes."""
-    digest = hashlib.sha256()
-    for weight in model.weights:
-        array = np.ascontiguousarray(weight.numpy())
-        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-    return digest.hexdigest()
 
 
 def capture(model: keras.Model, workers: Workers) -> dict[str, np.ndarray]:

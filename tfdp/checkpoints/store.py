@@ -179,7 +179,7 @@ class CheckpointStore:
             if is_float and is_weight and not np.isfinite(array).all():
                 raise Diverged(f"{name} has a NaN or infinity at step {step}: nothing is saved")
         try:
-            self._publish(step, arrays, about)
+            self._write_folder(step, arrays, about)
             self._claim.check()
             self._clear(step, best)
         except OSError as error:
@@ -190,7 +190,7 @@ class CheckpointStore:
                 "same command again; it goes on from the newest"
             ) from error
 
-    def _publish(self, step: int, arrays: Arrays, about: dict[str, Any]) -> None:
+    def _write_folder(self, step: int, arrays: Arrays, about: dict[str, Any]) -> None:
         self._claim.check()
         final, hidden = self._folder / str(step), self._hidden(step)
         state = safetensors.numpy.save(dict(arrays))
@@ -223,10 +223,10 @@ class CheckpointStore:
                 self._remove(old)
 
     def _remove(self, step: int) -> None:
-        leaving = self._folder / f".leaving-{step}"
-        shutil.rmtree(leaving, ignore_errors=True)
-        (self._folder / str(step)).rename(leaving)
-        shutil.rmtree(leaving)
+        removed = self._folder / f".removed-{step}"
+        shutil.rmtree(removed, ignore_errors=True)
+        (self._folder / str(step)).rename(removed)
+        shutil.rmtree(removed)
 
     def _hidden(self, step: int) -> Path:
         return self._folder / f".{self._claim.name}-{step}"

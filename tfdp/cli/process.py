@@ -103,7 +103,7 @@ def _exit_code_of(error: Exception, signals: Signals, log_path: Path) -> int:
     code = _exit_code_of_loss(error, log_path)
     if code is not None:
         return code
-    FAULTS.fail(error)
+    FAULTS.report_failure(error)
     if isinstance(error, TrainingError):
         is_bad_input = isinstance(error, BadInput)
         return report(error, exit_codes.BAD_INPUT if is_bad_input else exit_codes.FAILED)

@@ -65,5 +65,5 @@ class Signals:
 
 def _end_by(number: int) -> NoReturn:
     """Ends the process at once; the other workers learn why."""
-    FAULTS.stop(signal.Signals(number).name)
+    FAULTS.report_stop(signal.Signals(number).name)
     end_process(128 + number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from tfdp.data import sharding
 from tfdp.data.order import Order, to_stateless_seed
 from tfdp.data.sources import Batch, Source
 from tfdp.errors import BadInput
+from tfdp.log import say
 from tfdp.workers.collectives import Workers
 
 Preprocess = Callable[[Any, bool, tf.Tensor], Any]  # (features, training, seed) -> model inputs
@@ -238,10 +238,9 @@ def _count_batches(dataset: tf.data.Dataset, workers: Workers) -> int:
         )
     if length == tf.data.UNKNOWN_CARDINALITY:
         if workers.is_chief:
-            print(
-                "tfdp: counting the dataset, whose length TensorFlow can't tell "
-                "(steps_per_epoch or tf.data.experimental.assert_cardinality spare this)",
-                file=sys.stderr,
+            say(
+                "counting the dataset, whose length TensorFlow can't tell "
+                "(steps_per_epoch or tf.data.experimental.assert_cardinality make it unnecessary)"
             )
         length = int(dataset.reduce(np.int64(0), lambda count, *_: count + 1))
     lengths = workers.gather(np.array([length]))[:, 0].tolist()

@@ -14,12 +14,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.checkpoints import state
 from tfdp.data.pipeline import Preprocess
 from tfdp.data.sources import data_sha256
 from tfdp.errors import BadInput
 from tfdp.files import write_durably
 from tfdp.log import say
+from tfdp.provenance import package_versions, weights_sha256
 from tfdp.publishing import load_check, servable, warmup
 from tfdp.publishing.features import Features, find_features
 from tfdp.publishing.gates import Gates
@@ -28,7 +28,6 @@ from tfdp.publishing.models_config import read_served_versions
 from tfdp.publishing.servable import Draft, make_folder
 from tfdp.publishing.settings import WARMUP_BATCH_SIZES, check_options
 from tfdp.publishing.signatures import METHODS, PREDICT, check_preprocess, make_signatures
-from tfdp.versions import package_versions
 
 _TEST_EXAMPLES = 8  # in each request of the load check, besides the warm-up requests
 
@@ -162,7 +161,7 @@ def _describe_provenance(
     model: keras.Model, features: Any, metrics: Mapping[str, Any], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {
-        "weights_sha256": about.get("weights_sha256") or state.weights_sha256(model),
+        "weights_sha256": about.get("weights_sha256") or weights_sha256(model),
         "data_sha256": data_sha256(features),
         **package_versions(),
         **about,

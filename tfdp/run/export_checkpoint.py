@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfdp.checkpoints import state
+from tfdp.checkpoints.reading import read_of_step
 from tfdp.errors import BadInput, TrainingError
 from tfdp.log import say, say_on_chief
-from tfdp.publishing import recipe_model
+from tfdp.provenance import weights_sha256
+from tfdp.publishing import publish_recipe
 from tfdp.recipe import Recipe
-from tfdp.run import checkpoint_model
 from tfdp.run.recipe_data import data_of
+from tfdp.run.recipe_model import build_model, restore_weights
 from tfdp.run.settings import ExportSettings
-from tfdp.run.startup import build_model, meet
+from tfdp.run.startup import meet
 from tfdp.step.metrics import read_metrics
 
 
-def publish(settings: ExportSettings, recipe: Recipe) -> None:
+def export(settings: ExportSettings, recipe: Recipe) -> None:
     """Evaluates a checkpoint on all workers, and publishes it from the chief.
 
     Raises:
@@ -26,18 +27,18 @@ def publish(settings: ExportSettings, recipe: Recipe) -> None:
     assert settings.workdir is not None
     folder = settings.export_dir or settings.workdir / "model"
     workers = meet(settings, recipe)
-    checkpoint = checkpoint_model.read(workers, settings.workdir, settings.step)
+    checkpoint = read_of_step(workers, settings.workdir, settings.step)
     about_run = checkpoint.about
     if about_run["settings"]["recipe_sha256"] != recipe.digest:
         say_on_chief("the recipe or a hyperparameter differs from that of the checkpoint's run")
     model = build_model(recipe, workers, about_run["settings"]["mixed_precision"])
     data = data_of(recipe)
-    checkpoint_model.restore(model, checkpoint, data.train, data.preprocess, workers)
+    restore_weights(model, checkpoint, data.train, data.preprocess, workers)
     metrics = read_metrics(model)
     evaluated = metrics if data.eval is not None else {}
     names = [name for name, value in evaluated.items() if isinstance(value, (int, float))]
     workers.run_on_chief(
-        lambda: recipe_model.check(folder, settings, recipe, model, data.train, names)
+        lambda: publish_recipe.check(folder, settings, recipe, model, data.train, names)
     )
     scores: dict[str, Any] = {}
     if data.eval is not None:
@@ -47,11 +48,11 @@ def publish(settings: ExportSettings, recipe: Recipe) -> None:
         about = {
             "run": about_run["run"],
             "step": checkpoint.step,
-            "weights_sha256": state.weights_sha256(model),
+            "weights_sha256": weights_sha256(model),
             "metrics": metrics,
             "eval_metrics": scores,
         }
-        path = recipe_model.publish(folder, settings, recipe, model, data.train, data.eval, about)
+        path = publish_recipe.publish(folder, settings, recipe, model, data.train, data.eval, about)
         say(f"step {checkpoint.step} is published as {path}")
 
     try:

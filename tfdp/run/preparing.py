@@ -13,13 +13,13 @@ from tfdp.data import pipeline
 from tfdp.data.pipeline import Batches
 from tfdp.errors import BadInput
 from tfdp.files import Claim
-from tfdp.publishing import recipe_model
+from tfdp.publishing import publish_recipe
 from tfdp.recipe import Recipe
 from tfdp.run.recipe_data import RecipeData, data_of
+from tfdp.run.recipe_model import build_model
 from tfdp.run.resume_point import ResumePoint, find_resume_point
 from tfdp.run.run import Run
 from tfdp.run.settings import TrainSettings
-from tfdp.run.startup import build_model
 from tfdp.step import keras_private
 from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.metrics import read_metrics
@@ -63,6 +63,7 @@ def prepare(settings: TrainSettings, recipe: Recipe, workers: Workers) -> Run:
         arrays={} if checkpoint is None else checkpoint.arrays(),
         keep_best=settings.keep_best,
     )
+    saver.restore_model()
     return Run(
         settings=settings,
         recipe=recipe,
@@ -171,7 +172,7 @@ def _check_publishing(
     folder = settings.publish_dir
     if folder is not None:
         workers.run_on_chief(
-            lambda: recipe_model.check(folder, settings, recipe, model, data.train, metric_names)
+            lambda: publish_recipe.check(folder, settings, recipe, model, data.train, metric_names)
         )
 
 

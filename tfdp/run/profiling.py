@@ -26,17 +26,21 @@ class Profile(keras.callbacks.Callback):
         workers: the workers.
         settings: flags of the run.
         reads_dataset: whether the training data is a ``tf.data.Dataset``, which TensorFlow shards.
-        is_large: whether the time of an all-reduce depends on its bytes, not on messages alone.
+        is_bandwidth_bound: whether the time of an all-reduce depends on its bytes.
     """
 
     def __init__(
-        self, workers: Workers, settings: TrainSettings, reads_dataset: bool, is_large: bool
+        self,
+        workers: Workers,
+        settings: TrainSettings,
+        reads_dataset: bool,
+        is_bandwidth_bound: bool,
     ) -> None:
         super().__init__()
         self._workers = workers
         self._settings = settings
         self._reads_dataset = reads_dataset
-        self._is_large = is_large
+        self._is_bandwidth_bound = is_bandwidth_bound
         self._is_on = False
         self._calls = 0
         self._call_s = self._host_s = 0.0  # in calls, and between them
@@ -71,7 +75,8 @@ class Profile(keras.callbacks.Callback):
             say(f"--profile: the run had {self._calls} calls into TensorFlow, too few to tell")
             return
         shares = timing.shares(self._times, self._host_s / (self._call_s + self._host_s))
-        say(sentence(shares, self._settings, self._reads_dataset, self._is_large))
+        is_bound = self._is_bandwidth_bound
+        say(describe_bottleneck(shares, self._settings, self._reads_dataset, is_bound))
 
     def _stop(self) -> None:
         if self._is_on:
@@ -79,8 +84,11 @@ class Profile(keras.callbacks.Callback):
         self._is_on = False
 
 
-def sentence(
-    shares: Mapping[str, float], settings: TrainSettings, reads_dataset: bool, is_large: bool
+def describe_bottleneck(
+    shares: Mapping[str, float],
+    settings: TrainSettings,
+    reads_dataset: bool,
+    is_bandwidth_bound: bool,
 ) -> str:
     """Returns a sentence with the run's bottleneck and the flag to try next.
 
@@ -88,7 +96,7 @@ def sentence(
         shares: shares of the time, from ``timing.shares``.
         settings: flags of the run.
         reads_dataset: whether the training data is a ``tf.data.Dataset``.
-        is_large: whether the time of an all-reduce depends on its bytes.
+        is_bandwidth_bound: whether the time of an all-reduce depends on its bytes.
     """
     bound = max(shares, key=lambda name: shares[name])
     if bound == "input":
@@ -101,11 +109,11 @@ def sentence(
             advice = "try --mixed_precision=bfloat16"
     elif bound == "all-reduce":
         advice = f"try --global_batch_size={2 * settings.global_batch_size}, for fewer updates"
-        if is_large and settings.gradient_dtype == "float32":
+        if is_bandwidth_bound and settings.gradient_dtype == "float32":
             advice = "try --gradient_dtype=bfloat16, which halves the bytes that are sent"
     else:
         advice = f"try --checkpoint_every_steps={10 * settings.checkpoint_every_steps}"
         if settings.eval_every_steps:
             advice = f"try --eval_every_steps={10 * settings.eval_every_steps}"
     parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    return f"{bound} bounds this run ({parts}): {advice}"
+    return f"this run is limited by {bound} ({parts}): {advice}"

@@ -16,7 +16,6 @@ import tensorflow as tf
 from tfdp.data.pipeline import Batches
 from tfdp.errors import Diverged
 from tfdp.log import say
-from tfdp.run.profiling import Profile
 from tfdp.run.settings import TrainSettings
 from tfdp.trainer import timing
 from tfdp.trainer.timing import StepTime
@@ -35,7 +34,6 @@ class Progress(keras.callbacks.Callback):
         batches: the training batches, to count examples.
         first_step: number of earlier updates.
         last_step: number of updates at the end.
-        profile: gets the steps' times, and is closed at the end.
     """
 
     def __init__(
@@ -45,7 +43,6 @@ class Progress(keras.callbacks.Callback):
         batches: Batches,
         first_step: int,
         last_step: int,
-        profile: Profile | None = None,
     ) -> None:
         super().__init__()
         self._is_chief = workers.is_chief
@@ -59,7 +56,6 @@ class Progress(keras.callbacks.Callback):
         self._last_line_s = -math.inf
         self._scores: dict[str, Any] = {}
         self._times: Sequence[StepTime] = ()
-        self._profile = profile
         self._curves = (
             tf.summary.create_file_writer(str(settings.workdir / "tensorboard"))
             if workers.is_chief and settings.tensorboard
@@ -85,7 +81,7 @@ class Progress(keras.callbacks.Callback):
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise Diverged(
-                f"the loss is {loss} at step {self._step}: nothing of it was saved; a smaller "
+                f"the loss is {loss} at step {self._step}: this state was not saved; a smaller "
                 "learning rate or gradient clipping may help"
             )
         if self._is_chief:
@@ -97,8 +93,6 @@ class Progress(keras.callbacks.Callback):
     def observe(self, times: Sequence[StepTime]) -> None:
         """Notes a step's time on each worker; empty while unknown."""
         self._times = times
-        if self._profile is not None:
-            self._profile.observe(times)
 
     def evaluated(self, step: int, scores: dict[str, Any]) -> None:
         """Shows the results of an evaluation."""
@@ -112,8 +106,6 @@ class Progress(keras.callbacks.Callback):
             print(file=sys.stderr)
         if self._curves is not None:
             self._curves.close()
-        if self._profile is not None:
-            self._profile.close()
 
     def _draw(self, values: dict[str, Any]) -> None:
         if self._curves is None:
@@ -150,16 +142,15 @@ class Progress(keras.callbacks.Callback):
 
     def _time_remarks(self) -> list[str]:
         """Returns remarks on where the time goes, if people should know."""
-        said = []
+        remarks = []
         waiting = max((time_.input_s / time_.step_s for time_ in self._times), default=0.0)
         if waiting >= MIN_INPUT_SHARE:
-            said.append(f"waiting for input {waiting:.0%}")
+            remarks.append(f"waiting for input {waiting:.0%}")
         slowest = timing.straggler(self._times)
         if slowest is not None:
             others = [t.own_s for worker, t in enumerate(self._times) if worker != slowest]
-            said.append(
-                f"worker {slowest} holds the others back: it needs "
-                f"{1000 * self._times[slowest].own_s:.3g} ms a step by itself, they need "
-                f"{1000 * statistics.median(others):.3g}"
+            remarks.append(
+                f"worker {slowest} is the slowest: {1000 * self._times[slowest].own_s:.3g} ms per "
+                f"step without waiting; the others {1000 * statistics.median(others):.3g} ms"
             )
-        return said
+        return remarks

@@ -100,9 +100,8 @@ def data_of(recipe: Recipe) -> RecipeData:
 
 
 def eval_data_of(recipe: Recipe) -> Data:
-    """Calls the recipe's ``eval_data``; raises BadInput if it is missing or returns no data."""
-    if recipe.eval_data is None:
-        raise BadInput(f"recipe {recipe.name} has no eval_data to evaluate on")
+    """Calls the recipe's ``eval_data``; raises BadInput if the result is no data."""
+    assert recipe.eval_data is not None
     return _checked(recipe, "eval_data", recipe.eval_data(recipe.hparams))
 
 

@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from tfdp.checkpoints.reading import read_on_all_workers
 from tfdp.checkpoints.store import Checkpoint, CheckpointStore
 from tfdp.errors import BadInput
 from tfdp.log import say
@@ -52,10 +53,8 @@ def find_resume_point(
     Raises:
         BadInput: on all workers, if the workdir belongs to another run that must not be adopted.
     """
-    checkpoint: Checkpoint | None = None
 
-    def find() -> dict[str, Any]:
-        nonlocal checkpoint
+    def find() -> tuple[Checkpoint | None, dict[str, Any]]:
         assert store is not None
         checkpoint = store.latest()
         summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
@@ -66,21 +65,18 @@ def find_resume_point(
                 "another --workdir, or the values that it was started with, or --adopt_checkpoints"
             )
         if checkpoint is None:
-            return {"step": 0, "about": _about_new_run(settings), "summary": summary}
+            return None, {"about": _about_new_run(settings), "summary": summary}
         if differences:
             say(f"going on from another run's checkpoint: {'; '.join(differences)}")
-            return {"step": checkpoint.step, "about": _about_new_run(settings), "summary": {}}
+            return checkpoint, {"about": _about_new_run(settings), "summary": {}}
         was_finished = summary.get("steps") == checkpoint.step
         restarts = checkpoint.about["restarts"] + (not was_finished)
         about = checkpoint.about | {"restarts": restarts}
-        return {"step": checkpoint.step, "about": about, "summary": summary}
+        return checkpoint, {"about": about, "summary": summary}
 
-    found = workers.run_on_chief(find)
-    if found["step"]:
-        state = workers.broadcast(None if checkpoint is None else checkpoint.state)
-        checkpoint = Checkpoint(found["step"], found["about"], state)
-    workers.settle()
-    return ResumePoint(checkpoint=checkpoint, **found)
+    checkpoint, found = read_on_all_workers(workers, find)
+    step = 0 if checkpoint is None else checkpoint.step
+    return ResumePoint(step, found["about"], found["summary"], checkpoint)
 
 
 def _about_new_run(settings: dict[str, Any]) -> dict[str, Any]:

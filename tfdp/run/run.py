@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.checkpoints import state
 from tfdp.checkpoints.saving import Saver
 from tfdp.data.pipeline import Batches
 from tfdp.data.sources import Source
 from tfdp.errors import BadInput, Refused, Stopped, TrainingError
 from tfdp.files import Claim
 from tfdp.log import say
-from tfdp.publishing import recipe_model
+from tfdp.provenance import weights_sha256
+from tfdp.publishing import publish_recipe
 from tfdp.recipe import Recipe
 from tfdp.run import summary
 from tfdp.run.profiling import Profile
@@ -31,6 +31,7 @@ from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.metrics import local_metric_states, read_metrics, set_local_metric_states
 from tfdp.trainer.callbacks import StepCallback
 from tfdp.trainer.epochs import run_epochs
+from tfdp.trainer.timing import StepTime
 from tfdp.workers.collectives import Workers
 
 
@@ -93,8 +94,13 @@ class Run:
             say(f"going on from step {self.first_step} of {self.last_step}")
         profile = self._profile()
         progress = Progress(
-            self.workers, self.settings, self.batches, self.first_step, self.last_step, profile
+            self.workers, self.settings, self.batches, self.first_step, self.last_step
         )
+
+        def observe(times: Sequence[StepTime]) -> None:
+            progress.observe(times)
+            if profile is not None:
+                profile.observe(times)
 
         def should_stop_or_fail() -> bool:
             self.saver.check()  # a full disk is reported now, not at the next save
@@ -116,26 +122,28 @@ class Run:
                     *([] if profile is None else [profile]),
                 ],
                 validate=self._evaluate_during_training if can_validate else None,
-                restore=self.saver.restore,
+                restore=self.saver.restore_after_hooks,
                 should_stop=should_stop_or_fail,
-                observe=progress.observe,
+                observe=observe,
                 accumulate_steps=self.settings.accumulate_steps,
                 all_reduce=self.all_reduce,
             )
-            self._wait_for_saver()  # whatever fails from here on, training is not lost
+            self._wait_for_saver()  # if something fails from here on, training is saved
         except Stopped as stopped:
             self.saver.save(stopped.step)
             self._wait_for_saver()
             raise
         finally:
             progress.close()
+            if profile is not None:
+                profile.close()
         self.results.examples_per_s = progress.examples_per_s
         self.results.history = {"epoch": history.epoch, **history.history}
         self.last_step = self.saver.step  # callbacks may have stopped the run early
 
     def evaluate(self) -> None:
         """Checks that all workers have the same weights, and evaluates."""
-        own_sha256 = state.weights_sha256(self.model)
+        own_sha256 = weights_sha256(self.model)
         digests = [each.decode() for each in self.workers.gather_bytes(own_sha256.encode())]
         if len(set(digests)) > 1:
             raise TrainingError(f"the workers' weights differ: {digests}")
@@ -154,8 +162,8 @@ class Run:
                 self._write_summary(path)
             except (OSError, tf.errors.OpError) as error:
                 raise TrainingError(
-                    f"trained, but not published and summed up: {error}. Make room or fix "
-                    "the cause, and start the same command again; only that is left to do"
+                    f"training is saved, but publishing or summary.json failed: {error}. Make room "
+                    "or fix the cause, and start the same command again; it does only the rest"
                 ) from error
             except Refused as error:
                 raise TrainingError(
@@ -217,16 +225,16 @@ class Run:
     def _profile(self) -> Profile | None:
         if not self.settings.profile:
             return None
-        is_large = self.all_reduce.gradient_bytes(self.model) > BYTES_PER_HOP
+        is_bandwidth_bound = self.all_reduce.gradient_bytes(self.model) > BYTES_PER_HOP
         reads_dataset = not isinstance(self.data.train, Source)
-        return Profile(self.workers, self.settings, reads_dataset, is_large)
+        return Profile(self.workers, self.settings, reads_dataset, is_bandwidth_bound)
 
     def _publish(self) -> Path | None:
         folder = self.settings.publish_dir
         if folder is None:
             return None
         assert self.claim is not None
-        return recipe_model.publish(
+        return publish_recipe.publish(
             folder,
             self.settings,
             self.recipe,

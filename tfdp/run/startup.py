@@ -1,4 +1,4 @@
-"""Start-up: connecting the workers, checking that they agree, and building the recipe's model."""
+"""Start-up checks: the workers are there, and all were started in the same way."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from tfdp.errors import BadInput
+from tfdp.provenance import package_versions
 from tfdp.recipe import Recipe
 from tfdp.run.settings import WorkerSettings
-from tfdp.trainer.fitting import check_model
-from tfdp.versions import package_versions
 from tfdp.workers.collectives import Workers, workers_of
 from tfdp.workers.connecting import connect
 
@@ -43,18 +40,3 @@ def check_agreement(workers: Workers, shared: Mapping[str, Any], recipe: Recipe)
                     f"workers differ: {name} is {value} on worker 0 and {values[name]} on worker "
                     f"{index}; start all of them with the same command, recipe and packages"
                 )
-
-
-def build_model(recipe: Recipe, workers: Workers, mixed_precision: str) -> keras.Model:
-    """Calls the recipe's ``build_model`` in the strategy's scope; a collective.
-
-    Raises:
-        BadInput: if the result is not a compiled Keras model.
-    """
-    if mixed_precision != "none":
-        keras.config.set_dtype_policy(f"mixed_{mixed_precision}")
-    with workers.strategy.scope():
-        model = recipe.build_model(recipe.hparams)
-    workers.settle()  # if the model is wrong on all workers, all are still there to report it
-    check_model(model)
-    return model

@@ -9,7 +9,7 @@ from typing import Any
 
 from tfdp.files import write_whole
 from tfdp.log import say
-from tfdp.versions import package_versions
+from tfdp.provenance import package_versions
 
 
 @dataclasses.dataclass(kw_only=True)

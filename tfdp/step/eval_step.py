@@ -95,7 +95,7 @@ def _test_step(model: keras.Model) -> Callable[[Any, Order | None, tf.Tensor], N
         @tf.autograph.experimental.do_not_convert
         def on_replica(batch: Any) -> None:
             replica.share = share_of(batch, order, step)
-            with metrics.kept_if_empty(model, replica.share):
+            with metrics.restored_if_empty(model, replica.share):
                 model.test_step(replica.share.padded(batch))
 
         with (

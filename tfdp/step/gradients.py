@@ -71,7 +71,7 @@ class GradientAllReduce:
     def gradient_bytes(self, model: keras.Model) -> int:
         """Returns the bytes that a replica sends for a built model if all gradients are dense."""
         return sum(
-            math.prod(weight.shape) * self._wire_dtype(tf.as_dtype(weight.dtype)).size
+            math.prod(weight.shape) * self._sent_dtype(tf.as_dtype(weight.dtype)).size
             for weight in model.trainable_weights
         )
 
@@ -88,7 +88,7 @@ class GradientAllReduce:
         sent = [
             gradient
             if isinstance(gradient, tf.IndexedSlices)
-            else tf.cast(gradient, self._wire_dtype(gradient.dtype))
+            else tf.cast(gradient, self._sent_dtype(gradient.dtype))
             for gradient in gradients
         ] + [*others]
         sums: list[Any] = [None] * len(sent)
@@ -113,7 +113,7 @@ class GradientAllReduce:
             for total, value in zip(sums, [*gradients, *others], strict=True)
         ]
 
-    def _wire_dtype(self, dtype: tf.DType) -> tf.DType:
+    def _sent_dtype(self, dtype: tf.DType) -> tf.DType:
         return tf.bfloat16 if self.gradient_dtype == "bfloat16" and dtype.size > 2 else dtype
 
 

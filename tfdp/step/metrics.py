@@ -46,7 +46,7 @@ def set_local_metric_states(model: keras.Model, states: LocalStates) -> None:
 
 
 @contextlib.contextmanager
-def kept_if_empty(model: keras.Model, share: Share) -> Iterator[None]:
+def restored_if_empty(model: keras.Model, share: Share) -> Iterator[None]:
     """Restores the metrics after a step on a share that turns out to be empty.
 
     Metrics of single outputs' losses are not restored: Keras weighs all batches equally in them,

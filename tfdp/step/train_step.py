@@ -103,7 +103,7 @@ class TrainStep:
         for replica.micro_step, piece in enumerate(micro_batches(batch, self._accumulate_steps)):
             replica.apply_calls = 0
             replica.micro_share = dataclasses.replace(replica.share, examples=count_examples(piece))
-            with metrics.kept_if_empty(model, replica.micro_share):
+            with metrics.restored_if_empty(model, replica.micro_share):
                 model.train_step(replica.micro_share.padded(piece))
         if self._replicas > 1 and (late := self._take_statistics()):  # assigned after the updates
             self._average(late, all_reduce_sum(self._weighted(late)))

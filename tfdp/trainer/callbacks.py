@@ -95,7 +95,7 @@ def check(callbacks: Any, validated: Sequence[str]) -> Sequence[keras.callbacks.
     return callbacks
 
 
-def want_each_batch(callbacks: Iterable[keras.callbacks.Callback]) -> bool:
+def observe_each_batch(callbacks: Iterable[keras.callbacks.Callback]) -> bool:
     """Returns whether a callback observes single batches; Keras's own do only if asked to."""
     return any(
         any(_is_own(callback, hook) for hook in _BATCH_HOOKS)

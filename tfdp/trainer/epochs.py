@@ -96,7 +96,7 @@ def run_epochs(
         draws_from=draws_from,
         accumulate_steps=accumulate_steps,
         all_reduce=all_reduce.with_pack_size(model, workers.replicas),
-        one_by_one=callbacks_module.want_each_batch(local_callbacks),
+        one_by_one=callbacks_module.observe_each_batch(local_callbacks),
         should_stop=lambda: not hooks.are_open and should_stop(),
     )
     epochs = _Epochs(
@@ -112,7 +112,7 @@ def run_epochs(
         observe=observe,
     )
     model.stop_training = False
-    with _faults_shared(loop):
+    with _reporting_failures(loop):
         epochs.begin(restore)
         while loop.step < last_step and loop.agree():
             epochs.run_to_next_stop()
@@ -209,13 +209,13 @@ class _Epochs:
 
 
 @contextlib.contextmanager
-def _faults_shared(loop: UpdateLoop) -> Iterator[None]:
+def _reporting_failures(loop: UpdateLoop) -> Iterator[None]:
     """Reports to the other workers if this one fails between two calls into TensorFlow."""
     try:
         yield
     except (PeerFailed, Stopped, tf.errors.OpError):
         raise
     except Exception as error:
-        if not FAULTS.share(error):
+        if not FAULTS.report_if_fatal(error):
             loop.report_failure(error)
         raise

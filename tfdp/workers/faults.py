@@ -63,7 +63,7 @@ class Faults:
         liveness.watch(self._on_run_end)
         atexit.register(self._at_exit)
 
-    def share(self, error: BaseException) -> bool:
+    def report_if_fatal(self, error: BaseException) -> bool:
         """Reports ``error`` to the other workers if it will end this process.
 
         Returns:
@@ -71,17 +71,17 @@ class Faults:
         """
         if self._liveness is None or not self._every_error_ends_process:
             return False
-        self.fail(error)
+        self.report_failure(error)
         return True
 
-    def fail(self, error: BaseException) -> None:
+    def report_failure(self, error: BaseException) -> None:
         """Reports to the other workers, once, that this process ends because of ``error``."""
         if self._liveness is not None and self._take_over():
             is_bad_input = isinstance(error, BadInput)
             code = exit_codes.BAD_INPUT if is_bad_input else exit_codes.FAILED
             self._liveness.end_run(code, f"{self._name} failed: {in_one_line(error)}")
 
-    def stop(self, signal_name: str) -> None:
+    def report_stop(self, signal_name: str) -> None:
         """Reports to the other workers that a signal ends this process at once."""
         if self._liveness is not None and self._ending_thread is None:
             self._take_over()
@@ -132,7 +132,7 @@ class Faults:
     def _at_exit(self) -> None:
         error = getattr(sys, "last_value", None)  # the exception that Python has just printed
         if isinstance(error, Exception):
-            self.fail(error)
+            self.report_failure(error)
         elif error is None:
             self.leave()
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 import tfdp
 from tests.tfdp.servables import loaded, warmup_requests
 from tfdp.errors import Refused, TrainingError
-from tfdp.publishing import exporting, recipe_model
+from tfdp.publishing import exporting, publish_recipe
 from tfdp.publishing.servable import published, read_provenance, versions
 from tfdp.publishing.settings import PublishSettings
 from tfdp.recipe import Recipe
@@ -256,7 +256,7 @@ def test_a_published_version_is_published_again_only_with_other_weights(
     def publish(weights_sha256: str = "w", **flags: Any) -> Path:
         about = provenance | {"weights_sha256": weights_sha256, "eval_metrics": {"mae": 1.0}}
         settings = PublishSettings(**flags)
-        return recipe_model.publish(tmp_path, settings, recipe, dense(), None, None, about)
+        return publish_recipe.publish(tmp_path, settings, recipe, dense(), None, None, about)
 
     assert publish(require_max=("mae:1",)) == tmp_path / "1"
     with pytest.raises(Refused, match=r"mae is 1, above --require_max=mae:0\.5"):

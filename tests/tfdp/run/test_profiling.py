@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tfdp.run.profiling import sentence
+from tfdp.run.profiling import describe_bottleneck
 from tfdp.run.settings import TrainSettings
 from tfdp.trainer import timing
 from tfdp.trainer.timing import StepTime
@@ -39,6 +39,6 @@ def test_the_flag_to_try_is_one_that_helps(
 ) -> None:
     settings = TrainSettings(recipe="a.py", workdir=Path("b"), **flags)
     shares = {name: 0.1 for name in ("input", "compute", "all-reduce", "host")} | {bound: 0.7}
-    said = sentence(shares, settings, reads_dataset=True, is_large=is_large)
-    assert said.startswith(f"{bound} bounds this run (") and f"{bound} 70%" in said
+    said = describe_bottleneck(shares, settings, reads_dataset=True, is_bandwidth_bound=is_large)
+    assert said.startswith(f"this run is limited by {bound} (") and f"{bound} 70%" in said
     assert advice in said.split(": ")[1]

@@ -15,6 +15,7 @@ import tfdp
 from tfdp.checkpoints import state
 from tfdp.data import pipeline
 from tfdp.data.order import Order
+from tfdp.provenance import weights_sha256
 from tfdp.step import keras_private, metrics
 from tfdp.step.gradients import GradientAllReduce
 from tfdp.trainer import evaluation
@@ -179,7 +180,7 @@ def test_a_state_goes_to_another_number_of_replicas(strategies: Any) -> None:
     workers = workers_of(strategies(2))
     keras_private.build(smaller, (tf.TensorSpec([None, 6]), tf.TensorSpec([None], tf.int64)))
     state.restore(smaller, workers, captured(model))
-    assert state.weights_sha256(smaller) == state.weights_sha256(model)
+    assert weights_sha256(smaller) == weights_sha256(model)
     assert smaller.get_metrics_result()["loss"].numpy() == pytest.approx(logs[-1]["loss"], rel=1e-6)
 
 
@@ -230,7 +231,7 @@ def test_the_state_of_another_model_is_refused(strategies: Any) -> None:
     model = model_with_dropout(strategies(1))
     train(model, 0, 1)
     saved = captured(model)
-    before = state.weights_sha256(model)
+    before = weights_sha256(model)
     state.check(model, saved)
     lacking = dict(list(saved.items())[1:])
     with pytest.raises(tfdp.BadInput, match=r"another model: model variable 0 was .*nothing"):
@@ -240,13 +241,13 @@ def test_the_state_of_another_model_is_refused(strategies: Any) -> None:
     first = next(iter(saved))
     with pytest.raises(tfdp.BadInput, match=r"\[2, 2\]"):
         state.check(model, saved | {first: np.zeros((2, 2))})
-    assert state.weights_sha256(model) == before
+    assert weights_sha256(model) == before
 
 
 def test_the_digest_of_weights_is_of_all_bytes_in_order() -> None:
     model = model_with_dropout(tf.distribute.get_strategy())
     data = b"".join(weight.numpy().astype("<f4").tobytes() for weight in model.weights)
-    assert state.weights_sha256(model) == hashlib.sha256(data).hexdigest()
+    assert weights_sha256(model) == hashlib.sha256(data).hexdigest()
 
 
 def trained(*calls: dict[str, int]) -> list[np.ndarray]:

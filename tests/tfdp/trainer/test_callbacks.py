@@ -15,7 +15,7 @@ from tfdp.data import pipeline
 from tfdp.data.order import Order
 from tfdp.errors import Stopped
 from tfdp.step.gradients import GradientAllReduce
-from tfdp.trainer.callbacks import StepCallback, for_worker, want_each_batch
+from tfdp.trainer.callbacks import StepCallback, for_worker, observe_each_batch
 from tfdp.trainer.epochs import run_epochs
 from tfdp.workers.collectives import workers_of
 
@@ -113,8 +113,8 @@ class OldName(callbacks.Callback):
     ],
 )
 def test_callbacks_that_look_at_each_batch(make: Callable[[], Any], wants: bool) -> None:
-    assert want_each_batch([make()]) is wants
-    assert want_each_batch([callbacks.History(), make()]) is wants
+    assert observe_each_batch([make()]) is wants
+    assert observe_each_batch([callbacks.History(), make()]) is wants
 
 
 def compiled(learning_rate: float = 0.05) -> keras.Model:

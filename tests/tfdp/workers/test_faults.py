@@ -50,14 +50,14 @@ def received(channel: Channel, until: str) -> list[dict[str, Any]]:
         ("raise BadInput('no')", 1, [{"end": 2, "reason": "worker 1 failed: BadInput: no"}]),
         ("raise KeyboardInterrupt", 130, []),
         (
-            "FAULTS.end_process_on_error(); FAULTS.share(ValueError('a'))\n"
-            "FAULTS.fail(ValueError('b'))",
+            "FAULTS.end_process_on_error(); FAULTS.report_if_fatal(ValueError('a'))\n"
+            "FAULTS.report_failure(ValueError('b'))",
             0,
             [{"end": 1, "reason": "worker 1 failed: ValueError: a"}],
         ),
-        ("assert not FAULTS.share(ValueError('caught'))", 0, [{"goodbye": True}]),
+        ("assert not FAULTS.report_if_fatal(ValueError('caught'))", 0, [{"goodbye": True}]),
         (
-            "FAULTS.stop('SIGTERM'); end_process(143)",
+            "FAULTS.report_stop('SIGTERM'); end_process(143)",
             143,
             [{"end": 138, "reason": "worker 1 got SIGTERM and ends"}],
         ),

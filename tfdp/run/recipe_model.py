@@ -1,54 +1,38 @@
-"""A recipe's model with the weights of a checkpoint, on all workers."""
+"""The model of a recipe: built in the strategy's scope, and with the weights of a checkpoint."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import keras
 
-from tfdp.checkpoints import state, store
+from tfdp.checkpoints import state
 from tfdp.checkpoints.store import Checkpoint
 from tfdp.data import pipeline
 from tfdp.data.pipeline import Preprocess
 from tfdp.data.sources import Data, Source
-from tfdp.errors import BadInput
+from tfdp.recipe import Recipe
 from tfdp.step import keras_private
+from tfdp.trainer.fitting import check_model
 from tfdp.workers.collectives import Workers
 
 
-def read(workers: Workers, workdir: Path, step: int | None) -> Checkpoint:
-    """Reads the checkpoint of a step, or the newest, on the chief; returns it on all workers.
+def build_model(recipe: Recipe, workers: Workers, mixed_precision: str) -> keras.Model:
+    """Calls the recipe's ``build_model`` in the strategy's scope; a collective.
 
     Raises:
-        BadInput: on all workers, if there is no such checkpoint.
+        BadInput: if the result is not a compiled Keras model.
     """
-    folder = workdir / "checkpoints"
-    found: list[Checkpoint] = []
-
-    def find() -> dict[str, Any]:
-        if not folder.is_dir():
-            raise BadInput(f"there is no {folder}: --workdir has to be that of a run")
-        steps = sorted(store.steps(folder))
-        if step is None:
-            checkpoint = store.newest(folder)
-        else:
-            checkpoint = store.read(folder, step) if step in steps else None
-        if checkpoint is None:
-            raise BadInput(
-                f"{folder} has no sound checkpoint{'' if step is None else f' of step {step}'}: "
-                f"it has those of the steps {steps}"
-            )
-        found.append(checkpoint)
-        return {"step": checkpoint.step, "about": checkpoint.about}
-
-    header = workers.run_on_chief(find)
-    state_bytes = workers.broadcast(found[0].state if found else None)
-    workers.settle()
-    return Checkpoint(header["step"], header["about"], state_bytes)
+    if mixed_precision != "none":
+        keras.config.set_dtype_policy(f"mixed_{mixed_precision}")
+    with workers.strategy.scope():
+        model = recipe.build_model(recipe.hparams)
+    workers.settle()  # if the model is wrong on all workers, all are still there to report it
+    check_model(model)
+    return model
 
 
-def restore(
+def restore_weights(
     model: keras.Model,
     checkpoint: Checkpoint,
     data: Data,
