@@ -116,7 +116,7 @@ class Launcher:
                 if is_stopped:
                     shutdown.plan_for_signals(self._stop_signals, self._stop_timeout_s)
                 for worker_exit in self._remove_ended(running):
-                    if shutdown.do_exits_count:
+                    if shutdown.is_exit_counted:
                         exits.append(worker_exit)
                         shutdown.plan_for_exit(worker_exit)
         finally:
@@ -190,13 +190,13 @@ class _Shutdown:
 
     Attributes:
         reason: the last plan's reason, for people; empty before a plan.
-        do_exits_count: whether workers still end by themselves, or because of the launcher's stop
-            signal: true until a signal is sent because of a failure.
+        is_exit_counted: whether exits count for the decision; false after workers were signalled
+            because another one failed.
     """
 
     def __init__(self) -> None:
         self.reason = ""
-        self.do_exits_count = True
+        self.is_exit_counted = True
         self._is_requested = False
         self._signals: list[tuple[float, signal.Signals]] = []  # times and numbers
 
@@ -225,7 +225,7 @@ class _Shutdown:
         """Removes and returns the next signal if its time has come."""
         if self.due_s is None or time.monotonic() < self.due_s:
             return None
-        self.do_exits_count &= self._is_requested
+        self.is_exit_counted &= self._is_requested
         return self._signals.pop(0)[1]
 
     def _set_plan(self, plan: policy.StopPlan, reason: str) -> None:

@@ -55,7 +55,7 @@ class RunEnd:
     reason: str
 
 
-class _Peer:
+class _OtherWorker:
     """Another worker, at the other end of a connection."""
 
     def __init__(self, index: int, channel: Channel) -> None:
@@ -76,8 +76,8 @@ class Liveness:
 
     def __init__(self, cluster: Cluster, channels: Mapping[int, Channel]) -> None:
         self._cluster = cluster
-        self._peers = {index: _Peer(index, channel) for index, channel in channels.items()}
-        self._changed = threading.Condition()  # guards the run's end and the state of peers
+        self._others = {index: _OtherWorker(index, channel) for index, channel in channels.items()}
+        self._changed = threading.Condition()  # guards the run's end and the state of the others
         self._send_lock = threading.Lock()  # keeps the lines of two threads apart
         self._run_end: RunEnd | None = None
         self._on_run_end: Callable[[RunEnd], None] = lambda _: None
@@ -100,13 +100,13 @@ class Liveness:
             yield
             return
         handler = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-        descriptors = [peer.channel.fileno() for peer in self._peers.values()]
+        descriptors = [other.channel.fileno() for other in self._others.values()]
         for descriptor in descriptors:
             fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGUSR1)
             _set_flag(descriptor, os.O_ASYNC, on=True)
         try:
-            if any(peer.channel.wait(0) for peer in self._peers.values()):
+            if any(other.channel.wait(0) for other in self._others.values()):
                 os.kill(os.getpid(), signal.SIGUSR1)  # broken before the flag was set
             yield
         finally:
@@ -150,102 +150,103 @@ class Liveness:
     def _send_last(self, message: Message) -> None:
         with self._changed:
             self._is_ending = True
-        self._send(message, self._peers.values())
+        self._send(message, self._others.values())
         with self._changed:
             self._changed.wait_for(
                 lambda: all(
-                    peer.has_acknowledged or peer.has_ended for peer in self._peers.values()
+                    other.has_acknowledged or other.has_ended for other in self._others.values()
                 ),
                 ACKNOWLEDGE_TIMEOUT_S,
             )
 
-    def _send(self, message: Message, peers: Iterable[_Peer]) -> None:
+    def _send(self, message: Message, others: Iterable[_OtherWorker]) -> None:
         with self._send_lock:
-            for peer in list(peers):
-                peer.channel.send(message)
+            for other in list(others):
+                other.channel.send(message)
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as selector:
-            for peer in self._peers.values():
-                selector.register(peer.channel, selectors.EVENT_READ, peer)
+            for other in self._others.values():
+                selector.register(other.channel, selectors.EVENT_READ, other)
             last_check_s = last_heartbeat_s = time.monotonic()
-            while self._peers:
+            while self._others:
                 for key, _ in selector.select(HEARTBEAT_EVERY_S / 2):
                     self._receive(key.data, selector)
                 now_s = time.monotonic()
-                # More time means that this process itself was frozen or busy: not others' silence.
+                # If more time has passed, this process was frozen or busy, and the others were not
+                # silent.
                 passed_s = min(now_s - last_check_s, HEARTBEAT_EVERY_S)
                 last_check_s = now_s
                 if self._has_heartbeats:
                     if now_s - last_heartbeat_s >= HEARTBEAT_EVERY_S:
                         last_heartbeat_s = now_s
-                        self._send({}, self._peers.values())
+                        self._send({}, self._others.values())
                     self._check_silence(passed_s)
 
-    def _receive(self, peer: _Peer, selector: selectors.BaseSelector) -> None:
+    def _receive(self, other: _OtherWorker, selector: selectors.BaseSelector) -> None:
         try:
-            for message in peer.channel.receive():
-                self._handle(message, peer)
+            for message in other.channel.receive():
+                self._handle(message, other)
         except Closed as closed:
-            self._mark_lost(peer, str(closed))
-            selector.unregister(peer.channel)
+            self._mark_lost(other, str(closed))
+            selector.unregister(other.channel)
             with self._changed:
-                del self._peers[peer.index]
+                del self._others[other.index]
                 self._changed.notify_all()
-            peer.channel.close()
+            other.channel.close()
 
-    def _handle(self, message: Message, peer: _Peer) -> None:
-        peer.silent_s = 0.0
+    def _handle(self, message: Message, other: _OtherWorker) -> None:
+        other.silent_s = 0.0
         if "heard" in message:
             with self._changed:
-                peer.has_acknowledged = True
+                other.has_acknowledged = True
                 self._changed.notify_all()
-        elif message:  # not a heartbeat: the peer's last message
+        elif message:  # not a heartbeat: the other worker's last message
             with self._changed:
-                peer.has_ended = True
+                other.has_ended = True
                 self._changed.notify_all()
             if "end" in message:
                 run_end = RunEnd(int(message["end"]), str(message.get("reason")))
-                self._set_run_end(run_end, reported_by=peer)
-            self._send({"heard": True}, [peer])
+                self._set_run_end(run_end, reported_by=other)
+            self._send({"heard": True}, [other])
 
     def _check_silence(self, passed_s: float) -> None:
-        """Adds to the silence of every peer; marks those lost that are frozen."""
-        for peer in list(self._peers.values()):
-            peer.silent_s += passed_s
-            if peer.silent_s > SILENCE_S and not peer.has_ended:
-                if _tensorflow_answers(self._cluster.addresses[peer.index]):
-                    peer.silent_s /= 2  # busy; checked again later
+        """Adds to the silence of every other worker; marks those lost that are frozen."""
+        for other in list(self._others.values()):
+            other.silent_s += passed_s
+            if other.silent_s > SILENCE_S and not other.has_ended:
+                if _tensorflow_answers(self._cluster.addresses[other.index]):
+                    other.silent_s /= 2  # busy; checked again later
                 else:
                     self._mark_lost(
-                        peer,
+                        other,
                         f"it is frozen, or can't be reached: no message came for "
                         f"{SILENCE_S + GREETING_TIMEOUT_S:.0f} s",
                     )
 
-    def _mark_lost(self, peer: _Peer, reason: str) -> None:
-        if peer.has_ended:
+    def _mark_lost(self, other: _OtherWorker, reason: str) -> None:
+        if other.has_ended:
             return
         with self._changed:
-            peer.has_ended = True
+            other.has_ended = True
             self._changed.notify_all()
-        worker = self._cluster.describe(peer.index)
+        worker = self._cluster.describe(other.index)
         self._set_run_end(RunEnd(exit_codes.TRY_AGAIN, f"{worker} was lost: {reason}"))
 
-    def _set_run_end(self, run_end: RunEnd, reported_by: _Peer | None = None) -> None:
+    def _set_run_end(self, run_end: RunEnd, reported_by: _OtherWorker | None = None) -> None:
         with self._changed:
             if self._run_end is not None or self._is_ending:
                 return
             self._run_end = run_end
             self._changed.notify_all()
         if self._cluster.is_chief:  # a frozen worker is included: it may wake up
-            others = [peer for peer in self._peers.values() if peer is not reported_by]
+            others = [other for other in self._others.values() if other is not reported_by]
             self._send({"end": run_end.code, "reason": run_end.reason}, others)
         threading.Thread(target=self._on_run_end, args=(run_end,), daemon=True).start()
 
     def _close(self) -> None:
-        for peer in self._peers.values():
-            peer.channel.close()
+        for other in self._others.values():
+            other.channel.close()
 
 
 def _set_flag(descriptor: int, flag: int, *, on: bool) -> None:

@@ -3,16 +3,16 @@
 This is the one place that decides.
 
 - A run goes on while each worker runs or has ended with 0.
-- When a worker ends with anything else, the other workers have ``SETTLE_S`` to end by themselves:
-  the first to end is not always at fault, and the one at fault may still be printing its error.
+- When a worker ends with anything else, the other workers have ``WAIT_FOR_OTHERS_S`` to end by
+  themselves: the first to end is not always at fault, and the one at fault may still be printing.
   Workers that still run are then stopped: SIGTERM, and SIGKILL after ``GRACE_S``. Only exits before
   the SIGTERM count.
 - Codes from 1 to 127 (1 failed, 2 bad input) are permanent errors, which would come again at each
   start. The first of them ends the run, with that code.
-- Other exits are retryable: 138 (another worker was lost), 143 and 130 (this worker alone was told
-  to stop), death by a signal. All workers start again, ``max_restarts`` times an hour. A restart is
-  no longer counted after the cluster has run for another ``RESTART_COUNTS_S``, pauses excluded.
-  Without a restart left, the run ends with 138: the caller of the launcher may start it again.
+- Other exits are retryable: 138 (another worker was lost), 143 and 130 (this worker alone got a
+  stop signal), death by a signal. All workers start again, up to ``max_restarts`` times. A restart
+  counts until the cluster has run for one more hour (``RESTART_COUNTS_S``, without pauses). If none
+  is left, the run ends with 138: the caller of the launcher may start it again.
 - The restart is immediate, unless the last run and others right before it were short (under
   ``SHORT_RUN_S``). Then it comes after 1 s, 2 s, 4 s and so on, up to ``MAX_PAUSE_S``, each varied
   at random by up to a quarter.
@@ -32,7 +32,7 @@ from typing import Final
 
 from cluster import exit_codes
 
-SETTLE_S: Final = 3.0
+WAIT_FOR_OTHERS_S: Final = 3.0
 GRACE_S: Final = 2.0  # short: with a worker lost, there is nothing more to save
 SHORT_RUN_S: Final = 20.0
 MAX_PAUSE_S: Final = 60.0
@@ -40,7 +40,10 @@ RESTART_COUNTS_S: Final = 3600.0
 
 # Signals for the workers that still run, each with the seconds from now until it is sent.
 StopPlan = tuple[tuple[float, signal.Signals], ...]
-ON_FAILURE: Final[StopPlan] = ((SETTLE_S, signal.SIGTERM), (SETTLE_S + GRACE_S, signal.SIGKILL))
+ON_FAILURE: Final[StopPlan] = (
+    (WAIT_FOR_OTHERS_S, signal.SIGTERM),
+    (WAIT_FOR_OTHERS_S + GRACE_S, signal.SIGKILL),
+)
 
 _MEANINGS: Final = {
     exit_codes.FAILED: "failed",

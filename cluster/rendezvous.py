@@ -137,7 +137,8 @@ class _Chief:
             self._send({"missing": missing[:MAX_NAMED]})
 
     def _missing(self) -> list[int]:
-        # A worker that has joined and given up is not the one that the others wait for.
+        # As long as a worker has never joined, only such workers count as missing, not those that
+        # joined and gave up.
         joined = self._joined.keys()
         return sorted(self._never_joined or set(range(1, self._cluster.size)) - joined)
 

@@ -33,7 +33,8 @@ _MAX_LENGTHS: Final = 1000
 _MAX_TEMPLATES_OF_LENGTH: Final = 4
 _MAX_TEMPLATE_BYTES: Final = 1 << 12  # mostly a few hundred; larger ones are not kept
 _MAX_FIELDS: Final = 100  # of a message: a caller could send millions, and this loop is in Python
-_MAX_FAILURES: Final = 8  # messages of a length without a template, before the search is given up
+# After so many messages of one length without a template, that length is no longer tried.
+_MAX_FAILURES: Final = 8
 
 H = TypeVar("H")
 

@@ -100,15 +100,15 @@ def test_what_is_scraped_is_a_service_on_the_same_network():
 
 def test_the_metrics_path_is_the_one_that_is_scraped():
     text = (DEPLOY / "monitoring.config").read_text()
-    said = text_format.Parse(text, server_config_pb2.MonitoringConfig())
-    assert said.prometheus_config.enable
+    monitoring = text_format.Parse(text, server_config_pb2.MonitoringConfig())
+    assert monitoring.prometheus_config.enable
     jobs = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
-    assert jobs[0]["metrics_path"] == said.prometheus_config.path
+    assert jobs[0]["metrics_path"] == monitoring.prometheus_config.path
 
 
 def test_batches_fit_the_cpus_of_a_container():
-    said = batching_parameters.read(DEPLOY / "batching.config")
-    assert said.num_batch_threads == SERVICES["serving-1"]["cpus"]
+    batching = batching_parameters.read(DEPLOY / "batching.config")
+    assert batching.num_batch_threads == SERVICES["serving-1"]["cpus"]
     flags = SERVICES["serving-1"]["command"]
     assert f"--tensorflow_intra_op_parallelism={SERVICES['serving-1']['cpus']}" in flags
     assert "--enable_batching" in flags  # TF Serving ignores the file without it
@@ -136,11 +136,11 @@ def test_the_gateway_and_the_containers_ask_for_health_in_the_same_words():
         with subprocess.Popen(["bash", DEPLOY / "healthy.bash", port]) as check:
             connection, _ = listener.accept()
             with connection:
-                said = b""
-                while len(said) < len(asked[1]) // 2:
-                    said += connection.recv(4096)
-            assert check.wait(10) != 0  # nobody has said that he is well
-    assert said.hex() == asked[1]
+                request = b""
+                while len(request) < len(asked[1]) // 2:
+                    request += connection.recv(4096)
+            assert check.wait(10) != 0  # it got no answer
+    assert request.hex() == asked[1]
 
 
 def test_the_image_gets_every_package():
@@ -159,8 +159,8 @@ def test_the_image_gets_every_package():
 def test_compose_itself_reads_it(override: str | None):
     files = ["-f", "docker-compose.yml", *(["-f", f"deploy/{override}"] if override else [])]
     profiles = [f"--profile={name}" for name in ("train", "serve", "observe")]
-    said = yaml.safe_load(run(["docker-compose", *files, *profiles, "config"]))
-    assert set(said["services"]) == set(SERVICES)
+    config = yaml.safe_load(run(["docker-compose", *files, *profiles, "config"]))
+    assert set(config["services"]) == set(SERVICES)
 
 
 @program("haproxy")
@@ -176,14 +176,14 @@ def test_haproxy_itself_reads_it(tls: bool, tmp_path: Path):
         with (tmp_path / "gateway.pem").open("ab") as both:
             both.write((tmp_path / "chain.pem").read_bytes())
         bind = bind.replace("/tls/", f"{tmp_path}/")
-    said = run(["haproxy", "-c", "-f", "deploy/haproxy.cfg"], env={"GATEWAY_BIND": bind})
-    assert "WARNING" not in said
+    output = run(["haproxy", "-c", "-f", "deploy/haproxy.cfg"], env={"GATEWAY_BIND": bind})
+    assert "WARNING" not in output
 
 
 @program("promtool")
 def test_prometheus_itself_reads_it():
-    said = run(["promtool", "check", "config", "deploy/prometheus.yml"])
-    assert "3 rules found" in said
+    output = run(["promtool", "check", "config", "deploy/prometheus.yml"])
+    assert "3 rules found" in output
 
 
 @program("promtool")

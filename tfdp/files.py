@@ -1,4 +1,4 @@
-"""Files that a crash leaves either old or new, and ownership of a workdir. No TensorFlow."""
+"""Writes files so that a crash leaves the old or the new content; owns a workdir. No TensorFlow."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _captured = b""  # output from before ``open_log``
 
 @contextlib.contextmanager
 def captured() -> Iterator[None]:
-    """While it lasts, output to file descriptor 2 is captured, and ``open_log`` writes it later.
+    """Inside the block, output to file descriptor 2 is captured, and ``open_log`` writes it later.
 
     For an import of TensorFlow that precedes ``open_log``.
     """

@@ -262,7 +262,7 @@ def _reload(client: Client, options: argparse.Namespace) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"--config {options.config}: {error}") from None
     client.reload(config)
-    print("the server has taken over the configuration")
+    print("the server has applied the configuration")
 
 
 def _input(text: str) -> tuple[str | None, Any]:

@@ -60,7 +60,7 @@ def test_any_other_exit_starts_again_up_to_the_limit_and_ends_with_138(
 
 @pytest.mark.parametrize(("stop_signal", "code"), [(SIGINT, 130), (SIGTERM, 143)])
 @pytest.mark.parametrize("codes", [(143, 138), (130, 130), (-15, -15), (0, 143), (-9, -9), (138,)])
-def test_a_launcher_that_was_told_to_stop_does(
+def test_a_launcher_that_got_a_stop_signal_stops(
     stop_signal: Signals, code: int, codes: tuple[int, ...]
 ) -> None:
     assert policy.decide(exits(*codes), stop_signal=stop_signal, max_restarts=3).exit_code == code

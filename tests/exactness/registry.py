@@ -92,7 +92,7 @@ def batches(*parts: Any, size: int = BATCH) -> tf.data.Dataset:
 
 @contextlib.contextmanager
 def precision(policy: str) -> Iterator[None]:
-    """While it lasts, models are made under a dtype policy."""
+    """Inside the block, models are made under a dtype policy."""
     before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(policy if policy.startswith("float") else "float32")
     keras.config.set_dtype_policy(policy)

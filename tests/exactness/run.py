@@ -17,10 +17,10 @@ import tensorflow as tf
 
 import tfdp
 from cluster.spec import from_environment
-from tests.exactness import compiling, feeding, models
+from tests.exactness import compile_cases, data_cases, models
 from tests.exactness.registry import CASES, TOLERANCE, TOLERANCES, Case, precision
 
-MODULES = (models, compiling, feeding)  # they fill CASES
+MODULES = (models, compile_cases, data_cases)  # they fill CASES
 
 
 def tolerance(case: str) -> float:

@@ -3,7 +3,7 @@
 A round is one harm: a signal (KILL, STOP, TERM) to one worker of a run under the launcher, while it
 starts, trains, saves, evaluates or exports. A seed determines signal, worker and moment. After a
 few rounds, or as many as come before its end, a run goes on to its end. There its weights have to
-equal those of an unharmed run, bit for bit.
+equal those of an undisturbed run, bit for bit.
 """
 
 from __future__ import annotations
@@ -194,15 +194,15 @@ def main(argv: Sequence[str]) -> int:
         )
 
     with tempfile.TemporaryDirectory(prefix="tfdp-chaos-") as folder:
-        finish(Path(folder) / "unharmed")
-        expected = summary(Path(folder) / "unharmed")["weights_sha256"]
+        finish(Path(folder) / "undisturbed")
+        expected = summary(Path(folder) / "undisturbed")["weights_sha256"]
         print("round  moment    sent  worker  noticed  resumed  message of another worker")
         print("                               (s)        (s)")
         for number, harms in enumerate(draw(rng, flags.rounds), start=1):
             workdir = Path(folder) / str(number)
             harm_a_run(workdir, harms, report)
             got = summary(workdir)["weights_sha256"]
-            print(f"run {number} ended with {got[:12]}, unharmed {expected[:12]}", flush=True)
+            print(f"run {number} ended with {got[:12]}, undisturbed {expected[:12]}", flush=True)
             if got != expected:
                 print(f"seed {flags.seed}: run {number} ended with other weights", file=sys.stderr)
                 return 1

@@ -8,9 +8,9 @@ from tests.processes.test_train import STEPS, finish
 
 
 @pytest.fixture(scope="session")
-def unharmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a run that nobody disturbed."""
-    workdir = tmp_path_factory.mktemp("unharmed") / "run"
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     chief, other = finish(workdir)
     assert f"tfdp: finished at step {STEPS}, published as {workdir}/model/1" in chief
     assert other == ""

@@ -9,8 +9,8 @@ from tests.processes.chaos import Harm, Outcome
 from tests.processes.test_train import summary
 
 
-def test_a_harmed_run_ends_with_the_weights_of_an_unharmed_one(
-    unharmed: Path, tmp_path: Path
+def test_a_disturbed_run_ends_with_the_weights_of_an_undisturbed_one(
+    undisturbed: Path, tmp_path: Path
 ) -> None:
     harms = [
         Harm("start", "KILL", victim=1, delay_s=2.5),
@@ -21,7 +21,7 @@ def test_a_harmed_run_ends_with_the_weights_of_an_unharmed_one(
     assert [outcome.harm for outcome in outcomes] == harms
     assert "worker 1 was killed by SIGKILL: starting again" in outcomes[0].reason
     assert "worker 0 was killed by SIGKILL: starting again" in outcomes[1].reason
-    assert summary(tmp_path / "run")["weights_sha256"] == summary(unharmed)["weights_sha256"]
+    assert summary(tmp_path / "run")["weights_sha256"] == summary(undisturbed)["weights_sha256"]
     assert [path.name for path in (tmp_path / "run" / "model").iterdir()] == ["1"]
 
 

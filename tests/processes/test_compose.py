@@ -69,10 +69,10 @@ class Project:
             return process.wait()
 
     def container(self, service: str) -> dict[str, Any]:
-        """What the engine says of a service's container."""
+        """The engine's description of a service's container."""
         name = self.compose("ps", "-q", service).split()[-1]
-        said = subprocess.run(["docker", "inspect", name], capture_output=True, check=True)
-        found: dict[str, Any] = json.loads(said.stdout)[0]
+        output = subprocess.run(["docker", "inspect", name], capture_output=True, check=True)
+        found: dict[str, Any] = json.loads(output.stdout)[0]
         return found
 
     def kill(self, service: str) -> None:
@@ -180,7 +180,7 @@ def test_no_call_fails_when_a_replica_dies_and_comes_back(project: Project):
         wait_until(lambda: project.is_healthy("serving-1"), 120, "it is back")
         callers.went_on()
     assert project.container("serving-1")["RestartCount"] == 1
-    wait_until(lambda: project.rollout("status") == 0, 60, "it serves what the file says")
+    wait_until(lambda: project.rollout("status") == 0, 60, "it serves as the file states")
 
 
 def test_a_new_version_is_published_goes_on_trial_up_and_back(project: Project):
@@ -204,9 +204,9 @@ def test_prometheus_sees_all_of_them(project: Project):
     def ask_prometheus(query: str) -> list[dict[str, Any]]:
         address = f"http://127.0.0.1:9090/api/v1/query?query={urllib.parse.quote(query)}"
         with urllib.request.urlopen(address, timeout=10) as answer:
-            said = json.load(answer)
-        assert said["status"] == "success"
-        result: list[dict[str, Any]] = said["data"]["result"]
+            reply = json.load(answer)
+        assert reply["status"] == "success"
+        result: list[dict[str, Any]] = reply["data"]["result"]
         return result
 
     def all_up() -> bool:

@@ -173,7 +173,7 @@ class Supervised:
 
 
 def test_with_a_supervisor_for_each_node_all_workers_connect_again(
-    unharmed: Path, tmp_path: Path
+    undisturbed: Path, tmp_path: Path
 ) -> None:
     """The chief freezes; the other worker ends, and then waits for the new chief, not the old."""
     hold, workdir = Hold(tmp_path), tmp_path / "run"
@@ -205,4 +205,4 @@ def test_with_a_supervisor_for_each_node_all_workers_connect_again(
         for supervised in (chief, other):
             for process in supervised.starts:
                 process.kill()
-    assert summary(workdir)["weights_sha256"] == summary(unharmed)["weights_sha256"]
+    assert summary(workdir)["weights_sha256"] == summary(undisturbed)["weights_sha256"]

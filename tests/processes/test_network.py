@@ -92,7 +92,7 @@ def test_a_cut_cable_is_a_lost_worker_at_both_ends(cable: list[str], tmp_path: P
 
 
 def test_delay_loss_and_short_outages_change_nothing(
-    cable: list[str], unharmed: Path, tmp_path: Path
+    cable: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     for name in cable:
         netem = ("tc", "qdisc", "add", "dev", "cable", "root", "netem")
@@ -106,4 +106,4 @@ def test_delay_loss_and_short_outages_change_nothing(
             ip("-n", cable[0], "link", "set", "cable", "up")
         for process in both_workers:
             process.wait(0)
-    assert summary(tmp_path)["weights_sha256"] == summary(unharmed)["weights_sha256"]
+    assert summary(tmp_path)["weights_sha256"] == summary(undisturbed)["weights_sha256"]

@@ -40,16 +40,16 @@ def answers_of_checkpoint(workdir: Path, step: int, raw: np.ndarray) -> np.ndarr
 def test_metrics_decide_and_lower_gates_publish_what_is_trained(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     train = command(workdir, "--steps=12", "--checkpoint_every_steps=6", "--keep_versions=1")
-    said = run([*train, "--require_max=mae:0.001"], expect=1)
+    output = run([*train, "--require_max=mae:0.001"], expect=1)
     assert re.search(
-        r"tfdp: not published: mae is \S+, above --require_max=mae:0.001\. The run is saved", said
+        r"tfdp: not published: mae is \S+, above --require_max=mae:0.001\. The run is saved", output
     )
     assert versions(workdir) == []
     assert not (workdir / "summary.json").exists()
 
-    said = run([*train, "--require_max=mae:100"])
-    assert "published as" in said
-    assert not re.search(r"step \d+/", said), "it trained again"
+    output = run([*train, "--require_max=mae:100"])
+    assert "published as" in output
+    assert not re.search(r"step \d+/", output), "it trained again"
     version = workdir / "model" / "1"
     written, summed_up = about(version), summary(workdir)
     for name in ("weights_sha256", "eval_metrics", "metrics", "keras"):
@@ -59,8 +59,8 @@ def test_metrics_decide_and_lower_gates_publish_what_is_trained(tmp_path: Path) 
 
     # An earlier checkpoint of the same run, with its own weights.
     flags = ["--step=6", "--keep_versions=2", "--warmup_batch_sizes=5"]
-    said = run([*EXPORT, f"--workdir={workdir}", "--not_worse_than_current=1000", *flags])
-    assert said == f"tfdp: step 6 is published as {workdir / 'model' / '2'}\n"
+    output = run([*EXPORT, f"--workdir={workdir}", "--not_worse_than_current=1000", *flags])
+    assert output == f"tfdp: step 6 is published as {workdir / 'model' / '2'}\n"
     assert versions(workdir) == ["1", "2"]
     (request,) = warmup_requests(workdir / "model" / "2")
     raw = np.frombuffer(request.inputs["features"].tensor_content, np.int32).reshape(5, 6)

@@ -87,8 +87,8 @@ def wait_for_checkpoint(workdir: Path, step: int) -> None:
     wait_until(path.exists, 80, f"{path} is there")
 
 
-def test_a_run_leaves_what_was_promised(unharmed: Path) -> None:
-    found = summary(unharmed)
+def test_a_run_leaves_what_was_promised(undisturbed: Path) -> None:
+    found = summary(undisturbed)
     assert {name: type(value) for name, value in found.items()} == {
         "steps": int,
         "examples": int,
@@ -111,26 +111,28 @@ def test_a_run_leaves_what_was_promised(unharmed: Path) -> None:
     assert found["examples"] == 3 * 200 + 4 * BATCH_SIZE
     assert found["restarts"] == 0
     assert found["metrics"].keys() == found["eval_metrics"].keys() == {"loss", "mae"}
-    assert found["export_path"] == str(unharmed / "model" / "1")
-    assert sorted(checkpoints(unharmed)) == list(range(4, STEPS + 1, 4))
-    assert versions(unharmed) == ["1"]
-    assert sorted(path.name for path in (unharmed / "logs").iterdir()) == [
+    assert found["export_path"] == str(undisturbed / "model" / "1")
+    assert sorted(checkpoints(undisturbed)) == list(range(4, STEPS + 1, 4))
+    assert versions(undisturbed) == ["1"]
+    assert sorted(path.name for path in (undisturbed / "logs").iterdir()) == [
         "worker-0.log",
         "worker-1.log",
     ]
-    assert "finished at step" in (unharmed / "logs" / "worker-0.log").read_text()
-    assert list((unharmed / "tensorboard").glob("events.out.tfevents.*"))
-    assert not list(unharmed.rglob(".*[0-9]")), "something was left half done"
+    assert "finished at step" in (undisturbed / "logs" / "worker-0.log").read_text()
+    assert list((undisturbed / "tensorboard").glob("events.out.tfevents.*"))
+    assert not list(undisturbed.rglob(".*[0-9]")), "something was left half done"
 
 
-def test_the_published_model_answers_raw_features_with_the_saved_weights(unharmed: Path) -> None:
-    state = safetensors.numpy.load_file(unharmed / "checkpoints" / str(STEPS) / "state.safetensors")
+def test_the_published_model_answers_raw_features_with_the_saved_weights(undisturbed: Path) -> None:
+    state = safetensors.numpy.load_file(
+        undisturbed / "checkpoints" / str(STEPS) / "state.safetensors"
+    )
     weights = [array for name, array in sorted(state.items()) if name.startswith("model/")]
     kernel, bias, last_kernel, last_bias = (each for each in weights if each.dtype == np.float32)
     raw = np.random.default_rng(4).integers(-100, 100, (5, 6), np.int32)
     expected = np.maximum(raw / 100.0 @ kernel + bias, 0) @ last_kernel + last_bias
 
-    model = tf.saved_model.load(str(unharmed / "model" / "1"))
+    model = tf.saved_model.load(str(undisturbed / "model" / "1"))
     signature = model.signatures["serving_default"]
     features = signature.structured_input_signature[1]["features"]
     assert (features.dtype, features.shape.as_list()) == (tf.int32, [None, 6])
@@ -141,9 +143,9 @@ def test_the_published_model_answers_raw_features_with_the_saved_weights(unharme
 
 @pytest.mark.timeout(480)  # six starts one after the other
 def test_an_end_kills_and_a_stop_leave_no_trace_in_the_weights(
-    unharmed: Path, tmp_path: Path
+    undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Every checkpoint has to be that of the unharmed run, however the run before it ended."""
+    """Every checkpoint has to be that of the undisturbed run, however the run before it ended."""
     workdir = tmp_path / "run"
 
     # The run ends early, and is started again: once after it summed up, once as if killed before.
@@ -187,13 +189,13 @@ def test_an_end_kills_and_a_stop_leave_no_trace_in_the_weights(
     chief, _ = finish(workdir)
     assert f"going on from step {stopped[1]} of {STEPS}" in chief
     reached = checkpoints(workdir)
-    assert {step: reached[step] for step in checkpoints(unharmed)} == checkpoints(unharmed)
-    found, expected = summary(workdir), summary(unharmed)
+    assert {step: reached[step] for step in checkpoints(undisturbed)} == checkpoints(undisturbed)
+    found, expected = summary(workdir), summary(undisturbed)
     for name in ("weights_sha256", "steps", "examples", "metrics", "eval_metrics", "history"):
         assert found[name] == expected[name], name
     assert found["restarts"] == 3
     assert found["history"]["epoch"] == [0, 1, 2, 3]
-    assert Path(f"{workdir}.csv").read_text() == Path(f"{unharmed}.csv").read_text()
+    assert Path(f"{workdir}.csv").read_text() == Path(f"{undisturbed}.csv").read_text()
     assert found["export_path"] == str(workdir / "model" / "2")
     assert versions(workdir) == ["1", "2"]
 

@@ -39,7 +39,7 @@ def capture(callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, np.ndarr
     tree = []
     for callback in callbacks:
         try:
-            tree.append([type(callback).__name__, _packed(_state(callback), arrays)])
+            tree.append([type(callback).__name__, _to_json(_state(callback), arrays)])
         except TypeError as error:
             raise TrainingError(
                 f"the state of {type(callback).__name__} can't be saved: {error}; get_state has to "
@@ -71,7 +71,7 @@ def restore(
         if place >= len(tree) or tree[place][0] != kind or tree[place][1] is None:
             unsaved.append(kind)
         elif callback in local_callbacks:
-            _set_state(callback, _unpacked(tree[place][1], saved))
+            _set_state(callback, _from_json(tree[place][1], saved))
     return unsaved
 
 
@@ -110,7 +110,7 @@ def _set_state(callback: keras.callbacks.Callback, state: dict[str, Any]) -> Non
         callback.set_state(own)
 
 
-def _packed(value: Any, arrays: list[np.ndarray]) -> Any:
+def _to_json(value: Any, arrays: list[np.ndarray]) -> Any:
     """Returns the value as JSON takes it; appends its arrays to ``arrays``."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "USO":
         raise TypeError(f"an array has the dtype {value.dtype}")
@@ -122,19 +122,19 @@ def _packed(value: Any, arrays: list[np.ndarray]) -> Any:
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value) or value.keys() == {_ARRAY}:
             raise TypeError(f"a dict has the keys {list(value)}")
-        return {key: _packed(each, arrays) for key, each in value.items()}
+        return {key: _to_json(each, arrays) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_packed(each, arrays) for each in value]
+        return [_to_json(each, arrays) for each in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"there is a {type(value).__name__} in it")
 
 
-def _unpacked(value: Any, saved: Mapping[str, np.ndarray]) -> Any:
+def _from_json(value: Any, saved: Mapping[str, np.ndarray]) -> Any:
     if isinstance(value, list):
-        return [_unpacked(each, saved) for each in value]
+        return [_from_json(each, saved) for each in value]
     if not isinstance(value, dict):
         return value
     if value.keys() == {_ARRAY}:
         return np.array(saved[f"{PREFIX}{value[_ARRAY]:04d}"])
-    return {key: _unpacked(each, saved) for key, each in value.items()}
+    return {key: _from_json(each, saved) for key, each in value.items()}

@@ -71,11 +71,10 @@ def check(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
             for place, (path, array) in _arrays_of(group, arrays)
         }
         for place in sorted(saved.keys() | expected.keys()):
-            was, now = saved.get(place), expected.get(place)
-            if was is None or now is None or was[1:] != now[1:]:
-                differences.append(
-                    f"{group} variable {place} was {_described(was)}, is {_described(now)}"
-                )
+            saved_one, expected_one = saved.get(place), expected.get(place)
+            if saved_one is None or expected_one is None or saved_one[1:] != expected_one[1:]:
+                was, now = _described(saved_one), _described(expected_one)
+                differences.append(f"{group} variable {place} was {was}, is {now}")
     if differences:
         more = len(differences) - 3
         raise BadInput(

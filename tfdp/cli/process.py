@@ -34,7 +34,7 @@ def run_on_checkpoint(
     name: str,
     work: Callable[[Settings], None],
 ) -> int:
-    """Runs a command that reads a run's checkpoint and writes nothing of the run.
+    """Runs a command that reads a run's checkpoint and does not change the run's state.
 
     Args:
         kind: dataclass of the settings.
@@ -63,7 +63,7 @@ def run_on_checkpoint(
 
 
 def run_to_exit_code(work: Callable[[], None], signals: Signals, log_path: Path) -> int:
-    """Runs a worker's work; reports what ended it to people and to the other workers.
+    """Runs a worker's work; if an error ends it, prints it and reports it to the other workers.
 
     Args:
         work: imports TensorFlow and does the work.

@@ -39,9 +39,9 @@ class Signals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """While it lasts, a signal only sets ``received``: the run has a state to save first.
+        """Inside the block, a signal only sets ``received``: the run has a state to save first.
 
-        If the block ends without regard to the signal, the process ends with the block.
+        If a signal came and the block still ends normally, the process ends then.
         """
         self._is_deferred = True
         try:

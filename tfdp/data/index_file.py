@@ -1,4 +1,4 @@
-"""Keeps the index of TFRecord files in a hidden file, which spares later starts the search.
+"""Keeps the index of TFRecord files in a hidden file, so that later starts need not search.
 
 The index file is one line of JSON (the indexed files and their state), then int64[records, 2],
 little-endian, from a multiple of 64 bytes on. It appears by one rename. It is used as long as each
@@ -43,7 +43,7 @@ def open_index(paths: Sequence[str], folder: Path | None, check_payloads: bool) 
     absolute = [os.path.abspath(path) for path in paths]  # noqa: PTH100 (links stay links)
     common = os.path.commonpath([os.path.dirname(path) for path in absolute])  # noqa: PTH120
     key = {"paths": [os.path.relpath(path, common) for path in absolute]}
-    if folder is not None:  # it may hold the index of another folder's files of the same names
+    if folder is not None:  # files of the same names in another folder need another index
         key["of"] = [common]
         with _explain_index_dir(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -129,8 +129,8 @@ def _explain_index_dir(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise BadInput(
             f"the index of the TFRecord files can't be kept in {folder}: {error.strerror}; "
-            "give index_dir=, a folder that can be written (and is kept: it spares the next start "
-            "the search for records)"
+            "give index_dir=, a folder that can be written and that is not deleted, so that the "
+            "next start need not search"
         ) from None
 
 

@@ -120,7 +120,7 @@ class Order:
         self, positions: tf.Tensor, seed: tf.Tensor, full_runs: int
     ) -> tf.Tensor:
         """Returns indices at ``positions`` of an epoch that consists of ``full_runs`` full runs."""
-        # With a 0 appended, because the op refuses an empty vector, the slice of an idle replica.
+        # The op refuses an empty vector (an empty share), so a 0 is appended and removed again.
         runs = tf.concat([positions // self.run_length, [0]], axis=0)
         shuffled = tf.random.experimental.index_shuffle(
             runs, seed=seed, max_index=tf.constant(full_runs - 1, tf.int64)

@@ -31,7 +31,7 @@ class Batches:
         order: gives the size of each global batch; None if the size is not known in advance.
         examples_before: returns the number of examples in the updates before a step; None if that
             is unknown.
-        steps_to_skip: number of batches to read and drop first: those of an earlier start.
+        steps_to_skip: number of batches to skip: those trained before the resume point.
     """
 
     dataset: Any

@@ -3,7 +3,7 @@
 ``file``: every worker reads its own files. No work is repeated, but every worker needs a file and
 all need equally many records; otherwise TensorFlow silently makes short batches. ``data``: every
 worker reads and preprocesses everything, and drops the other workers' examples. TensorFlow's
-``auto`` is ``file`` for any dataset of files, even if it has too few, and ``data`` for others.
+``auto`` chooses ``file`` for every dataset of files, even with too few files; otherwise ``data``.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def from_arrays(features: Any, labels: Any = None, sample_weight: Any = None) ->
         BadInput: if the arrays differ in length, or weights come without labels.
     """
     if sample_weight is not None and labels is None:
-        raise BadInput("sample weights but no labels are given: weights belong to labels")
+        raise BadInput("sample_weight is given without labels: give both")
     optional = [value for value in (labels, sample_weight) if value is not None]
     batch = tuple(_stack_scalars(value) for value in (features, *optional))
     return _ArraySource(tf.nest.map_structure(_to_keras_array, batch))
@@ -223,7 +223,7 @@ def from_files(
     """
     names = np.array([os.fspath(path) for path in paths], dtype=np.str_)
     if not len(names):
-        raise BadInput("from_files was given no paths: look at the pattern that they come from")
+        raise BadInput("paths is empty: check the glob pattern")
     paths_and_rest = from_arrays(names, labels, sample_weight)
     assert isinstance(paths_and_rest, _ArraySource)
     return _FileSource(paths_and_rest, load)

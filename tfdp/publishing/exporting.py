@@ -71,7 +71,7 @@ def export(
         features: a ``tfdp.Source``, or a ``tf.data.Dataset`` of single examples, or
             ``tf.TensorSpec`` (``tf.RaggedTensorSpec``) of the features of one example; by default
             the model's inputs. The first examples are used to warm up and to compare the version;
-            specs alone are replaced by zeros and empty strings.
+            if only specs are given, zeros and empty strings are used.
         class_names: names of the output's columns; by default "0", "1" and so on.
         warmup_batch_sizes: number of examples in each of the version's warm-up requests.
         eval_metrics: metrics of an evaluation, as ``tfdp.evaluate`` returns them.
@@ -80,7 +80,7 @@ def export(
         not_worse_than_current: how much worse a metric may be than that of the currently served
             version: the one with the label ``stable``, or the newest. The metrics of
             ``require_min`` and ``require_max`` are compared. Without those, all metrics are
-            compared whose names show which side is better; the loss only if no other is left.
+            compared whose names show which direction is better; the loss only if no other is left.
         keep: number of newest versions to keep; None: all. Versions that ``models_config`` names
             are kept as well.
         models_config: TF Serving's configuration; by default ``models.config`` beside ``path``, if

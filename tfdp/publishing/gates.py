@@ -88,7 +88,7 @@ class Gates:
         if not common:
             raise _refused(
                 f"{flag} has nothing to compare: {current}, which is served now, has no record of "
-                f"{', '.join(compared) or 'metrics whose better side is known'}"
+                f"{', '.join(compared) or 'a metric whose better direction is known'}"
             )
         if missing := compared.keys() - common.keys():
             say(f"{flag} leaves out {', '.join(sorted(missing))}: {current} has no record of that")
@@ -106,7 +106,7 @@ class Gates:
         """Returns the metrics to compare: 1 if a higher value is better, -1 if a lower one is.
 
         They are those of the other gates. Without other gates, they are all metrics whose names
-        show which side is better; losses only if no other metric is left.
+        show which direction is better; losses only if no other metric is left.
         """
         named = dict.fromkeys(self.at_least, 1) | dict.fromkeys(self.at_most, -1)
         if named:

@@ -31,8 +31,9 @@ def check(
         version: folder of the version.
         requests: serialized PredictionLogs, run after the warm-up requests.
         expected: outputs of the live model, for the warm-up requests first.
-        rtol: largest difference allowed, relative to the expected number; also, a tenth of it
-            relative to the tensor's largest number, as small numbers are differences of large ones.
+        rtol: largest difference allowed, relative to the expected number, plus ``rtol / 10``
+            times the tensor's largest number, because small outputs may be differences of large
+            numbers.
 
     Raises:
         TrainingError: if the version can't be loaded, is too slow, or its outputs differ.

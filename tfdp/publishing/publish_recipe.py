@@ -59,8 +59,8 @@ def publish(
 ) -> Path:
     """Publishes on the chief, unless a version of the same run, step and weights exists.
 
-    Weights of one step may differ: a callback may restore others when training ends. They are
-    another version.
+    One step can have different weights, because a callback may restore its best ones at the end.
+    Different weights are a different version.
 
     Args:
         folder: folder of the servable.
@@ -83,7 +83,8 @@ def publish(
     of_this = {name: about[name] for name in ("run", "step", "weights_sha256")}
     already = servable.published(folder, of_this)
     if already is not None:
-        gates.check(about["eval_metrics"], None, None)  # it may have been published without
+        # It may have been published without these gates.
+        gates.check(about["eval_metrics"], None, None)
         return already
     return exporting.export(
         model,

@@ -67,9 +67,9 @@ def check_preprocess(preprocess: Preprocess | None, features: Features) -> None:
     captured = preprocess_inputs.get_concrete_function().captured_inputs
     if any(tensor.dtype == tf.resource for tensor in captured):
         raise BadInput(
-            "preprocess uses a table or a variable that it did not get as an argument (of a layer "
-            "like StringLookup, perhaps), which a SavedModel would not contain: make such layers "
-            "part of the model, in build_model, or use --export_dir=none"
+            "preprocess uses a table or a variable from outside, for example of a StringLookup "
+            "layer, which a SavedModel would not contain: make such layers part of the model, in "
+            "build_model, or use --export_dir=none"
         )
 
 

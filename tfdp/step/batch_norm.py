@@ -18,10 +18,10 @@ from tfdp.step import keras_private
 
 @contextlib.contextmanager
 def fused() -> Iterator[None]:
-    """While it lasts, Keras's layers normalize batches of images by ``FusedBatchNormV3``.
+    """Inside the block, Keras's layers normalize batches of images by ``FusedBatchNormV3``.
 
-    The results differ from Keras's by rounding. Keras computes whatever the operation can't: other
-    shapes, float64, masks, ``synchronized``, ``renorm``, inference.
+    The results differ from Keras's by rounding. Keras computes the cases that the operation can't:
+    other shapes, float64, masks, ``synchronized``, ``renorm``, inference.
     """
     keras_call = keras.layers.BatchNormalization.call
 

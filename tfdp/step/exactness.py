@@ -40,11 +40,11 @@ def check_losses(model: keras.Model) -> None:
 
 
 def check_own_terms(model: keras.Model, batch_spec: Any) -> None:
-    """Warns of the user's own loss terms beside Keras's, which do not become shares.
+    """Warns of loss terms that ``train_step`` or ``compute_loss`` adds itself.
 
-    In a global batch of twice the size, a replica's share of a mean is half as large. So the
-    gradients of an overridden ``train_step`` or ``compute_loss`` have to halve too (or to stay, for
-    sums). This tries it on a made-up batch.
+    tfdp can't scale them to a share. In a global batch of twice the size, a replica's share of a
+    mean is half as large. So doubling the global batch has to halve the gradients, or leave them
+    unchanged for a sum. This function tries that on a made-up batch.
 
     Args:
         model: built and compiled; afterwards it is as before.

@@ -25,7 +25,10 @@ from tfdp.step.all_reduce import BYTES_PER_HOP
 
 @dataclasses.dataclass(frozen=True)
 class GradientAllReduce:
-    """How gradients are all-reduced: equal on all workers, and part of what makes a run repeat.
+    """How gradients are all-reduced.
+
+    The settings are equal on all workers. A resumed run needs the same ones: otherwise the last
+    bits of its results differ.
 
     Args:
         gradient_dtype: ``"float32"`` sends gradients in their own dtype. ``"bfloat16"`` sends half
@@ -104,7 +107,9 @@ class GradientAllReduce:
             totals = _all_reduce_pack([piece for _, piece in pack])
             for (place, _), total in zip(pack, totals, strict=True):
                 pieces[place].append(total)
-        for place in sparse:  # of embeddings, the first layer: all packs would wait for them
+        # Embeddings are mostly the first layer, so their gradients come last; packs must not wait
+        # for them.
+        for place in sparse:
             sums[place] = all_reduce.all_reduce_sum(sent[place])
         for place, totals in pieces.items():
             sums[place] = totals[0] if len(totals) == 1 else tf.concat(totals, axis=0)

@@ -72,7 +72,7 @@ def compilation(model: keras.Model) -> Any:
 
 @contextlib.contextmanager
 def reduced_first(reduce: Callable[[Gradients], Gradients | None]) -> Iterator[None]:
-    """While it lasts, ``optimizer.apply`` starts with ``reduce(gradients)``.
+    """Inside the block, ``optimizer.apply`` starts with ``reduce(gradients)``.
 
     Keras clips, checks and unscales a replica's own gradients and only then sums them over the
     replicas. That is another computation than on one replica. Here ``apply`` works on gradients
@@ -155,12 +155,12 @@ class TracedLosses:
 
 @contextlib.contextmanager
 def losses_as_shares(losses: TracedLosses, share: Callable[[], Share]) -> Iterator[None]:
-    """While it lasts, a replica's losses are its share of the global batch's losses.
+    """Inside the block, a replica's losses are its share of the global batch's losses.
 
     Keras divides a mean loss by the number of replicas. That is right if all replicas have equally
     many examples, and the loss averages over examples only: not over the valid positions of a mask,
-    nor over sample weights. Here a mean counts by the replica's examples, and those denominators
-    are summed over all replicas.
+    nor over sample weights. Here a mean is weighted by the replica's fraction of the examples, and
+    those denominators are summed over all replicas.
 
     Relies on ``keras.src.losses.loss``: every mean passes ``scale_loss_for_distribution``, every
     compiled loss passes ``reduce_values``, and every mask passes ``apply_mask``. Also on trackers
@@ -188,7 +188,8 @@ def losses_as_shares(losses: TracedLosses, share: Callable[[], Share]) -> Iterat
         if mask is None or reduction not in means[:2]:
             return apply_mask(sample_weight, mask, dtype, reduction)
         losses.note("denominator")
-        # Keras weighs a valid position by total / valid of one replica; here it is of all replicas.
+        # Keras multiplies valid positions by positions / valid positions of one replica; here both
+        # are counted over all replicas.
         valid = tf.cast(mask, tf.float32 if dtype != "float64" else tf.float64)
         of_all = all_reduce_sum(
             share().zero_if_empty(
@@ -227,7 +228,7 @@ def losses_as_shares(losses: TracedLosses, share: Callable[[], Share]) -> Iterat
 
 
 def periods(optimizer: Any) -> tuple[int, int]:
-    """Returns how many calls of an optimizer make one update, and updates one overwriting.
+    """Returns the numbers of calls per update, and of updates per overwrite of weights (0: never).
 
     The second number is ``ema_overwrite_frequency``. An optimizer that neither accumulates
     gradients nor overwrites weights gives (1, 0).
@@ -260,7 +261,7 @@ def due(optimizer: Any) -> tuple[tf.Tensor, tf.Tensor]:
 
 @contextlib.contextmanager
 def periods_decided(is_update: bool, overwrites: bool) -> Iterator[None]:
-    """While it lasts, an optimizer does or omits its periodic work without a branch in the graph.
+    """Inside the block, an optimizer does or omits its periodic work without a branch in the graph.
 
     Keras branches within a replica, where replicas can't all-reduce.
 
@@ -302,7 +303,7 @@ def periods_decided(is_update: bool, overwrites: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def assignments_noted(note: Callable[[keras.Variable], Any]) -> Iterator[None]:
-    """While it lasts, ``note`` is called with every Keras variable that is assigned.
+    """Inside the block, ``note`` is called with every Keras variable that is assigned.
 
     Relies on layers calling ``Variable.assign``, also by way of ``assign_add``.
     """
@@ -318,7 +319,7 @@ def assignments_noted(note: Callable[[keras.Variable], Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeds_drawn_from(step: tf.Tensor) -> Iterator[None]:
-    """While it lasts, random layers draw from (their own seed, ``step``, replica).
+    """Inside the block, random layers draw from (their own seed, ``step``, replica).
 
     Keras counts draws in a variable. All replicas advance it equally, so they would drop the same
     units, and a checkpoint would have to contain it. A function of the step avoids both.
@@ -359,7 +360,7 @@ def _zero(distribution: tf.distribute.Strategy, variables: list[tf.Variable]) ->
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """While it lasts, ``owner`` has another attribute of this name."""
+    """Inside the block, ``owner`` has another attribute of this name."""
     original = vars(owner)[name]  # a KeyError here: Keras has moved it
     setattr(owner, name, value)
     try:

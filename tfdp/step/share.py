@@ -1,8 +1,9 @@
 """A replica's share of a global batch, and the arithmetic that makes shares add up to the whole.
 
-A loss that averages has to average over the *global* batch. So a replica's mean counts by its share
-of the examples, and denominators that depend on the data (valid positions, weights) are summed over
-all replicas. Gradients then only need to be summed, however unevenly the batch is split.
+A loss that averages has to average over the *global* batch. So a replica's mean is weighted by the
+replica's fraction of the examples, and denominators that depend on the data (valid positions,
+weights) are summed over all replicas. Gradients then only need to be summed, however unevenly the
+batch is split.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Share:
     may_be_empty: bool
 
     def scale_mean(self, mean: Any) -> Any:
-        """Returns what a mean over this share adds to the mean over the global batch."""
+        """Returns this share's contribution to the global mean."""
         return _scale(mean, self.examples, self.total_examples)
 
     def unscale_mean(self, scaled: Any) -> Any:
@@ -124,7 +125,7 @@ def add_gradients(first: Any, second: Any) -> Any:
 
 
 def _scale(values: Any, numerator: tf.Tensor, denominator: tf.Tensor) -> Any:
-    """Multiplies by ``numerator / denominator``; 0 times NaN is 0 here, and so is x / 0."""
+    """Multiplies by ``numerator / denominator``; 0 * NaN and x / 0 are 0 here."""
     if isinstance(values, tf.IndexedSlices):
         rows = _scale(values.values, numerator, denominator)
         return tf.IndexedSlices(rows, values.indices, values.dense_shape)

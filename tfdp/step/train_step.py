@@ -52,7 +52,8 @@ class _Replica(threading.local):
         self.micro_step = 0
         self.apply_calls = 0  # of optimizers, in this micro-batch
         self.gradients: dict[int, list[Any]] = {}  # sums over micro-batches, by apply call
-        self.assigned: dict[int, keras.Variable] = {}  # by this step and not averaged yet, by id
+        # Variables assigned in this step and not averaged yet; keys are ids.
+        self.assigned: dict[int, keras.Variable] = {}
         self.reduce_s: list[tf.Tensor] = []
 
 
@@ -152,14 +153,15 @@ class TrainStep:
     def _average(self, statistics: list[keras.Variable], totals: list[tf.Tensor]) -> None:
         """Sets statistics to their mean over all examples.
 
-        Otherwise each worker would evaluate with its own, and a checkpoint have the chief's alone.
+        Otherwise each worker would evaluate with its own, and a checkpoint would contain only the
+        chief's.
         """
         for each, total in zip(statistics, totals, strict=True):
             each.value.assign(self._replica.share.over_total(total, each.value.dtype))
 
     @contextlib.contextmanager
     def _keras_adapted(self, step: tf.Tensor) -> Iterator[None]:
-        """While it lasts, Keras computes shares, and hands gradients to ``_reduce``."""
+        """Inside the block, Keras computes shares, and hands gradients to ``_reduce``."""
         replica = self._replica
         with (
             keras_private.seeds_drawn_from(self._draws_from + step),

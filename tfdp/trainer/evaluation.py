@@ -101,7 +101,10 @@ def _run_all(
     workers: Workers,
     between_calls: Callable[[], None],
 ) -> None:
-    """Calls ``run(first step, number of steps)`` in calls of about ``CALL_S``, equal everywhere."""
+    """Calls ``run(first step, number of steps)`` in calls of about ``CALL_S``.
+
+    The calls have the same sizes on all workers.
+    """
     size, done = 1, 0
     while done < steps:
         size = min(size, steps - done)

@@ -57,7 +57,8 @@ def fit(
             whose batches are global batches, or arrays (examples along the first dimension).
         y: labels, if ``x`` is arrays.
         batch_size: examples per update over all replicas, for a source or arrays; 32 by default.
-        epochs: index of the epoch to end before, counted from 0.
+        epochs: the epoch (from 0) before which training ends; without ``initial_epoch``, the number
+            of epochs.
         verbose: 0 prints nothing, 1 a progress bar, 2 one line per epoch; on the chief.
         callbacks: Keras callbacks; Keras's own callbacks that write run on the chief only.
         validation_data: a source, a batched dataset, or ``(x, y[, sample_weight])`` arrays, to

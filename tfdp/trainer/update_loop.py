@@ -113,7 +113,7 @@ class UpdateLoop:
         self.step += self._steps
 
     def agree(self) -> bool:
-        """Shares the state and wishes of each worker; all workers come to the same decisions.
+        """Exchanges the workers' states and requests; all workers come to the same decisions.
 
         Returns:
             Whether to go on: false if ``model.stop_training`` is set on any worker.
@@ -142,8 +142,8 @@ class UpdateLoop:
     def report_failure(self, error: BaseException) -> None:
         """Reports to the other workers that this one ends by a fault of its own.
 
-        They receive it at their next ``agree``. If they wait for this worker elsewhere, they never
-        get there, and will find it gone.
+        They receive it at their next ``agree``. If they wait in another collective, they don't
+        receive it, and learn of the error only when this process ends.
         """
         reporting = threading.Thread(target=self._gather_states, args=(error,), daemon=True)
         reporting.start()

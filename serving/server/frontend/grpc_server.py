@@ -115,4 +115,7 @@ def _port_error(host: str, port: int) -> OSError:
 
 
 def _socket_error(path: str) -> OSError:
-    return OSError(f"can't listen on {path}: its folder must be there, writable, its path short")
+    return OSError(
+        f"can't listen on {path}: its folder must exist and be writable, and the path must be "
+        "short (about 100 bytes)"
+    )

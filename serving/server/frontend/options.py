@@ -182,8 +182,8 @@ def _read_models(values: flags.FlagValues) -> model_server_config_pb2.ModelServe
         model_config.check_first_labels(models, values.allow_version_labels_for_unavailable_models)
     except StatusError as error:
         raise flags.Error(
-            f"flag --model_config_file={path}: {error}; at the start no version is, so labels need "
-            "--allow_version_labels_for_unavailable_models"
+            f"flag --model_config_file={path}: {error}. No version is available at the start, "
+            "so labels need --allow_version_labels_for_unavailable_models"
         ) from None
     return config
 
@@ -227,7 +227,7 @@ def _metrics_path(values: flags.FlagValues) -> str | None:
     if (values.rest_api_port is None) != (path is None):
         raise flags.Error(
             "flags --rest_api_port and --monitoring_config_file go together: the port has metrics "
-            "only; REST is TF Serving's"
+            "only; serving.server has no REST API"
         )
     if path is None:
         return None

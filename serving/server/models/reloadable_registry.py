@@ -49,7 +49,7 @@ class ReloadableRegistry(ModelRegistry):
     ) -> None:
         self._start = start
         self._labels_for_unavailable = labels_for_unavailable
-        self._reloading = threading.Lock()
+        self._reload_lock = threading.Lock()
         models = model_configs(config)
         check_first_labels(models, labels_for_unavailable)
         labels = {model.name: model.labels for model in models}
@@ -96,12 +96,12 @@ class ReloadableRegistry(ModelRegistry):
         """
         limit_s = _MAX_RELOAD_S if timeout_s is None else min(timeout_s, _MAX_RELOAD_S)
         deadline_s = time.monotonic() + limit_s
-        if not self._reloading.acquire(timeout=max(0.0, deadline_s - time.monotonic())):
+        if not self._reload_lock.acquire(timeout=max(0.0, deadline_s - time.monotonic())):
             raise _deadline_exceeded("another reload is under way")
         try:
             self._reload(config, deadline_s)
         finally:
-            self._reloading.release()
+            self._reload_lock.release()
 
     def _reload(self, config: model_server_config_pb2.ModelServerConfig, deadline_s: float) -> None:
         old = self._snapshot
@@ -170,7 +170,7 @@ def watch_config_file(
                 registry.reload(config, None)
                 error_text = ""
             except (ValueError, StatusError) as error:
-                error_text = f"{path} is not taken over: {error}"
+                error_text = f"{path} is not applied: {error}"
             if error_text and error_text != last_error:
                 report(error_text)
             last_error = error_text

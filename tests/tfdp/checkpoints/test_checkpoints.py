@@ -143,7 +143,7 @@ def test_a_writer_that_fails_half_way_leaves_the_one_before(
     assert found.step == 1
 
 
-def test_a_failure_is_told_at_the_next_save(
+def test_a_failure_is_reported_at_the_next_save(
     kept: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, data: bytes) -> None:
@@ -241,7 +241,7 @@ def test_the_best_stays_beside_the_newest(kept: CheckpointStore, tmp_path: Path)
     assert steps_in(tmp_path) == ["6", "7"]
 
 
-def test_who_has_lost_the_workdir_publishes_nothing(kept: CheckpointStore, tmp_path: Path) -> None:
+def test_a_replaced_owner_publishes_nothing(kept: CheckpointStore, tmp_path: Path) -> None:
     save(kept, 1)
     again = CheckpointStore(tmp_path / "checkpoints", keep=2, claim=files.Claim(tmp_path))
     with pytest.raises(Replaced, match=f"another process goes on with the run in {tmp_path}"):

@@ -82,7 +82,7 @@ def test_structures_and_strings_stay_what_they_are() -> None:
         ((ROWS, CLASSES[:5]), r"shapes \[\(6, 2\), \(5,\)\]"),
         (({"a": ROWS, "b": ROWS[:1]},), "the first dimension"),
         ((np.float32(3),), r"shapes \[\(\)\]"),
-        ((ROWS, None, CLASSES), "sample weights but no labels"),
+        ((ROWS, None, CLASSES), "sample_weight is given without labels"),
         ((None, CLASSES), "dtype object"),
         ((np.array([{}, []], object),), r"dtype object .*\{\}"),
     ],
@@ -222,12 +222,12 @@ def test_a_missing_file_is_named_when_it_is_read(images: list[Path]) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([1, 2], r"shapes \[\(4,\), \(2,\), "), (None, "sample weights but no labels")],
+    [([1, 2], r"shapes \[\(4,\), \(2,\), "), (None, "sample_weight is given without labels")],
 )
 def test_wrong_labels_of_files_are_refused(labels: Any, message: str, images: list[Path]) -> None:
     with pytest.raises(tfdp.BadInput, match=message):
         tfdp.from_files(images, labels, load, sample_weight=np.ones(4))
-    with pytest.raises(tfdp.BadInput, match="no paths"):
+    with pytest.raises(tfdp.BadInput, match="paths is empty"):
         tfdp.from_files([], [], load)
 
 

@@ -64,13 +64,18 @@ def test_good_metrics_pass(
             None,
             "digits/3, .* has no record of loss",
         ),
-        ({"not_worse_than_current": 1.0}, {"odd": 1.0}, {"odd": 1.0}, "whose better side is known"),
+        (
+            {"not_worse_than_current": 1.0},
+            {"odd": 1.0},
+            {"odd": 1.0},
+            "whose better direction is known",
+        ),
         # Lower is better, but the name does not show it.
         (
             {"not_worse_than_current": 0.1},
             {"brier_score": 0.9},
             {"brier_score": 0.1},
-            "whose better side is known",
+            "whose better direction is known",
         ),
         (
             {"require_max": ("odd:9",), "not_worse_than_current": 0.5},

@@ -1,4 +1,4 @@
-"""What ``--profile`` says of a run, by what its steps took."""
+"""The sentence of ``--profile`` about a run, from the times of its steps."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def test_the_flag_to_try_is_one_that_helps(
 ) -> None:
     settings = TrainSettings(recipe="a.py", workdir=Path("b"), **flags)
     shares = {name: 0.1 for name in ("input", "compute", "all-reduce", "host")} | {bound: 0.7}
-    said = describe_bottleneck(shares, settings, reads_dataset=True, is_bandwidth_bound=is_large)
-    assert said.startswith(f"this run is limited by {bound} (") and f"{bound} 70%" in said
-    assert advice in said.split(": ")[1]
+    message = describe_bottleneck(shares, settings, reads_dataset=True, is_bandwidth_bound=is_large)
+    assert message.startswith(f"this run is limited by {bound} (") and f"{bound} 70%" in message
+    assert advice in message.split(": ")[1]

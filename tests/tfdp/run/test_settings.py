@@ -45,7 +45,7 @@ def test_values_in_range_are_taken(good: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         ({"recipe": ""}, "--recipe is missing"),
         ({"workdir": Path()}, "--workdir is missing"),
@@ -71,8 +71,8 @@ def test_values_in_range_are_taken(good: dict[str, Any]) -> None:
         ({"auto_shard": "Data"}, "--auto_shard is Data: .*auto, file, data, off"),
     ],
 )
-def test_values_out_of_range_are_refused(bad: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadInput, match=said):
+def test_values_out_of_range_are_refused(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         settings(**bad)
 
 

@@ -1,4 +1,4 @@
-"""What a process says on the wire when it ends, and how it ends when bad news comes."""
+"""What a process sends before it ends, and how it ends when bad news comes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.running import Process, wait_until
 from tfdp.errors import BadInput
 from tfdp.workers.faults import in_one_line
 
-# A worker without TensorFlow: its end of a wire, and then what a test lets it do.
+# A worker without TensorFlow: its end of a connection, and then the code of a test.
 WORKER = """
 import ctypes, socket, sys, threading, time
 from cluster import channel, liveness, spec
@@ -38,7 +38,7 @@ def received(channel: Channel, until: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("script", "code", "said"),
+    ("script", "code", "sent"),
     [
         ("pass", 0, [{"goodbye": True}]),
         ("sys.exit(3)", 3, [{"goodbye": True}]),
@@ -63,13 +63,15 @@ def received(channel: Channel, until: str) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_others_hear_how_a_process_ends(script: str, code: int, said: list[dict[str, Any]]) -> None:
+def test_others_receive_how_a_process_ends(
+    script: str, code: int, sent: list[dict[str, Any]]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         with Process(["python", "-c", WORKER + script, port], limit_s=30) as process:
             channel = Channel(listener.accept()[0])
-            until = next(iter(said[0])) if said else "its end"
-            assert received(channel, until) == said
+            until = next(iter(sent[0])) if sent else "its end"
+            assert received(channel, until) == sent
             process.wait(-2 if code == 130 else code)
             channel.close()
 
