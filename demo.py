@@ -54,7 +54,7 @@ def main() -> None:
     evaluated = summary["eval_metrics"]["accuracy"]
     right = np.sum(answers == labels)
     print(f"accuracy of the served answers  {served:.4f}  ({right} of {len(labels)})")
-    print(f"accuracy by tfdp.evaluate       {evaluated:.4f}")
+    print(f"accuracy in summary.json        {evaluated:.4f}")
     if not np.isclose(served, evaluated, rtol=0, atol=1e-6):
         raise SystemExit("demo: the served model answers differently from the trained one")
     if served < LEAST_ACCURACY:

@@ -244,6 +244,15 @@ def test_private_attributes_of_keras_and_tensorflow_are_touched_in_one_place() -
     assert not touching
 
 
+def test_data_uses_nothing_of_keras_but_floatx() -> None:
+    used = {
+        name
+        for path in sources("tfdp/data")
+        for name in re.findall(r"\bkeras\.[\w.]+", path.read_text())
+    }
+    assert used <= {"keras.config.floatx"}
+
+
 TRAIN_FLAGS = """recipe workdir steps epochs global_batch_size seed hparam checkpoint_every_steps
     eval_every_steps export_dir communication auto_shard startup_timeout_s tensorboard"""
 
