@@ -62,7 +62,7 @@ MAY_IMPORT = {
     },
     "serving.server.frontend": {"serving.server.models", "serving.server", "serving.protos"},
     "serving.server.calls": {"serving.server.models", "serving.server", "serving"},
-    "serving.server.models": {"serving.server", "serving"},
+    "serving.server.models": {"serving.server", "serving", "serving.protos"},
     "serving.server": set(),  # errors, deadlines, configuration files
     "serving.rollout": {"serving.client", "serving.protos"},
     "serving.client": {"serving", "serving.protos"},

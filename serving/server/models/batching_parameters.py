@@ -14,17 +14,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from google.protobuf import (
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-    text_format,
-    wrappers_pb2,
-)
+from serving.protos import server_config_pb2
+from serving.server import text_protos
 
-_FIELD = descriptor_pb2.FieldDescriptorProto
 # Fields of type Int64Value.
 _WRAPPED = ("max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads")
 
@@ -77,7 +70,7 @@ def read(path: Path) -> BatchingParameters:
             contains the file's name.
     """
     try:
-        message = text_format.Parse(path.read_text(encoding="utf-8"), _message())
+        message = text_protos.read(path, server_config_pb2.BatchingParameters())
         wrapped = {
             name: getattr(message, name).value for name in _WRAPPED if message.HasField(name)
         }
@@ -86,33 +79,5 @@ def read(path: Path) -> BatchingParameters:
             allowed_batch_sizes=tuple(message.allowed_batch_sizes),
             pad_variable_length_inputs=message.pad_variable_length_inputs,
         )
-    except (OSError, UnicodeDecodeError, text_format.ParseError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"batching parameters in {path}: {error}") from None
-
-
-def _message() -> Any:
-    """Returns an empty BatchingParameters message, which tensorflow-serving-api does not have."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="serving/server/batching.proto",
-        package="tfdp.serving.server",
-        syntax="proto3",
-        dependency=["google/protobuf/wrappers.proto"],
-    )
-    message = file.message_type.add(name="BatchingParameters")
-
-    def add(number: int, name: str, type_name: str | None, kind: int, *, many: bool) -> None:
-        label = _FIELD.LABEL_REPEATED if many else _FIELD.LABEL_OPTIONAL
-        message.field.add(number=number, name=name, type_name=type_name, type=kind, label=label)
-
-    for number, name in enumerate(_WRAPPED, 1):
-        add(number, name, ".google.protobuf.Int64Value", _FIELD.TYPE_MESSAGE, many=False)
-    # Only TF Serving's metrics use this field; it is accepted because files contain it.
-    string = ".google.protobuf.StringValue"
-    add(5, "thread_pool_name", string, _FIELD.TYPE_MESSAGE, many=False)
-    add(6, "allowed_batch_sizes", None, _FIELD.TYPE_INT64, many=True)
-    add(7, "pad_variable_length_inputs", None, _FIELD.TYPE_BOOL, many=False)
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.AddSerializedFile(file.SerializeToString())
-    name = "tfdp.serving.server.BatchingParameters"
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))()
