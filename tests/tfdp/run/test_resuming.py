@@ -131,7 +131,7 @@ def eval_data(hparams):
 STEPS = 19  # of 5 in an epoch
 
 
-class Told:
+class FakeSignals:
     """Signals, of which one is there when the run has looked ``times`` times."""
 
     def __init__(self, times: int | None = None) -> None:
@@ -161,7 +161,9 @@ class Runs:
     def set_recipe(self, source: str) -> None:
         self._recipe.write_text(source)
 
-    def start(self, name: str, *hparam: str, told: Told | None = None, **flags: Any) -> None:
+    def start(
+        self, name: str, *hparam: str, signals: FakeSignals | None = None, **flags: Any
+    ) -> None:
         """Starts a run, or goes on with it."""
         (self.folder / name / "run").mkdir(parents=True, exist_ok=True)
         self._monkeypatch.setenv("WRITTEN", str(self.folder / name))
@@ -176,14 +178,14 @@ class Runs:
         settings = TrainSettings(
             recipe=str(self._recipe), workdir=self.folder / name / "run", **(options | flags)
         )
-        train(settings, recipe.load(settings.recipe, hparam), told or Told())  # type: ignore[arg-type]
+        train(settings, recipe.load(settings.recipe, hparam), signals or FakeSignals())  # type: ignore[arg-type]
 
     def finish(self, name: str, times: list[int], *hparam: str, **flags: Any) -> list[int]:
         """Starts a run until it ends by itself, and gives the steps that it was stopped at."""
         stops = []
         for count in times:
             try:
-                self.start(name, *hparam, told=Told(count), **flags)
+                self.start(name, *hparam, signals=FakeSignals(count), **flags)
             except Stopped as stopped:
                 stops.append(stopped.step)
         self.start(name, *hparam, **flags)
@@ -204,9 +206,9 @@ class Runs:
 
     def assert_alike(self, name: str, other: str) -> None:
         """Whether two runs left the same bits."""
-        told, expected = self.summary(name), self.summary(other)
+        summary, expected = self.summary(name), self.summary(other)
         for what in ("weights_sha256", "steps", "metrics", "eval_metrics", "history", "best"):
-            assert told[what] == expected[what], what
+            assert summary[what] == expected[what], what
         states = self.states(name)
         for step, state in self.states(other).items():
             for array_name, array in state.items():
@@ -231,13 +233,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategies: Strategies
 
 def test_stops_anywhere_and_more_steps_leave_no_trace(runs: Runs) -> None:
     """In the middle of an epoch, at its end, and at an end in the middle of an epoch."""
-    runs.start("unharmed")
+    runs.start("undisturbed")
     runs.start("harmed", steps=3)
     stops = runs.finish("harmed", [1, 6])
     assert {bool(step % 5) for step in stops} == {True, False}, stops
-    runs.assert_alike("harmed", "unharmed")
+    runs.assert_alike("harmed", "undisturbed")
 
-    history = runs.summary("unharmed")["history"]
+    history = runs.summary("undisturbed")["history"]
     assert history["epoch"] == [0, 1, 2, 3]
     assert history["learning_rate"][0] == pytest.approx(0.02 * 0.9 * 0.99**5, rel=1e-5)
     with (runs.folder / "harmed" / "log.csv").open() as file:
@@ -269,8 +271,8 @@ def test_a_profile_is_written_and_summed_up(runs: Runs, capfd: Any) -> None:
     runs.start("one", "callbacks=[]", steps=12, profile=True)
     folder = runs.folder / "one" / "run" / "tensorboard"
     assert list(folder.rglob("*.xplane.pb"))
-    said = capfd.readouterr().err
-    limited = re.findall(r"this run is limited by [\w-]+ \(input ", said)
+    message = capfd.readouterr().err
+    limited = re.findall(r"this run is limited by [\w-]+ \(input ", message)
     assert len(limited) == 1
 
 
@@ -283,24 +285,26 @@ def alone(runs: Runs, monkeypatch: pytest.MonkeyPatch, strategies: Strategies) -
 
 def test_a_run_that_callbacks_stop_is_finished(alone: Runs, capfd: Any) -> None:
     quick = ("each_batch=false", "patience=1")
-    alone.start("unharmed", *quick, steps=1000)
-    told = alone.summary("unharmed")
-    assert told["steps"] < 100 and told["steps"] % 5 == 0
-    best = int(np.argmin(told["history"]["val_loss"]))
-    assert best < len(told["history"]["epoch"]) - 1, "the last epoch was not the best"
-    assert told["eval_metrics"]["loss"] == told["history"]["val_loss"][best], "the best came back"
+    alone.start("undisturbed", *quick, steps=1000)
+    summary = alone.summary("undisturbed")
+    assert summary["steps"] < 100 and summary["steps"] % 5 == 0
+    best = int(np.argmin(summary["history"]["val_loss"]))
+    assert best < len(summary["history"]["epoch"]) - 1, "the last epoch was not the best"
+    assert summary["eval_metrics"]["loss"] == summary["history"]["val_loss"][best], (
+        "the best came back"
+    )
 
-    (alone.folder / "unharmed" / "run" / "summary.json").unlink()
-    alone.start("unharmed", *quick, steps=1000)  # as if killed before it was written
-    again = alone.summary("unharmed")
+    (alone.folder / "undisturbed" / "run" / "summary.json").unlink()
+    alone.start("undisturbed", *quick, steps=1000)  # as if killed before it was written
+    again = alone.summary("undisturbed")
     for name in ("weights_sha256", "steps", "history", "eval_metrics"):
-        assert again[name] == told[name], name
+        assert again[name] == summary[name], name
     capfd.readouterr()
-    alone.start("unharmed", *quick, steps=2000)
+    alone.start("undisturbed", *quick, steps=2000)
     assert "is finished at step" in capfd.readouterr().err
 
     assert alone.finish("harmed", [2, 1], *quick, steps=1000)
-    alone.assert_alike("harmed", "unharmed")
+    alone.assert_alike("harmed", "undisturbed")
 
 
 def test_the_best_by_a_metric_stays(alone: Runs) -> None:
@@ -387,7 +391,7 @@ def test_recipes_that_give_something_else_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("made", "message"),
     [
         ("3", "callbacks returned a int, and has to return a list"),
         ("[3]", "a list with a int in it"),
@@ -397,8 +401,8 @@ def test_recipes_that_give_something_else_are_refused(
         ("[type('Half', (Callback,), {'get_state': 1})()]", "Half has one of get_state and set_"),
     ],
 )
-def test_callbacks_that_can_not_work_are_refused(made: str, said: str, alone: Runs) -> None:
-    with pytest.raises(BadInput, match=f"recipe .*{said}"):
+def test_callbacks_that_can_not_work_are_refused(made: str, message: str, alone: Runs) -> None:
+    with pytest.raises(BadInput, match=f"recipe .*{message}"):
         alone.start("one", f"callbacks={made}")
 
 
@@ -411,14 +415,14 @@ def test_a_state_that_can_not_be_saved_is_named(alone: Runs) -> None:
 def test_another_owner_of_the_workdir_ends_a_run_that_writes_nothing(alone: Runs) -> None:
     workdir = alone.folder / "one" / "run"
 
-    class Taken(Told):
+    class TakesWorkdir(FakeSignals):
         @property
         def received(self) -> None:
             if (workdir / "checkpoints" / "3").exists():
                 files.Claim(workdir)
 
     with pytest.raises(Replaced, match=f"another process goes on with the run in {workdir}"):
-        alone.start("one", "callbacks=[]", told=Taken(), checkpoint_every_steps=1)
+        alone.start("one", "callbacks=[]", signals=TakesWorkdir(), checkpoint_every_steps=1)
     assert not (workdir / "summary.json").exists()
     assert all(path.name.isdigit() for path in (workdir / "checkpoints").iterdir())
     assert max(alone.states("one")) < STEPS
