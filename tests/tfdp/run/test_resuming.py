@@ -234,15 +234,15 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategies: Strategies
 def test_stops_anywhere_and_more_steps_leave_no_trace(runs: Runs) -> None:
     """In the middle of an epoch, at its end, and at an end in the middle of an epoch."""
     runs.start("undisturbed")
-    runs.start("harmed", steps=3)
-    stops = runs.finish("harmed", [1, 6])
+    runs.start("disturbed", steps=3)
+    stops = runs.finish("disturbed", [1, 6])
     assert {bool(step % 5) for step in stops} == {True, False}, stops
-    runs.assert_alike("harmed", "undisturbed")
+    runs.assert_alike("disturbed", "undisturbed")
 
     history = runs.summary("undisturbed")["history"]
     assert history["epoch"] == [0, 1, 2, 3]
     assert history["learning_rate"][0] == pytest.approx(0.02 * 0.9 * 0.99**5, rel=1e-5)
-    with (runs.folder / "harmed" / "log.csv").open() as file:
+    with (runs.folder / "disturbed" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == history["epoch"]
     assert [float(row["val_loss"]) for row in rows] == history["val_loss"]
@@ -303,8 +303,8 @@ def test_a_run_that_callbacks_stop_is_finished(alone: Runs, capfd: Any) -> None:
     alone.start("undisturbed", *quick, steps=2000)
     assert "is finished at step" in capfd.readouterr().err
 
-    assert alone.finish("harmed", [2, 1], *quick, steps=1000)
-    alone.assert_alike("harmed", "undisturbed")
+    assert alone.finish("disturbed", [2, 1], *quick, steps=1000)
+    alone.assert_alike("disturbed", "undisturbed")
 
 
 def test_the_best_by_a_metric_stays(alone: Runs) -> None:
