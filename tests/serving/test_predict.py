@@ -58,11 +58,11 @@ def test_an_input_with_a_default_may_be_left_out(models: ModelRegistry):
             assert list(response.outputs["sum"].float_val) == expected
 
 
-@pytest.mark.parametrize("inputs", [{}, {"y": [1.0]}, {"x": [1.0], "y": [1.0], "z": [1.0]}])
-def test_an_input_without_default_may_not(models: ModelRegistry, inputs: dict[str, list[float]]):
-    with pytest.raises(StatusError) as caught:
-        predict.predict(models, request(**inputs), lambda: None)
-    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+def test_an_input_without_default_may_not(models: ModelRegistry):
+    for inputs in ({}, {"y": [1.0]}, {"x": [1.0], "y": [1.0], "z": [1.0]}):
+        with pytest.raises(StatusError) as caught:
+            predict.predict(models, request(**inputs), lambda: None)
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_the_initializer_is_no_signature(models: ModelRegistry):
