@@ -27,6 +27,7 @@ from serving.client import Client, Tls
 from serving.protos import serving_pb2
 from serving.rollout import cli as rollout
 from tests.running import ROOT, Process, free_port, wait_until
+from tests.serving.keys import make_keys
 
 DEPLOY = ROOT / "deploy"
 MODEL = ROOT / "tests/serving/recorded/models/half_plus/5"
@@ -252,22 +253,11 @@ def test_calls_of_one_connection_are_spread(stack: Stack, tmp_path: Path):
 @needs_haproxy
 def test_tls_is_one_switch(stack: Stack, tmp_path: Path):
     bind = re.search(r'GATEWAY_BIND: "(.+)"', (DEPLOY / "tls.yml").read_text())[1]
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += [
-        "-nodes",
-        "-batch",
-        "-subj",
-        "/CN=gateway",
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-    ]
-    command += ["-keyout", f"{tmp_path}/key.pem", "-out", f"{tmp_path}/chain.pem"]
-    subprocess.run(command, check=True, capture_output=True)
-    chain = (tmp_path / "chain.pem").read_bytes()
-    (tmp_path / "gateway.pem").write_bytes(chain + (tmp_path / "key.pem").read_bytes())
+    keys = make_keys(tmp_path, gateway="IP:127.0.0.1")
+    (tmp_path / "gateway.pem").write_bytes(keys["gateway.pem"] + keys["gateway.key"])
     with (
         gateway(stack, tmp_path, bind.replace("/tls/", f"{tmp_path}/")) as (target, _),
-        Client(target, tls=Tls(root_certificates=chain)) as client,
+        Client(target, tls=Tls(root_certificates=keys["ca.pem"])) as client,
         Client(target, timeout_s=2) as bare,
     ):
         assert client.predict("half", {"x": np.ones((1, 1), np.float32)})["y"] == [[2.5]]

@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import signal
-import subprocess
-import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from tensorflow_serving.apis import (
 
 from serving.protos import server_config_pb2
 from tests.running import ROOT, Process, wait_until
+from tests.serving.keys import make_keys
 
 RECORDED = ROOT / "tests" / "serving" / "recorded"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -57,35 +56,16 @@ class Server:
 
 
 def configuration(folder: Path, versions: tuple[int, ...], stable: int, other: str) -> str:
-    return CONFIG % {
-        "folder": folder,
-        "kitchen": " ".join(f"versions: {version}" for version in versions),
-        "labels": f'version_labels {{ key: "stable" value: {stable} }}',
-        "other": other,
-    }
-
-
-def certificates(folder: Path) -> dict[str, bytes]:
-    """An authority, and keys with certificates of it for the server and a client."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-batch"]
-    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=tests")
-    for name in ("server", "client"):
-        openssl(
-            *("req", "-x509", *new, "-keyout", f"{name}.key", "-out", f"{name}.pem"),
-            *("-CA", "ca.pem", "-CAkey", "ca.key", "-subj", f"/CN={name}"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-        )
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    numbers = " ".join(f"versions: {version}" for version in versions)
+    label = f'version_labels {{ key: "stable" value: {stable} }}'
+    return CONFIG % {"folder": folder, "kitchen": numbers, "labels": label, "other": other}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    pem = certificates(tmp_path_factory.mktemp("pem"))
+    address = "IP:127.0.0.1"
+    pem = make_keys(tmp_path_factory.mktemp("pem"), server=address, client=address)
     ssl_config = server_config_pb2.SSLConfig(
         server_key=pem["server.key"], server_cert=pem["server.pem"], custom_ca=pem["ca.pem"]
     )
@@ -172,33 +152,15 @@ def test_tls_demands_a_certificate_of_the_authority(server: Server):
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_roll_out_by_reloads_fails_no_call(server: Server, channel: grpc.Channel):
-    done, failed, seen = threading.Event(), [], set()
-
-    def ask() -> None:
-        while not done.is_set():
-            try:
-                seen.add(predict(channel, "both stable").model_spec.version.value)
-            except grpc.RpcError as error:
-                failed.append(error)
-
-    asking = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in asking:
-        thread.start()
-    try:
-        with pytest.raises(grpc.RpcError, match="not currently available for inference"):
-            reload(channel, server.config(versions=(1, 2), stable=2))
-        for versions, stable in [((1, 2), 1), ((1, 2), 2), ((2,), 2)]:
-            reload(channel, server.config(versions=versions, stable=stable))
-            available = {(version, "AVAILABLE") for version in versions}
-            wait_until(lambda a=available: a <= set(states(channel, "kitchen")), 20, "they are up")
-        wait_until(lambda: states(channel, "kitchen")[1] == (1, "END"), 20, "version 1 is gone")
-        assert predict(channel, "both stable").model_spec.version.value == 2
-    finally:
-        done.set()
-        for thread in asking:
-            thread.join()
-    assert failed == [] and seen == {1, 2}
+def test_a_roll_out_by_reloads(server: Server, channel: grpc.Channel):
+    with pytest.raises(grpc.RpcError, match="not currently available for inference"):
+        reload(channel, server.config(versions=(1, 2), stable=2))
+    for versions, stable in [((1, 2), 1), ((1, 2), 2), ((2,), 2)]:
+        reload(channel, server.config(versions=versions, stable=stable))
+        available = {(version, "AVAILABLE") for version in versions}
+        wait_until(lambda a=available: a <= set(states(channel, "kitchen")), 20, "they are up")
+        assert predict(channel, "both stable").model_spec.version.value == stable
+    wait_until(lambda: states(channel, "kitchen")[1] == (1, "END"), 20, "version 1 is gone")
 
 
 def test_a_deadline_bounds_the_wait_for_a_new_model(server: Server, channel: grpc.Channel):

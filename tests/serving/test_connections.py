@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from serving.client import (
 )
 from serving.client.load_balancing import LoadBalancer
 from tests.running import Process, free_port, wait_until
+from tests.serving.keys import make_keys
 from tests.serving.scripted_server import Server, echo, refusal, signatures, states
 
 X = {"x": np.arange(4.0)}
@@ -183,18 +183,8 @@ def test_a_forked_process_has_connections_of_its_own(servers: list[Server]):
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate authority, and what it vouches for: server.test, and a client."""
     folder = tmp_path_factory.mktemp("keys")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    for name in ("ca", "server", "client"):
-        new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-        signed = [] if name == "ca" else ["-CA", "ca.pem", "-CAkey", "ca.key"]
-        names = ["-subj", f"/CN={name}.test", "-addext", f"subjectAltName=DNS:{name}.test"]
-        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
-        openssl("req", "-x509", *new, *signed, *names, *files)
+    make_keys(folder, server="DNS:server.test", client="DNS:client.test")
     return folder
 
 
