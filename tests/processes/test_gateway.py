@@ -12,10 +12,8 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
 import urllib.request
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from serving.client import Client, Tls
 from serving.protos import serving_pb2
 from serving.rollout import cli as rollout
 from tests.running import ROOT, Process, free_port, wait_until
+from tests.serving.callers import Callers
 from tests.serving.keys import make_keys
 
 DEPLOY = ROOT / "deploy"
@@ -133,49 +132,8 @@ def in_use(http_port: int) -> dict[str, bool]:
         return {}
 
 
-class Callers:
-    """Several callers that ask without a pause; each call goes its own way.
-
-    Args:
-        target: where.
-        retries: how often the client makes a call again.
-        ask: makes a call, and fails if it isn't answered as it should be.
-    """
-
-    def __init__(
-        self, target: str | list[str], retries: int, ask: Callable[[Client], None], threads: int = 3
-    ) -> None:
-        self.seen: Counter[str] = Counter()
-        self._ask = ask
-        self._client = Client(target, timeout_s=15, retries=retries)
-        self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._go_on) for _ in range(threads)]
-
-    def _go_on(self) -> None:
-        while not self._done.wait(0.005):
-            try:
-                self._ask(self._client)
-                self.seen["answered"] += 1
-            except Exception as error:
-                self.seen[str(error)] += 1
-
-    def went_on(self, calls: int = 100) -> None:
-        """Waits for more answers; there is nothing else than answers so far."""
-        until = self.seen["answered"] + calls
-        wait_until(lambda: self.seen["answered"] > until or len(self.seen) > 1, 30, "calls go on")
-        assert set(self.seen) == {"answered"}
-
-    def __enter__(self) -> Callers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
-        self._client.close()
-        assert set(self.seen) == {"answered"}
+def calling(target: str | list[str], retries: int) -> Callers:
+    return Callers(Client(target, timeout_s=15, retries=retries), ask, pause_s=0.005)
 
 
 def ask(client: Client) -> None:
@@ -190,7 +148,7 @@ def stable_version(target: str) -> int:
 
 def test_versions_go_on_trial_up_and_back_and_no_call_fails(stack: Stack):
     targets = [replica.target for replica in stack.replicas]
-    with Callers(targets, retries=0, ask=ask) as callers:
+    with calling(targets, retries=0) as callers:
         callers.went_on()
         assert stack.rollout("canary", "2").count("on 2 replicas") == 2
         assert [stable_version(target) for target in targets] == [1, 1]
@@ -291,7 +249,7 @@ def test_no_call_fails_while_a_replica_is_frozen(stack: Stack, tmp_path: Path):
     frozen = stack.replicas[1].process
     with (
         gateway(stack, tmp_path) as (target, http_port),
-        Callers(target, retries=4, ask=ask) as callers,
+        calling(target, retries=4) as callers,
     ):
         callers.went_on()
         frozen.signal(signal.SIGSTOP)
@@ -307,7 +265,7 @@ def test_no_call_fails_when_a_replica_is_killed(stack: Stack, tmp_path: Path):
     """The gateway makes small calls again by itself: callers here don't."""
     with (
         gateway(stack, tmp_path) as (target, http_port),
-        Callers(target, retries=0, ask=ask) as callers,
+        calling(target, retries=0) as callers,
     ):
         callers.went_on()
         stack.replicas[0].process.kill()

@@ -13,20 +13,7 @@ import pytest
 
 from serving.client.cli import main
 from serving.protos import serving_pb2
-from tests.serving.scripted_server import Answer, Server, echo, refusal, signatures, states
-
-
-def metadata(method: str = "predict", **inputs: int) -> Answer:
-    """As ``signatures``, for one method and of any shape."""
-    response = serving_pb2.GetModelMetadataResponse.FromString(signatures(**inputs)(b"", None))  # type: ignore[arg-type]
-    packed = response.metadata["signature_def"]
-    definitions = serving_pb2.SignatureDefMap.FromString(packed.value)
-    definition = definitions.signature_def["serving_default"]
-    definition.method_name = f"tensorflow/serving/{method}"
-    for info in definition.inputs.values():
-        info.tensor_shape.unknown_rank = True
-    packed.value = definitions.SerializeToString()
-    return lambda data, context: response.SerializeToString()
+from tests.serving.scripted_server import Server, echo, refusal, signatures, states
 
 
 @pytest.fixture
@@ -34,7 +21,7 @@ def server() -> Iterator[Server]:
     server = Server()
     server.answers = {
         "Predict": echo,
-        "GetModelMetadata": metadata(x=1, s=7),
+        "GetModelMetadata": signatures(shape=None, x=1, s=7),
         "GetModelStatus": states((1, "END", "broken"), (2, "AVAILABLE", "")),
     }
     yield server
@@ -102,12 +89,12 @@ def test_classify_and_regress(server: Server, tmp_path: Path, capsys: pytest.Cap
         "Classify": lambda data, context: answer.SerializeToString(),
     }
     (tmp_path / "rows.json").write_text('[{"n": 1}, {"n": 2}, {"n": 3}]')
-    server.answers["GetModelMetadata"] = metadata("regress", inputs=7)
+    server.answers["GetModelMetadata"] = signatures(method="regress", inputs=(7, None))
     context = ['--context={"c": 1}', "--max_batch_size=2", "--output=-"]
     assert run(server, "regress", f"--inputs={tmp_path}/rows.json", *context) == 0
     assert json.loads(capsys.readouterr().out) == {"values": [1, 2, 3]}
     assert sizes == [2, 1]  # and joined
-    server.answers["GetModelMetadata"] = metadata("classify", inputs=7)
+    server.answers["GetModelMetadata"] = signatures(method="classify", inputs=(7, None))
     assert run(server, "classify", "--input=n=[1]", f"--output={tmp_path}/out.npz") == 0
     with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
         assert (arrays["labels"].tolist(), arrays["scores"].tolist()) == ([["ü"]], [[0.5]])
@@ -140,7 +127,7 @@ def test_a_single_input_needs_no_name_and_checks_can_be_left_to_the_server(
     assert run(server, "predict", "--input=x=[1]") == 2
     assert "'s' is missing" in capsys.readouterr().err
     assert run(server, "predict", "--input=x=[1]", "--no_check") == 0
-    server.answers["GetModelMetadata"] = metadata(pixels=4)
+    server.answers["GetModelMetadata"] = signatures(pixels=(4, None))
     capsys.readouterr()
     assert run(server, "predict", "--input=[1, 2]", "--output=-") == 0
     assert json.loads(capsys.readouterr().out) == {"pixels": [1, 2]}
@@ -151,7 +138,8 @@ def test_metadata_status_and_wait(server: Server, capsys: pytest.CaptureFixture[
     assert run(server, "metadata") == 0
     assert capsys.readouterr().out == (  # the initializer is no signature
         "model m, version 3\nserving_default\n"
-        "  in   x: bfloat16 [any, 3]\n  out  y: string of any shape\n"
+        "  in   x: bfloat16 [any, 3]\n"
+        "  out  x: bfloat16 [any, 3]\n  out  y: string of any shape\n"
     )
     assert run(server, "status") == 0
     assert capsys.readouterr().out == "version 2  AVAILABLE\nversion 1  END  broken\n"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from serving.client import (
 )
 from serving.client.load_balancing import LoadBalancer
 from tests.running import Process, free_port, wait_until
+from tests.serving.callers import Callers
 from tests.serving.keys import make_keys
 from tests.serving.scripted_server import Server, echo, refusal, signatures, states
 
@@ -91,26 +90,10 @@ def test_no_call_fails_when_a_replica_is_killed(as_list: bool):
         replicas = [stack.enter_context(Process(command, limit_s=60)) for _ in range(3)]
         targets = [replica.wait_for(r"127\.0\.0\.1:\d+")[0] for replica in replicas]
         client = Client(targets if as_list else "ipv4:" + ",".join(targets), check=False)
-        stack.enter_context(client)
-        done: list[int] = []
-        stop = threading.Event()
-
-        def call() -> None:
-            while not stop.is_set():
-                client.predict("m", X)
-                done.append(1)
-
-        with ThreadPoolExecutor(4) as pool:
-            threads = [pool.submit(call) for _ in range(4)]
-            try:
-                wait_until(lambda: len(done) > 100, 30, "calls are answered")
-                replicas[1].kill()
-                after = len(done)
-                wait_until(lambda: len(done) > after + 300, 30, "calls go on being answered")
-            finally:
-                stop.set()
-            for thread in threads:
-                thread.result()
+        with Callers(client, lambda client: client.predict("m", X) and None) as callers:
+            callers.went_on()
+            replicas[1].kill()
+            callers.went_on(300)
 
 
 def test_a_replica_that_is_back_gets_calls_again(servers: list[Server]):
