@@ -102,6 +102,8 @@ def test_views_and_other_byte_orders_are_written_in_order(array: np.ndarray):
         tensors.write(array, message, as_content=as_content)
         expected = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
         assert_same(tensors.read(message), expected)
+    content = tensors.content(array)
+    assert content is not None and content.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("values", [[], [7.0], [1.0, 2.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
