@@ -126,9 +126,11 @@ def test_an_input_with_a_default_may_be_left_out_and_no_other(
         for by, factor in ((2.0, 2), (None, 100)):
             response = ask(served[0], request([[1, 2]], by, "product"))
             assert outputs(response) == {"product": [[factor, 2 * factor]]}
-    for by in (None, 2.0):
+    extra = predict_pb2.PredictRequest.FromString(request([[1, 2]], 2.0))
+    extra.inputs["z"].CopyFrom(extra.inputs["by"])
+    for data in (request(None, None), request(None, 2.0), extra.SerializeToString()):
         with pytest.raises(StatusError) as caught:
-            ask(served[0], request(None, by))
+            ask(served[0], data)
         assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
