@@ -12,10 +12,8 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
 import urllib.request
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +25,8 @@ from serving.client import Client, Tls
 from serving.protos import serving_pb2
 from serving.rollout import cli as rollout
 from tests.running import ROOT, Process, free_port, wait_until
+from tests.serving.callers import Callers
+from tests.serving.keys import make_keys
 
 DEPLOY = ROOT / "deploy"
 MODEL = ROOT / "tests/serving/recorded/models/half_plus/5"
@@ -132,49 +132,8 @@ def in_use(http_port: int) -> dict[str, bool]:
         return {}
 
 
-class Callers:
-    """Several callers that ask without a pause; each call goes its own way.
-
-    Args:
-        target: where.
-        retries: how often the client makes a call again.
-        ask: makes a call, and fails if it isn't answered as it should be.
-    """
-
-    def __init__(
-        self, target: str | list[str], retries: int, ask: Callable[[Client], None], threads: int = 3
-    ) -> None:
-        self.seen: Counter[str] = Counter()
-        self._ask = ask
-        self._client = Client(target, timeout_s=15, retries=retries)
-        self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._go_on) for _ in range(threads)]
-
-    def _go_on(self) -> None:
-        while not self._done.wait(0.005):
-            try:
-                self._ask(self._client)
-                self.seen["answered"] += 1
-            except Exception as error:
-                self.seen[str(error)] += 1
-
-    def went_on(self, calls: int = 100) -> None:
-        """Waits for more answers; there is nothing else than answers so far."""
-        until = self.seen["answered"] + calls
-        wait_until(lambda: self.seen["answered"] > until or len(self.seen) > 1, 30, "calls go on")
-        assert set(self.seen) == {"answered"}
-
-    def __enter__(self) -> Callers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
-        self._client.close()
-        assert set(self.seen) == {"answered"}
+def calling(target: str | list[str], retries: int) -> Callers:
+    return Callers(Client(target, timeout_s=15, retries=retries), ask, pause_s=0.005)
 
 
 def ask(client: Client) -> None:
@@ -189,7 +148,7 @@ def stable_version(target: str) -> int:
 
 def test_versions_go_on_trial_up_and_back_and_no_call_fails(stack: Stack):
     targets = [replica.target for replica in stack.replicas]
-    with Callers(targets, retries=0, ask=ask) as callers:
+    with calling(targets, retries=0) as callers:
         callers.went_on()
         assert stack.rollout("canary", "2").count("on 2 replicas") == 2
         assert [stable_version(target) for target in targets] == [1, 1]
@@ -252,22 +211,11 @@ def test_calls_of_one_connection_are_spread(stack: Stack, tmp_path: Path):
 @needs_haproxy
 def test_tls_is_one_switch(stack: Stack, tmp_path: Path):
     bind = re.search(r'GATEWAY_BIND: "(.+)"', (DEPLOY / "tls.yml").read_text())[1]
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += [
-        "-nodes",
-        "-batch",
-        "-subj",
-        "/CN=gateway",
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-    ]
-    command += ["-keyout", f"{tmp_path}/key.pem", "-out", f"{tmp_path}/chain.pem"]
-    subprocess.run(command, check=True, capture_output=True)
-    chain = (tmp_path / "chain.pem").read_bytes()
-    (tmp_path / "gateway.pem").write_bytes(chain + (tmp_path / "key.pem").read_bytes())
+    keys = make_keys(tmp_path, gateway="IP:127.0.0.1")
+    (tmp_path / "gateway.pem").write_bytes(keys["gateway.pem"] + keys["gateway.key"])
     with (
         gateway(stack, tmp_path, bind.replace("/tls/", f"{tmp_path}/")) as (target, _),
-        Client(target, tls=Tls(root_certificates=chain)) as client,
+        Client(target, tls=Tls(root_certificates=keys["ca.pem"])) as client,
         Client(target, timeout_s=2) as bare,
     ):
         assert client.predict("half", {"x": np.ones((1, 1), np.float32)})["y"] == [[2.5]]
@@ -301,7 +249,7 @@ def test_no_call_fails_while_a_replica_is_frozen(stack: Stack, tmp_path: Path):
     frozen = stack.replicas[1].process
     with (
         gateway(stack, tmp_path) as (target, http_port),
-        Callers(target, retries=4, ask=ask) as callers,
+        calling(target, retries=4) as callers,
     ):
         callers.went_on()
         frozen.signal(signal.SIGSTOP)
@@ -317,7 +265,7 @@ def test_no_call_fails_when_a_replica_is_killed(stack: Stack, tmp_path: Path):
     """The gateway makes small calls again by itself: callers here don't."""
     with (
         gateway(stack, tmp_path) as (target, http_port),
-        Callers(target, retries=0, ask=ask) as callers,
+        calling(target, retries=0) as callers,
     ):
         callers.went_on()
         stack.replicas[0].process.kill()

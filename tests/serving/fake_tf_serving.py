@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -20,6 +19,7 @@ from tensorflow_serving.apis import model_management_pb2 as management_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.rollout.cli import main
+from tests.serving.scripted_server import Server
 
 OTHER = """
   config {
@@ -42,30 +42,13 @@ class Serving:
         self.before_reload: Callable[[], None] = lambda: None
         self._looks: dict[int, int] = {}
         self._lock = threading.Lock()
-        self._server = grpc.server(ThreadPoolExecutor(2))
-        for service, methods in {
-            "ModelService": {
-                "GetModelStatus": (self.status, get_model_status_pb2.GetModelStatusRequest),
-                "HandleReloadConfigRequest": (self.reload, management_pb2.ReloadConfigRequest),
-            },
-            "PredictionService": {
-                "GetModelMetadata": (
-                    self.metadata,
-                    get_model_metadata_pb2.GetModelMetadataRequest,
-                ),
-            },
-        }.items():
-            handlers = {
-                name: grpc.unary_unary_rpc_method_handler(
-                    handle, request_deserializer=kind.FromString
-                )
-                for name, (handle, kind) in methods.items()
-            }
-            name = f"tensorflow.serving.{service}"
-            generic = grpc.method_handlers_generic_handler(name, handlers)
-            self._server.add_generic_rpc_handlers((generic,))
-        self.target = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
-        self._server.start()
+        self._server = Server(port=port)
+        self._server.answers = {
+            "GetModelStatus": lambda _, context: self.status(context),
+            "HandleReloadConfigRequest": self.reload,
+            "GetModelMetadata": self.metadata,
+        }
+        self.target = self._server.target
 
     def begin(self, text: str) -> None:
         """Starts with this file, as with --allow_version_labels_for_unavailable_models."""
@@ -75,7 +58,8 @@ class Serving:
             self.states[version] = "AVAILABLE"
         self.labels = dict(self._part(config).version_labels)
 
-    def reload(self, request, context):
+    def reload(self, data, context):
+        request = management_pb2.ReloadConfigRequest.FromString(data)
         self.before_reload()
         with self._lock:
             self.reloads.append(request.config)
@@ -90,7 +74,7 @@ class Serving:
             self._look()
         return b""
 
-    def status(self, request, context):
+    def status(self, context):
         with self._lock:
             response = get_model_status_pb2.GetModelStatusResponse()
             for version, state in self.states.items():
@@ -106,7 +90,8 @@ class Serving:
                 context.abort(grpc.StatusCode.NOT_FOUND, "Could not find any versions of model m")
         return response.SerializeToString()
 
-    def metadata(self, request, context):
+    def metadata(self, data, context):
+        request = get_model_metadata_pb2.GetModelMetadataRequest.FromString(data)
         with self._lock:
             label = request.model_spec.version_label
             if label not in self.labels:
@@ -118,7 +103,7 @@ class Serving:
         return response.SerializeToString()
 
     def stop(self) -> None:
-        self._server.stop(0).wait()
+        self._server.stop()
 
     @property
     def up(self) -> set[int]:

@@ -10,6 +10,7 @@ import grpc
 from serving.protos import serving_pb2
 
 Answer = Callable[[bytes, grpc.ServicerContext], bytes]
+ANY_BY_3 = [-1, 3]
 METHODS = {
     "Predict": "PredictionService",
     "Classify": "PredictionService",
@@ -69,21 +70,43 @@ def echo(data: bytes, context: grpc.ServicerContext) -> bytes:
     ).SerializeToString()
 
 
-def signatures(**inputs: int) -> Answer:
-    """Metadata of a model with one signature that takes ``inputs`` (name=number of the dtype)."""
-    definition = serving_pb2.SignatureDef(method_name="tensorflow/serving/predict")
-    for name, dtype in inputs.items():
-        definition.inputs[name].dtype = dtype
-        for size in (-1, 3):
-            definition.inputs[name].tensor_shape.dim.add(size=size)
+def signatures(
+    *,
+    version: int = 3,
+    method: str = "predict",
+    key: str = "serving_default",
+    optional: str = "",
+    shape: list[int] | None = ANY_BY_3,
+    **inputs: int | tuple[int, list[int] | None],
+) -> Answer:
+    """Metadata of a model with one signature, whose outputs are its inputs and a string ``y``.
+
+    Args:
+        version: the model's.
+        method: what the signature is for.
+        key: the signature's.
+        optional: the input that has a default.
+        shape: of inputs that are given without one; None is any.
+        inputs: the number of each one's dtype, or the number and the shape.
+    """
+    definitions = serving_pb2.SignatureDefMap()
+    definitions.signature_def["__saved_model_init_op"].outputs["op"].name = "NoOp"
+    definition = definitions.signature_def[key]
+    definition.method_name = f"tensorflow/serving/{method}"
+    for infos in (definition.inputs, definition.outputs):
+        for name, given in inputs.items():
+            dtype, sizes = given if isinstance(given, tuple) else (given, shape)
+            infos[name].dtype = dtype
+            infos[name].tensor_shape.unknown_rank = sizes is None
+            for size in sizes or ():
+                infos[name].tensor_shape.dim.add(size=size)
     definition.outputs["y"].dtype = serving_pb2.DT_STRING
     definition.outputs["y"].tensor_shape.unknown_rank = True
-    definitions = serving_pb2.SignatureDefMap()
-    definitions.signature_def["serving_default"].CopyFrom(definition)
-    definitions.signature_def["__saved_model_init_op"].outputs["op"].name = "NoOp"
+    if optional:
+        definition.defaults[optional].dtype = serving_pb2.DT_FLOAT
     response = serving_pb2.GetModelMetadataResponse()
     response.model_spec.name = "m"
-    response.model_spec.version.value = 3
+    response.model_spec.version.value = version
     response.metadata["signature_def"].value = definitions.SerializeToString()
     return lambda data, context: response.SerializeToString()
 

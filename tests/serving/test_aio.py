@@ -20,10 +20,7 @@ from serving.client import (
     DeadlineExceeded,
     InvalidInput,
     InvalidRequest,
-    NotReady,
 )
-from serving.protos import serving_pb2
-from tests.running import free_port
 from tests.serving.scripted_server import Server, echo, refusal, signatures, states
 
 X = np.zeros((1, 3), np.float32)
@@ -36,7 +33,6 @@ def server() -> Iterator[Server]:
         "Predict": echo,
         "GetModelMetadata": signatures(x=1),
         "GetModelStatus": states((1, "AVAILABLE", "")),
-        "HandleReloadConfigRequest": lambda data, context: b"",
     }
     yield server
     server.stop()
@@ -53,47 +49,6 @@ def test_has_the_methods_of_client():
         assert ours[name].__doc__ and inspect.iscoroutinefunction(ours[name])
     made = [inspect.signature(client).parameters.keys() for client in (AsyncClient, Client)]
     assert made[0] == made[1]
-
-
-def test_every_method_works(server: Server):
-    regression = serving_pb2.RegressionResponse()
-    regression.result.regressions.add(value=2.5)
-    classification = serving_pb2.ClassificationResponse()
-    classification.result.classifications.add().classes.add(label="a", score=0.5)
-    server.answers["Regress"] = lambda data, context: regression.SerializeToString()
-    server.answers["Classify"] = lambda data, context: classification.SerializeToString()
-
-    async def main() -> None:
-        async with AsyncClient([server.target]) as client:
-            assert (await client.wait_until_ready("m")).version == 1
-            assert list(await client.predict("m", X)) == ["x"]
-            assert (await client.metadata("m")).version == 3
-            assert (await client.status("m"))[0].state == "AVAILABLE"
-            await client.reload("")
-        async with AsyncClient(server.target, check=False) as client:
-            assert (await client.regress("m", {"a": [1]}, signature="r")).tolist() == [2.5]
-            found = await client.classify("m", [{"a": 1}], signature="c")
-            assert (found.labels.tolist(), found.scores.tolist()) == ([["a"]], [[0.5]])
-
-    asyncio.run(main())
-
-
-def test_many_calls_wait_at_the_same_time(server: Server):
-    together = threading.Barrier(4)  # the server has four threads
-
-    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
-        together.wait(10)
-        return echo(data, context)
-
-    server.answers["Predict"] = answer
-
-    async def main() -> list[dict[str, Any]]:
-        async with AsyncClient(server.target) as client:
-            calls = [client.predict("m", np.full((1, 3), n, np.float32)) for n in range(4)]
-            return await asyncio.gather(*calls)
-
-    answers = asyncio.run(main())
-    assert [answer["x"][0, 0] for answer in answers] == [0, 1, 2, 3]
 
 
 def test_failures_are_clients_errors(server: Server):
@@ -113,9 +68,6 @@ def test_failures_are_clients_errors(server: Server):
             assert server.calls.count("Predict") == 4
         with pytest.raises(InvalidInput, match="closed"):
             await client.predict("m", X)
-        async with AsyncClient(f"127.0.0.1:{free_port()}") as client:
-            with pytest.raises(NotReady, match="refused"):
-                await client.wait_until_ready("m", timeout_s=0.2)
 
     asyncio.run(main())
 
@@ -139,10 +91,12 @@ def test_deadlines_cancelling_and_closing_end_a_call(server: Server):
     async def main() -> None:
         client = AsyncClient(server.target)
         start = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(TimeoutError) as caught:
             await client.predict("m", X, timeout_s=0.2)
+        assert type(caught.value) is DeadlineExceeded
         assert time.monotonic() - start < 5
         cancelled = await under_way(client)
+        assert (await client.status("m"))[0].version == 1  # calls do not wait for each other
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
@@ -164,12 +118,8 @@ def test_interceptors_see_every_call(server: Server):
             return await go_on(details, request)
 
     async def main() -> None:
-        interceptor = Interceptor()
-        async with AsyncClient(server.target, interceptors=[interceptor]) as client:
+        async with AsyncClient(server.target, interceptors=[Interceptor()]) as client:
             await client.predict("m", X)
-            server.answers["Predict"] = refusal(grpc.StatusCode.INVALID_ARGUMENT, "bad op")
-            with pytest.raises(InvalidRequest, match="bad op"):
-                await client.predict("m", X)
 
     asyncio.run(main())
-    assert len(seen) == 4
+    assert len(seen) == 2

@@ -11,7 +11,7 @@ import pytest
 
 from serving.client import Client, InvalidAnswer, InvalidInput, InvalidRequest
 from serving.protos import serving_pb2
-from tests.serving.scripted_server import Answer, Server, echo, refusal
+from tests.serving.scripted_server import Answer, Server, echo, refusal, signatures
 
 F, S = serving_pb2.DT_FLOAT, serving_pb2.DT_STRING
 
@@ -25,7 +25,7 @@ def shared() -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared: Server) -> Server:
-    shared.answers = {"Predict": echo, "GetModelMetadata": says(x=(F, [-1, 3]))}
+    shared.answers = {"Predict": echo, "GetModelMetadata": signatures(x=F)}
     shared.calls.clear()
     return shared
 
@@ -34,32 +34,6 @@ def server(shared: Server) -> Server:
 def client(server: Server) -> Iterator[Client]:
     with Client(server.target) as client:
         yield client
-
-
-def says(
-    version: int = 1,
-    method: str = "predict",
-    signature: str = "serving_default",
-    optional: str = "",
-    **inputs: tuple[int, list[int] | None],
-) -> Answer:
-    """Metadata: the inputs' element types and shapes; they are the outputs too."""
-    definitions = serving_pb2.SignatureDefMap()
-    definition = definitions.signature_def[signature]
-    definition.method_name = f"tensorflow/serving/{method}"
-    for infos in (definition.inputs, definition.outputs):
-        for name, (dtype, shape) in inputs.items():
-            infos[name].dtype = dtype
-            infos[name].tensor_shape.unknown_rank = shape is None
-            for size in shape or ():
-                infos[name].tensor_shape.dim.add(size=size)
-    if optional:
-        definition.defaults[optional].dtype = F
-    response = serving_pb2.GetModelMetadataResponse()
-    response.model_spec.name = "m"
-    response.model_spec.version.value = version
-    response.metadata["signature_def"].value = definitions.SerializeToString()
-    return lambda data, context: response.SerializeToString()
 
 
 def of_version(version: int) -> Answer:
@@ -99,8 +73,8 @@ def test_what_the_model_does_not_take_is_not_sent(
 
 
 def test_what_the_model_takes_is_sent_and_it_is_asked_once(server: Server, client: Client):
-    server.answers["GetModelMetadata"] = says(
-        optional="o", x=(F, [-1, 3]), any=(S, None), one=(F, []), o=(F, [1])
+    server.answers["GetModelMetadata"] = signatures(
+        optional="o", x=F, any=(S, None), one=(F, []), o=(F, [1])
     )
     inputs = {"x": X, "any": np.array([[b"a"]], object), "one": np.float32(1)}
     for _ in range(3):
@@ -110,7 +84,7 @@ def test_what_the_model_takes_is_sent_and_it_is_asked_once(server: Server, clien
 
 def test_a_right_call_is_not_refused_by_what_was_known_before(server: Server, client: Client):
     client.predict("m", {"x": X})
-    server.answers["GetModelMetadata"] = says(2, y=(F, [-1, 3]))
+    server.answers["GetModelMetadata"] = signatures(version=2, y=F)
     assert list(client.predict("m", {"y": X})) == ["y"]
     with pytest.raises(InvalidInput, match="'x'"):
         client.predict("m", {"x": X})
@@ -119,7 +93,7 @@ def test_a_right_call_is_not_refused_by_what_was_known_before(server: Server, cl
 def test_the_model_is_asked_again_when_another_version_answers(server: Server, client: Client):
     for version in (1, 2, 1, 2):  # as replicas in the middle of a roll-out do
         server.answers["Predict"] = of_version(version)
-        server.answers["GetModelMetadata"] = says(version, x=(F, [-1, 3]))
+        server.answers["GetModelMetadata"] = signatures(version=version, x=F)
         client.predict("m", {"x": X})
         client.predict("m", {"x": X})
     assert server.calls.count("GetModelMetadata") == 2
@@ -135,7 +109,10 @@ def test_the_call_is_made_anew_when_the_server_refuses_for_a_new_signature(
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no input old")
         return echo(data, context)
 
-    server.answers |= {"Predict": answer, "GetModelMetadata": says(2, new=(F, [-1, 3]))}
+    server.answers |= {
+        "Predict": answer,
+        "GetModelMetadata": signatures(version=2, new=F),
+    }
     assert list(client.predict("m", X)) == ["new"]
 
 
@@ -162,11 +139,12 @@ def test_classify_and_regress_find_their_signature(server: Server, client: Clien
         return b""
 
     server.answers |= {"Classify": answer, "Regress": answer}
-    server.answers["GetModelMetadata"] = says(
-        method="classify", signature="labels", inputs=(S, [-1])
+    server.answers["GetModelMetadata"] = signatures(
+        method="classify", key="labels", inputs=(S, [-1])
     )
     client.classify("m", {"a": [1.0]})
-    assert seen == ["labels"]
+    with pytest.raises(InvalidInput, match="no examples"):
+        client.classify("m", [])
     with pytest.raises(InvalidInput, match=r"0 signatures for 'regress'.*use predict"):
         client.regress("m", {"a": [1.0]})
     with pytest.raises(InvalidInput, match="is for 'classify', not for 'regress'"):
@@ -182,7 +160,10 @@ def test_large_batches_are_split_and_joined(server: Server, client: Client):
         sizes.append(inputs["x"].tensor_shape.dim[0].size)
         return echo(data, context)
 
-    server.answers |= {"Predict": answer, "GetModelMetadata": says(x=(F, [-1, 3]), s=(S, [-1]))}
+    server.answers |= {
+        "Predict": answer,
+        "GetModelMetadata": signatures(x=F, s=(S, [-1])),
+    }
     inputs = {
         "x": np.arange(21, dtype=np.float32).reshape(7, 3),
         "s": np.array([b"%d" % n for n in range(7)], object),

@@ -13,20 +13,7 @@ import pytest
 
 from serving.client.cli import main
 from serving.protos import serving_pb2
-from tests.serving.scripted_server import Answer, Server, echo, refusal, signatures, states
-
-
-def metadata(method: str = "predict", **inputs: int) -> Answer:
-    """As ``signatures``, for one method and of any shape."""
-    response = serving_pb2.GetModelMetadataResponse.FromString(signatures(**inputs)(b"", None))  # type: ignore[arg-type]
-    packed = response.metadata["signature_def"]
-    definitions = serving_pb2.SignatureDefMap.FromString(packed.value)
-    definition = definitions.signature_def["serving_default"]
-    definition.method_name = f"tensorflow/serving/{method}"
-    for info in definition.inputs.values():
-        info.tensor_shape.unknown_rank = True
-    packed.value = definitions.SerializeToString()
-    return lambda data, context: response.SerializeToString()
+from tests.serving.scripted_server import Server, echo, refusal, signatures, states
 
 
 @pytest.fixture
@@ -34,8 +21,8 @@ def server() -> Iterator[Server]:
     server = Server()
     server.answers = {
         "Predict": echo,
-        "GetModelMetadata": metadata(x=1, s=7),
-        "GetModelStatus": states((2, "AVAILABLE", ""), (1, "END", "broken")),
+        "GetModelMetadata": signatures(shape=None, x=1, s=7),
+        "GetModelStatus": states((1, "END", "broken"), (2, "AVAILABLE", "")),
     }
     yield server
     server.stop()
@@ -46,16 +33,11 @@ def run(server: Server, command: str, *arguments: str) -> int:
     return main([command, "--target", server.target, *model, *arguments])
 
 
-def test_predict_prints_dtypes_shapes_and_values(
-    server: Server, capsys: pytest.CaptureFixture[str]
+def test_predict_prints_or_writes_its_outputs(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert run(server, "predict", "--input=x=[[1, 2, 3]]", '--input=s=["a"]') == 0
     assert capsys.readouterr().out == "s: string [1]\n[b'a']\nx: float32 [1, 3]\n[[1. 2. 3.]]\n"
-
-
-def test_arrays_from_files_and_json_out(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
     np.save(tmp_path / "x.npy", np.array([1.5, 2.5], np.float32))
     (tmp_path / "s.json").write_text('["ü", "b"]')
     inputs = [f"--input=x=@{tmp_path}/x.npy", f"--input=s=@{tmp_path}/s.json"]
@@ -63,6 +45,10 @@ def test_arrays_from_files_and_json_out(
     assert json.loads(capsys.readouterr().out) == {"s": ["ü", "b"], "x": [1.5, 2.5]}
     assert run(server, "predict", *inputs, f"--output={tmp_path}/out.json") == 0
     assert json.loads((tmp_path / "out.json").read_text())["x"] == [1.5, 2.5]
+    assert run(server, "predict", *inputs, f"--output={tmp_path}/out.npz") == 0
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
+        assert arrays["s"].tolist() == ["ü".encode(), b"b"]
+        assert arrays["x"].dtype == np.float32
 
 
 def test_whole_inputs_from_a_file_or_standard_input(
@@ -85,25 +71,30 @@ def test_whole_inputs_from_a_file_or_standard_input(
 
 
 def test_classify_and_regress(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    def sizes(data: bytes, context: grpc.ServicerContext) -> bytes:
+    sizes: list[int] = []
+
+    def regress(data: bytes, context: grpc.ServicerContext) -> bytes:
         response = serving_pb2.RegressionResponse()
-        request = serving_pb2.RegressionRequest.FromString(data)
-        for example in request.input.example_list_with_context.examples:
+        request = serving_pb2.RegressionRequest.FromString(data).input.example_list_with_context
+        assert request.context.features.feature["c"].int64_list.value == [1]
+        sizes.append(len(request.examples))
+        for example in request.examples:
             response.result.regressions.add(value=example.features.feature["n"].int64_list.value[0])
         return response.SerializeToString()
 
     answer = serving_pb2.ClassificationResponse()
     answer.result.classifications.add().classes.add(label="ü", score=0.5)
     server.answers |= {
-        "Regress": sizes,
+        "Regress": regress,
         "Classify": lambda data, context: answer.SerializeToString(),
     }
     (tmp_path / "rows.json").write_text('[{"n": 1}, {"n": 2}, {"n": 3}]')
-    server.answers["GetModelMetadata"] = metadata("regress", inputs=7)
+    server.answers["GetModelMetadata"] = signatures(method="regress", inputs=(7, None))
     context = ['--context={"c": 1}', "--max_batch_size=2", "--output=-"]
     assert run(server, "regress", f"--inputs={tmp_path}/rows.json", *context) == 0
     assert json.loads(capsys.readouterr().out) == {"values": [1, 2, 3]}
-    server.answers["GetModelMetadata"] = metadata("classify", inputs=7)
+    assert sizes == [2, 1]  # and joined
+    server.answers["GetModelMetadata"] = signatures(method="classify", inputs=(7, None))
     assert run(server, "classify", "--input=n=[1]", f"--output={tmp_path}/out.npz") == 0
     with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
         assert (arrays["labels"].tolist(), arrays["scores"].tolist()) == ([["ü"]], [[0.5]])
@@ -130,32 +121,26 @@ def test_reload_sends_a_file(server: Server, tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
 
 
-def test_checks_can_be_left_to_the_server(server: Server, capsys: pytest.CaptureFixture[str]):
+def test_a_single_input_needs_no_name_and_checks_can_be_left_to_the_server(
+    server: Server, capsys: pytest.CaptureFixture[str]
+):
     assert run(server, "predict", "--input=x=[1]") == 2
     assert "'s' is missing" in capsys.readouterr().err
     assert run(server, "predict", "--input=x=[1]", "--no_check") == 0
-
-
-def test_npz_out_can_be_read_without_pickle(server: Server, tmp_path: Path):
-    out = tmp_path / "out.npz"
-    assert run(server, "predict", "--input=x=[1]", '--input=s=["ab"]', f"--output={out}") == 0
-    with np.load(out, allow_pickle=False) as arrays:
-        assert arrays["s"].tolist() == [b"ab"]
-        assert arrays["x"].dtype == np.float32
-
-
-def test_a_single_input_needs_no_name(server: Server, capsys: pytest.CaptureFixture[str]):
-    server.answers["GetModelMetadata"] = metadata(pixels=4)
+    server.answers["GetModelMetadata"] = signatures(pixels=(4, None))
+    capsys.readouterr()
     assert run(server, "predict", "--input=[1, 2]", "--output=-") == 0
     assert json.loads(capsys.readouterr().out) == {"pixels": [1, 2]}
 
 
 def test_metadata_status_and_wait(server: Server, capsys: pytest.CaptureFixture[str]):
+    server.answers["GetModelMetadata"] = signatures(x=14)
     assert run(server, "metadata") == 0
-    printed = capsys.readouterr().out
-    assert "model m, version 3\nserving_default\n" in printed
-    assert "  in   x: float32 of any shape\n" in printed
-    assert "  out  y: string of any shape\n" in printed
+    assert capsys.readouterr().out == (  # the initializer is no signature
+        "model m, version 3\nserving_default\n"
+        "  in   x: bfloat16 [any, 3]\n"
+        "  out  x: bfloat16 [any, 3]\n  out  y: string of any shape\n"
+    )
     assert run(server, "status") == 0
     assert capsys.readouterr().out == "version 2  AVAILABLE\nversion 1  END  broken\n"
     assert run(server, "wait", "--timeout_s=5") == 0
@@ -206,15 +191,15 @@ def test_bad_arguments_exit_with_2(
     assert "Predict" not in server.calls
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\3\4 cut off"])
 @pytest.mark.parametrize("name", ["x.npy", "x.npz"])
 def test_a_damaged_file_is_said(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ):
-    (tmp_path / name).write_bytes(content)
-    assert run(server, "predict", f"--inputs={tmp_path}/{name}") == 2
-    said = capsys.readouterr().err
-    assert f"{tmp_path}/{name} has no arrays" in said and said.count("\n") == 1
+    for content in (b"", b"text", b"PK\3\4 cut off"):
+        (tmp_path / name).write_bytes(content)
+        assert run(server, "predict", f"--inputs={tmp_path}/{name}") == 2
+        said = capsys.readouterr().err
+        assert f"{tmp_path}/{name} has no arrays" in said and said.count("\n") == 1
 
 
 def test_pickles_are_never_opened(server: Server, tmp_path: Path):

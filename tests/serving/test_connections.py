@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,8 @@ from serving.client import (
 )
 from serving.client.load_balancing import LoadBalancer
 from tests.running import Process, free_port, wait_until
+from tests.serving.callers import Callers
+from tests.serving.keys import make_keys
 from tests.serving.scripted_server import Server, echo, refusal, signatures, states
 
 X = {"x": np.arange(4.0)}
@@ -58,19 +57,18 @@ def test_replicas_take_turns_and_the_dead_are_left_out_for_a_while():
     assert {replicas.pick(()) for _ in range(3)} == {0, 1, 2}
 
 
-def test_calls_go_to_all_targets_alike(servers: list[Server]):
-    with Client([server.target for server in servers], check=False) as client:
+def test_calls_go_to_all_targets_and_all_addresses_of_a_name(servers: list[Server]):
+    targets = [server.target for server in servers]
+    with Client(targets, check=False) as client:
         for _ in range(12):
             client.predict("m", X)
         assert [len(server.calls) for server in servers] == [4, 4, 4]
         assert client.wait_until_ready("m").version == 1
         with pytest.raises(InvalidInput, match="3 targets: make a client for each"):
             client.reload("")
-
-
-def test_all_addresses_of_a_name_are_used(servers: list[Server]):
-    addresses = ",".join(server.target for server in servers)
-    with Client(f"ipv4:{addresses}", check=False) as client:
+    for server in servers:
+        server.calls.clear()
+    with Client("ipv4:" + ",".join(targets), check=False) as client:
         for _ in range(30):
             client.predict("m", X)
     assert all(server.calls for server in servers)
@@ -92,26 +90,10 @@ def test_no_call_fails_when_a_replica_is_killed(as_list: bool):
         replicas = [stack.enter_context(Process(command, limit_s=60)) for _ in range(3)]
         targets = [replica.wait_for(r"127\.0\.0\.1:\d+")[0] for replica in replicas]
         client = Client(targets if as_list else "ipv4:" + ",".join(targets), check=False)
-        stack.enter_context(client)
-        done: list[int] = []
-        stop = threading.Event()
-
-        def call() -> None:
-            while not stop.is_set():
-                client.predict("m", X)
-                done.append(1)
-
-        with ThreadPoolExecutor(4) as pool:
-            threads = [pool.submit(call) for _ in range(4)]
-            try:
-                wait_until(lambda: len(done) > 100, 30, "calls are answered")
-                replicas[1].kill()
-                after = len(done)
-                wait_until(lambda: len(done) > after + 300, 30, "calls go on being answered")
-            finally:
-                stop.set()
-            for thread in threads:
-                thread.result()
+        with Callers(client, lambda client: client.predict("m", X) and None) as callers:
+            callers.went_on()
+            replicas[1].kill()
+            callers.went_on(300)
 
 
 def test_a_replica_that_is_back_gets_calls_again(servers: list[Server]):
@@ -184,18 +166,8 @@ def test_a_forked_process_has_connections_of_its_own(servers: list[Server]):
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate authority, and what it vouches for: server.test, and a client."""
     folder = tmp_path_factory.mktemp("keys")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    for name in ("ca", "server", "client"):
-        new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-        signed = [] if name == "ca" else ["-CA", "ca.pem", "-CAkey", "ca.key"]
-        names = ["-subj", f"/CN={name}.test", "-addext", f"subjectAltName=DNS:{name}.test"]
-        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
-        openssl("req", "-x509", *new, *signed, *names, *files)
+    make_keys(folder, server="DNS:server.test", client="DNS:client.test")
     return folder
 
 

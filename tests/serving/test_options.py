@@ -48,24 +48,12 @@ def test_defaults_are_tf_servings_but_for_the_host_and_waiting_calls():
     assert options.grpc_max_threads >= 16
 
 
-def test_files_are_read(tmp_path: Path):
-    (tmp_path / "models").write_text(config(TENSORFLOW))
+def test_channel_arguments_and_files_are_read(tmp_path: Path):
     (tmp_path / "batching").write_text("max_batch_size { value: 4 }")
-    (tmp_path / "monitoring").write_text("prometheus_config { enable: true }")
-    options = parse(
-        [
-            f"--model_config_file={tmp_path}/models",
-            "--enable_batching",
-            f"--batching_parameters_file={tmp_path}/batching",
-            "--rest_api_port=0",
-            f"--monitoring_config_file={tmp_path}/monitoring",
-            "--grpc_channel_arguments=grpc.max_connection_age_ms=5000,grpc.primary_user_agent=me",
-        ],
-        "",
-    )
-    assert [config.name for config in options.models.model_config_list.config] == ["m"]
+    batching = ["--enable_batching", f"--batching_parameters_file={tmp_path}/batching"]
+    channel = "--grpc_channel_arguments=grpc.max_connection_age_ms=5000,grpc.primary_user_agent=me"
+    options = parse(["--model_base_path=m", *batching, channel], "")
     assert options.batching and options.batching.max_batch_size == 4
-    assert options.metrics_path == "/monitoring/prometheus/metrics"
     assert options.grpc_channel_arguments == (
         ("grpc.max_connection_age_ms", 5000),
         ("grpc.primary_user_agent", "me"),

@@ -10,15 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import predict_pb2
 
 from serving import message_templates, tensors
 from serving.server.calls import predict, predict_fast_path, warmup
 from serving.server.calls.grpc_status import status_of
 from serving.server.calls.model_specs import model_name
+from serving.server.errors import StatusError
 from serving.server.models import loading
 from serving.server.models.registry import ModelRegistry, Snapshot
 from serving.server.models.servables import Servable
@@ -46,6 +49,12 @@ def publish(base: Path, version: int) -> None:
 
     signatures = {"serving_default": compute, "positive": positive}
     tf.saved_model.save(tf.Module(), str(base / str(version)), signatures=signatures)
+    # What an exporter puts there if an input may be left out.
+    path = base / str(version) / "saved_model.pb"
+    proto = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    definition = proto.meta_graphs[0].signature_def["serving_default"]
+    definition.defaults["by"].CopyFrom(tf.make_tensor_proto(100.0, tf.float64))
+    path.write_bytes(proto.SerializeToString())
 
 
 @pytest.fixture
@@ -58,13 +67,15 @@ def served(tmp_path: Path) -> tuple[ModelRegistry, Servable[Any]]:
     return models, servable
 
 
-def request(x: Any, by: float, *wanted: str, label: str = "") -> bytes:
+def request(x: Any, by: float | None, *wanted: str, label: str = "", signature: str = "") -> bytes:
     message = predict_pb2.PredictRequest(output_filter=wanted)
-    message.model_spec.name = "m"
+    message.model_spec.name, message.model_spec.signature_name = "m", signature
     if label:
         message.model_spec.version_label = label
-    message.inputs["x"].CopyFrom(tf.make_tensor_proto(np.array(x, np.float32)))
-    tensors.write(np.array(by), message.inputs["by"], as_content=False)
+    if x is not None:
+        message.inputs["x"].CopyFrom(tf.make_tensor_proto(np.array(x, np.float32)))
+    if by is not None:
+        tensors.write(np.array(by), message.inputs["by"], as_content=False)
     return bytes(message.SerializeToString())
 
 
@@ -108,12 +119,29 @@ def test_every_call_gets_the_answer_to_its_own_numbers(
     assert outputs(ask(models, request([[1, 2]], 2.0, *wanted)))["product"] == [[2, 4]]
 
 
+def test_an_input_with_a_default_may_be_left_out_and_no_other(
+    served: tuple[ModelRegistry, Servable[Any]],
+):
+    for _ in range(3):  # those that repeat the first one as well
+        for by, factor in ((2.0, 2), (None, 100)):
+            response = ask(served[0], request([[1, 2]], by, "product"))
+            assert outputs(response) == {"product": [[factor, 2 * factor]]}
+    extra = predict_pb2.PredictRequest.FromString(request([[1, 2]], 2.0))
+    extra.inputs["z"].CopyFrom(extra.inputs["by"])
+    for data in (request(None, None), request(None, 2.0), extra.SerializeToString()):
+        with pytest.raises(StatusError) as caught:
+            ask(served[0], data)
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_the_initializer_is_no_signature(served: tuple[ModelRegistry, Servable[Any]]):
+    with pytest.raises(StatusError, match="not found"):
+        ask(served[0], request([[1, 2]], 2.0, signature="__saved_model_init_op"))
+
+
 def test_outputs_may_change_their_shapes(served: tuple[ModelRegistry, Servable[Any]]):
-    message = predict_pb2.PredictRequest()
-    message.model_spec.name, message.model_spec.signature_name = "m", "positive"
     for x in ([1.0, 2.0], [3.0, -1.0], [-1.0, -2.0], [-3.0, 7.0], [8.0, 9.0]):
-        message.inputs["x"].CopyFrom(tf.make_tensor_proto(np.array(x, np.float32)))
-        response = ask(served[0], message.SerializeToString())
+        response = ask(served[0], request(x, None, signature="positive"))
         assert outputs(response) == {"y": [value for value in x if value > 0]}
 
 

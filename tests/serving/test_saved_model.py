@@ -50,23 +50,6 @@ def test_a_table_from_a_file_moves_with_the_folder(tmp_path: Path):
     assert run(tmp_path / "7", words=words).tolist() == [1, -1, 0]
 
 
-def test_the_models_of_two_versions_share_nothing(tmp_path: Path):
-    models = []
-    for number in (1.0, 2.0):
-        module = tf.Module()
-        module.weight = tf.Variable(number, name="weight")
-        spec = tf.TensorSpec([], name="x")
-        times = tf.function(lambda x, m=module: {"y": x * m.weight}, input_signature=[spec])
-        tf.saved_model.save(module, str(tmp_path / str(number)), signatures=times)
-        models.append(SavedModel(tmp_path / str(number)))
-    feed = {"serving_default_x:0": np.float32(3)}
-    fetch = [model.signatures["serving_default"].outputs["y"] for model in models]
-    results = [model.run(feed, [name]) for model, name in zip(models, fetch, strict=True)]
-    assert results == [[3], [6]]
-    models[0].close()
-    assert models[1].run(feed, fetch[1:]) == [6]
-
-
 def test_what_is_no_saved_model_raises(tmp_path: Path):
     with pytest.raises((OSError, tf.errors.OpError)):
         SavedModel(tmp_path)

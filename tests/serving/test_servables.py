@@ -193,9 +193,7 @@ def test_removing_the_newest_folder_goes_back_and_removing_all_changes_nothing(
 @pytest.mark.parametrize(
     ("policy", "wanted"),
     [
-        (latest(1), [10]),
         (latest(2), [9, 10]),
-        (latest(9), [3, 9, 10]),
         (every, [3, 9, 10]),
         (specific({3, 10, 11}), [3, 10]),
     ],
@@ -242,17 +240,6 @@ def test_a_policy_that_comes_while_a_version_loads_holds_at_once(tmp_path: Path)
     look.join()
     assert answer(servable, 1) == (1, "one")
     servable.poll()
-    assert states(servable) == [(2, "END"), (1, "AVAILABLE")]
-
-
-def test_a_version_is_not_let_go_before_one_that_is_wanted_is_up(servable: Servable[Model]):
-    publish(servable.base_path, "1", "one")
-    publish(servable.base_path, "2", "broken")
-    servable.set_source(servable.base_path, specific({1}))
-    servable.poll()
-    servable.set_source(servable.base_path, specific({2}))
-    servable.poll()
-    assert answer(servable) == (1, "one")
     assert states(servable) == [(2, "END"), (1, "AVAILABLE")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,42 +18,16 @@ from serving.server.models import loading
 from serving.server.models.batching_parameters import BatchingParameters
 from serving.server.models.saved_model import SavedModel
 from serving.server.models.servables import Servable
-from tests.serving.test_servables import used
+from tests.serving.test_classify_regress import RECORDED
 
 
-class Counting(tf.Module):
-    """Says how often it was run; examples have a float ``x``."""
-
-    def __init__(self) -> None:
-        self.runs = tf.Variable(0)
-        spec = tf.TensorSpec([None], tf.string, name="inputs")
-        one = tf.function(self._score, input_signature=[spec])
-        numbers = tf.TensorSpec([None], name="x")
-        self.functions = {
-            "serving_default": tf.function(self._count, input_signature=[numbers]),
-            "classify": one,
-            "regress": tf.function(self._regress, input_signature=[spec]),
-        }
-
-    def _count(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"runs": tf.fill(tf.shape(x), self.runs.assign_add(1))}
-
-    def _score(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        self.runs.assign_add(1)
-        parsed = tf.io.parse_example(inputs, {"x": tf.io.FixedLenFeature([2], tf.float32)})
-        return {"scores": parsed["x"]}
-
-    def _regress(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"outputs": self._score(inputs)["scores"][:, :1]}
-
-
-def log(kind: str, **fields: Any) -> bytes:
+def log(kind: str, x: object = ((1.0,),)) -> bytes:
     message = prediction_log_pb2.PredictionLog()
     request = getattr(message, kind).request
     if kind == "predict_log":
-        request.inputs["x"].CopyFrom(tf.make_tensor_proto(fields.get("x", [1.0, 2.0])))
+        request.inputs["x"].CopyFrom(tf.make_tensor_proto(x))
         return message.SerializeToString()
-    request.input.example_list.examples.add().features.feature["x"].float_list.value[:] = [1, 2]
+    request.input.example_list.examples.add().features.feature["x"].float_list.value[:] = [1]
     if kind == "multi_inference_log":
         for method in ("classify", "regress"):
             task = request.tasks.add(method_name=f"tensorflow/serving/{method}")
@@ -65,49 +40,54 @@ def log(kind: str, **fields: Any) -> bytes:
 KINDS = ("predict_log", "classify_log", "regress_log", "multi_inference_log")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("counting")
-    module = Counting()
-    tf.saved_model.save(module, str(base / "1"), signatures=module.functions)
-    return base
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of a model without warm-up requests."""
+    shutil.copytree(RECORDED / "models" / "half_plus", tmp_path / "m")
+    (tmp_path / "m" / "5" / "assets.extra").mkdir()
+    return tmp_path / "m"
 
 
-def with_records(folder: Path, records: Sequence[bytes]) -> Servable[SavedModel]:
-    file = folder / "1" / "assets.extra" / "tf_serving_warmup_requests"
-    file.parent.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(file)) as writer:
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The names of the inputs of each run of a model."""
+    runs: list[object] = []
+    run = SavedModel.run
+
+    def note(model: SavedModel, feeds: dict[str, Any], *arguments: Any) -> Any:
+        results = run(model, feeds, *arguments)
+        runs.append(sorted(feeds))
+        return results
+
+    monkeypatch.setattr(SavedModel, "run", note)
+    return runs
+
+
+FILE = "5/assets.extra/tf_serving_warmup_requests"
+
+
+def with_records(folder: Path, records: Sequence[bytes], **options: Any) -> Servable[SavedModel]:
+    with tf.io.TFRecordWriter(str(folder / FILE)) as writer:
         for record in records:
             writer.write(record)
-    return polled(folder)
+    return polled(folder, **options)
 
 
 def polled(folder: Path, **options: Any) -> Servable[SavedModel]:
-    servable = Servable("counting", folder, loading.loader(warmup.run, **options))
+    servable = Servable("m", folder, loading.loader(warmup.run, **options))
     servable.poll()
     return servable
 
 
-def runs(servable: Servable[SavedModel]) -> int:
-    """How often the model was run, this time included."""
-    with used(servable) as version:
-        model = version.model
-        assert model is not None
-        signature = model.signatures["serving_default"]
-        feeds = {signature.inputs["x"]: tf.constant([1.0]).numpy()}
-        (counts,) = model.run(feeds, [signature.outputs["runs"]])
-    return int(counts[0])
-
-
-def test_each_kind_of_request_is_run_before_the_first_caller(folder: Path):
-    assert runs(with_records(folder, [log(kind) for kind in KINDS])) > 4
-    assert runs(polled(folder, batching=BatchingParameters(4))) > 4
-    records = [log(kind) for kind in KINDS]
-    assert runs(with_records(folder, [*records, records[0]])) == 1 + runs(
-        with_records(folder, records)
-    )
-    (folder / "1" / "assets.extra" / "tf_serving_warmup_requests").unlink()
-    assert runs(polled(folder)) == 1
+@pytest.mark.parametrize("batching", [None, BatchingParameters(4)], ids=["alone", "batching"])
+def test_each_kind_of_request_is_run_before_the_first_caller(
+    folder: Path, runs: list[object], batching: BatchingParameters | None
+):
+    assert polled(folder, batching=batching).wait(0)
+    assert runs == []
+    assert with_records(folder, [log(kind) for kind in KINDS], batching=batching).wait(0)
+    classify, regress = "classify_inputs:0", "regress_inputs:0"
+    assert runs == [["serving_default_x:0"], [classify], [regress], [classify, regress]]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +126,7 @@ def test_a_bad_record_fails_the_load(
 
 
 def test_a_file_that_is_no_tfrecord_file_fails_the_load(folder: Path):
-    (folder / "1" / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"no records" * 9)
+    (folder / FILE).write_bytes(b"no records" * 9)
     (state,) = polled(folder).states()
     assert state.error is not None
     code, text = status_of(state.error)
@@ -154,5 +134,6 @@ def test_a_file_that_is_no_tfrecord_file_fails_the_load(folder: Path):
     assert text.endswith("Please verify your warmup data is in TFRecord format.")
 
 
-def test_a_thousand_records_are_allowed(folder: Path):
-    assert runs(with_records(folder, [log("predict_log")] * 1000)) == 1001
+def test_a_thousand_records_are_allowed(folder: Path, runs: list[object]):
+    assert with_records(folder, [log("predict_log")] * 1000).wait(0)
+    assert len(runs) == 1000
