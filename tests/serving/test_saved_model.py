@@ -34,6 +34,21 @@ def test_a_keras_model_with_variables_and_a_lookup_table(tmp_path: Path):
     np.testing.assert_allclose(run(tmp_path / "1", words=w, pixels=p), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_scalar_string_is_an_array_too(tmp_path: Path, is_large: bool):
+    class Joins(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="text")])
+        def joined(self, text: tf.Tensor) -> tf.Tensor:
+            for _ in range(200 if is_large else 1):  # a large graph runs in the session's threads
+                text = tf.strings.join([text, "!"])
+            return text
+
+    module = Joins()
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.joined)
+    answer = run(tmp_path / "1", text=np.array(b"a", object))
+    assert answer.shape == () and answer.item() == b"a" + b"!" * (200 if is_large else 1)
+
+
 def test_a_table_from_a_file_moves_with_the_folder(tmp_path: Path):
     vocabulary = tmp_path / "vocabulary.txt"
     vocabulary.write_text("zero\none\n")

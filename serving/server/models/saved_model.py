@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.client import pywrap_tf_session
@@ -167,11 +168,9 @@ class SavedModel:
         below takes 0.03 ms, and its results and errors are those of TF Serving.
         """
         inline = self._inline.get((*feeds, None, *fetches))
-        results: list[Array]
         if inline is not None:
             try:
-                results = inline(*feeds.values())
-                return results
+                return _as_arrays(inline(*feeds.values()))
             except tf.errors.InvalidArgumentError:
                 pass  # the session's message below is TF Serving's; this one is not
         results = pywrap_tf_session.TF_SessionRun_wrapper(
@@ -182,7 +181,7 @@ class SavedModel:
             [],
             None,
         )
-        return results
+        return _as_arrays(results)
 
     def _handle(self, name: str) -> Any:
         """Returns the C++ handle of a tensor."""
@@ -191,6 +190,11 @@ class SavedModel:
             handle = self._graph.get_tensor_by_name(name)._as_tf_output()
             self._handles[name] = handle
         return handle
+
+
+def _as_arrays(results: Sequence[Any]) -> list[Array]:
+    """Returns outputs as arrays; TensorFlow returns a scalar string as bytes."""
+    return [np.array(each, object) if isinstance(each, bytes) else each for each in results]
 
 
 def _to_signature(definition: Any) -> Signature:
