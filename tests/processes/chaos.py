@@ -136,7 +136,8 @@ def _harm(harm: Harm, launcher: Process) -> Outcome:
     resumed_s = time.monotonic() - began_s if resumed else None
     output = launcher.output[before:]
     reason = match[1] if match else "the run was over"
-    message = re.search(r"tfdp: (.*(?:was lost|got a signal|got SIG|failed|waited).*)", output)
+    endings = r"was lost|got a signal|got SIG\w+ and ends|failed|waited"
+    message = re.search(rf"tfdp: (.*(?:{endings}).*)", output)
     return Outcome(harm, noticed_s, resumed_s, reason, message[1] if message else "")
 
 
