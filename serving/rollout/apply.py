@@ -96,8 +96,8 @@ def _undo(
             for message in messages:
                 replica.reload(message, timeout_s)
         except ServingError as error:
-            failures.append(f"{replica.target} could not be put back: {error}")
-    return " ".join(failures or ["Everything was put back as it was."])
+            failures.append(f"{replica.target} could not be restored: {error}")
+    return " ".join(failures or ["Everything was restored."])
 
 
 def _describe(step: Assignment, has_moved: bool, labels: Labels, replicas: int) -> str:

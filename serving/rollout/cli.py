@@ -24,7 +24,7 @@ _DETAILS = """commands:
   rollback          move the label stable back to the version before the last promotion
 
 All replicas load a version before a label moves to it, and keep the previous version loaded: no
-call fails, and a rollback takes no time. If a replica fails, all are put back. If the command is
+call fails, and a rollback takes no time. If a replica fails, all are restored. If the command is
 killed, the same command continues.
 
 examples:

@@ -78,7 +78,7 @@ class Replica:
         for label, version in labels.items():
             actual = self.version_of(label)
             if actual != version:
-                return f"label {label!r} leads to {actual or 'nothing'}, not to version {version}"
+                return f"label {label!r} points to {actual or 'nothing'}, not to version {version}"
         return ""
 
     def describe_difference(self, assignment: Assignment) -> str:

@@ -171,7 +171,7 @@ def test_a_version_that_can_not_be_loaded_is_taken_back(stack: Stack):
     (broken / "saved_model.pb").write_bytes(b"no model")
     before = (stack.folder / "models.config").read_text()
     said = stack.rollout("promote", "9", expect=1)
-    assert "version 9 failed to load" in said and "put back" in said
+    assert "version 9 failed to load" in said and "restored" in said
     assert (stack.folder / "models.config").read_text() == before
     assert stack.rollout("status").count("as in the file") == 2
     shutil.rmtree(broken)

@@ -115,7 +115,7 @@ def test_a_version_that_fails_on_one_replica_is_taken_back_everywhere(
     assert stack.run("promote", "3") == 1
     said = capsys.readouterr().err
     assert f"{stack.servers[1].target}: version 3 failed to load: bad weights" in said
-    assert "put back" in said
+    assert "restored" in said
     assert stack.file.read_text() == stack.text  # to the byte
     stack.settled({"stable": 2, "canary": 2, "previous": 1})
 
@@ -192,7 +192,7 @@ def test_a_dead_replica_is_named_and_the_others_put_back(
     assert main(stack.arguments("promote", "3", "--timeout_s=0.5")) == 1
     said = capsys.readouterr().err
     assert f"{second.target}, after 0.5 s" in said
-    assert f"{second.target} could not be put back" in said
+    assert f"{second.target} could not be restored" in said
     assert stack.file.read_text() == stack.text
     assert (first.labels, first.up) == ({"stable": 2, "canary": 2, "previous": 1}, {1, 2})
     assert not first.faults
@@ -331,12 +331,12 @@ def test_status_says_how_a_replica_differs(stack: Stack, capsys: pytest.CaptureF
     stack.servers[1].states[4] = "AVAILABLE"
     assert stack.run("status") == 1
     said = capsys.readouterr().out
-    assert "label 'stable' leads to 1, not to version 2" in said
+    assert "label 'stable' points to 1, not to version 2" in said
     assert "it serves 4 too" in said
     stack.servers[1].labels.clear()
     del stack.servers[1].states[4]
     stack.run("status")
-    assert "leads to nothing" in capsys.readouterr().out
+    assert "points to nothing" in capsys.readouterr().out
 
 
 def test_a_disk_that_is_full_leaves_the_file_alone(
