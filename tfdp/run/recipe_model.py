@@ -12,7 +12,7 @@ from tfdp.data import pipeline
 from tfdp.data.pipeline import Preprocess
 from tfdp.data.sources import Data, Source
 from tfdp.recipe import Recipe
-from tfdp.step import keras_private
+from tfdp.step.building import build
 from tfdp.trainer.fitting import check_model
 from tfdp.workers.collectives import Workers
 
@@ -51,7 +51,7 @@ def restore_weights(
     Raises:
         BadInput: if the checkpoint is of another model.
     """
-    keras_private.build(model, _batch_spec(data, preprocess, workers))
+    build(model, _batch_spec(data, preprocess, workers))
     arrays = checkpoint.arrays()
     state.check(model, arrays)
     state.restore(model, workers, arrays)

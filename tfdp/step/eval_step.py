@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,11 @@ import keras
 import tensorflow as tf
 
 from tfdp.data.order import Order
-from tfdp.step import keras_private, metrics
-from tfdp.step.keras_private import TracedLosses
+from tfdp.step import keras_private, random_draws
+from tfdp.step.logs import StepLogs
+from tfdp.step.losses import ShareLosses
 from tfdp.step.per_compile import once_per_compile
+from tfdp.step.rules import Rules, kept_rules
 from tfdp.step.share import Share, count_examples, share_of
 
 
@@ -86,24 +87,30 @@ def predict_step(model: keras.Model) -> Callable[[Any, int], Any]:
     return lambda batch, step: run(batch, tf.constant(step, tf.int64))
 
 
+@once_per_compile
+def test_logs(model: keras.Model) -> StepLogs:
+    """Returns the logs of a model's ``test_step``."""
+    return StepLogs(model, "test_step", kept_rules(model, "test_step") or Rules())
+
+
 def _test_step(model: keras.Model) -> Callable[[Any, Order | None, tf.Tensor], None]:
     strategy = model.distribute_strategy
-    losses = TracedLosses()
-    replica = threading.local()  # MirroredStrategy traces each replica in a thread of its own
+    losses = ShareLosses(kept_rules(model, "test_step") or Rules())
+    logs = test_logs(model)
 
     def run(batch: Any, order: Order | None, step: tf.Tensor) -> None:
         @tf.autograph.experimental.do_not_convert
         def on_replica(batch: Any) -> None:
-            replica.share = share_of(batch, order, step)
-            with metrics.restored_if_empty(model, replica.share):
-                model.test_step(replica.share.padded(batch))
+            share = share_of(batch, order, step)
+            with losses.of(share, model):
+                logs.keep(model.test_step(share.padded(batch)), share, is_first=True)
 
         with (
             # Without it, draws of layers would depend on everything evaluated before.
             keras_private.seeds_drawn_from(step),
-            contextlib.nullcontext()
-            if strategy.num_replicas_in_sync == 1
-            else keras_private.losses_as_shares(losses, lambda: replica.share),
+            random_draws.stateless(random_draws.of_step(step)),
+            logs.noted(),
+            contextlib.nullcontext() if strategy.num_replicas_in_sync == 1 else losses.adapted(),
         ):
             strategy.run(on_replica, args=(batch,))
 

@@ -8,13 +8,22 @@ batch is split.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import Any
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import tensorflow as tf
 
 from tfdp.data.order import Order
 from tfdp.step.all_reduce import all_reduce_sum
+
+# How the values of shares make the value of the whole batch: as their mean, weighted by examples;
+# as their sum; or as that mean times the number of replicas, by which the user has divided already.
+Combination = Literal["mean", "sum", "divided"]
+
+_current = threading.local()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,23 +33,33 @@ class Share:
     Args:
         examples: int32 scalar, the number of examples in this share.
         total_examples: int32 scalar, the number of examples in all shares together.
-        shares: number of shares: replicas times accumulation steps.
+        replicas: number of replicas that share the global batch.
         may_be_empty: whether some shares have no example. An empty share is computed on one example
             of zeros, which counts nothing.
     """
 
     examples: tf.Tensor
     total_examples: tf.Tensor
-    shares: int
+    replicas: int
     may_be_empty: bool
 
-    def scale_mean(self, mean: Any) -> Any:
-        """Returns this share's contribution to the global mean."""
-        return _scale(mean, self.examples, self.total_examples)
+    def contribution(self, value: Any, combination: Combination = "mean") -> Any:
+        """Returns this share's summand of the whole batch's value.
 
-    def unscale_mean(self, scaled: Any) -> Any:
-        """Returns the mean that ``scale_mean`` was given; 0 for an empty share."""
-        return _scale(scaled, self.total_examples, self.examples)
+        Args:
+            value: a float tensor or IndexedSlices, computed on this share.
+            combination: how values of shares make the value of the whole batch.
+        """
+        if combination == "sum":
+            return self.zero_if_empty(value)
+        times = self.replicas if combination == "divided" else 1
+        return _scale(value, times * self.examples, self.total_examples)
+
+    def as_mean(self, value: Any, combination: Combination) -> Any:
+        """Returns the value of which ``contribution`` as a mean is that of ``value``."""
+        if combination == "sum":
+            return _scale(value, self.total_examples, self.examples)
+        return value * tf.cast(self.replicas, value.dtype) if combination == "divided" else value
 
     def times_examples(self, value: Any) -> tf.Tensor:
         """Returns ``value * examples``; unlike a ratio, that keeps whole numbers exact."""
@@ -88,11 +107,26 @@ def share_of(batch: Any, order: Order | None, step: tf.Tensor, accumulate_steps:
     static_size = tf.nest.flatten(batch)[0].shape[0]
     if order is not None:
         total = tf.cast(order.batch_size(step), tf.int32)
-        return Share(examples, total, shares, may_be_empty=order.has_empty_share(shares))
+        return Share(examples, total, replicas, may_be_empty=order.has_empty_share(shares))
     if static_size is not None:  # TensorFlow knows it only if it has split the batch evenly
-        return Share(examples, examples * replicas, shares, static_size < accumulate_steps)
+        return Share(examples, examples * replicas, replicas, static_size < accumulate_steps)
     total = all_reduce_sum(tf.cast(examples, tf.float32))  # GPUs add floats fastest
-    return Share(examples, tf.cast(total, tf.int32), shares, may_be_empty=shares > 1)
+    return Share(examples, tf.cast(total, tf.int32), replicas, may_be_empty=shares > 1)
+
+
+@contextlib.contextmanager
+def computed(share: Share) -> Iterator[None]:
+    """Inside the block, ``current`` returns ``share`` in this thread."""
+    before, _current.share = current(), share
+    try:
+        yield
+    finally:
+        _current.share = before
+
+
+def current() -> Share | None:
+    """Returns the share that this thread computes, or None outside of a step on shares."""
+    return getattr(_current, "share", None)
 
 
 def count_examples(batch: Any) -> tf.Tensor:

@@ -12,16 +12,36 @@ import tensorflow as tf
 
 from tfdp.data.pipeline import Batches
 from tfdp.errors import PeerFailed, Stopped
-from tfdp.step import exactness, keras_private
+from tfdp.step import exactness
+from tfdp.step.building import build, made_up
 from tfdp.step.gradients import GradientAllReduce
-from tfdp.step.metrics import read_metrics
-from tfdp.step.optimizers import check_optimizers_are_built
 from tfdp.trainer import callbacks as callbacks_module
 from tfdp.trainer.callbacks import StepCallback
 from tfdp.trainer.timing import StepTime
 from tfdp.trainer.update_loop import UpdateLoop
 from tfdp.workers.collectives import Workers
 from tfdp.workers.faults import FAULTS
+
+
+def prepare_step(
+    model: keras.Model, step: str, batches: Batches, accumulate_steps: int = 1
+) -> None:
+    """Builds a model for a step and finds the rules by which its replicas combine; a collective.
+
+    Args:
+        model: a compiled model.
+        step: ``"train_step"`` or ``"test_step"``.
+        batches: the batches that it will run on.
+        accumulate_steps: number of micro-batches in which a replica computes its share.
+
+    Raises:
+        BadInput: if replicas can't combine what the step does.
+    """
+    sample = None
+    build(model, batches.element_spec, step=step, sample=sample)
+    if model.distribute_strategy.num_replicas_in_sync * accumulate_steps > 1:
+        sample = made_up(batches.element_spec) if sample is None else sample
+        exactness.find_rules(model, step, sample, accumulate_steps=accumulate_steps)
 
 
 def run_epochs(
@@ -72,11 +92,7 @@ def run_epochs(
         Stopped: if ``should_stop`` returned true on a worker.
         PeerFailed: if another worker failed.
     """
-    keras_private.build(model, batches.element_spec)
-    if workers.replicas > 1:
-        check_optimizers_are_built(model)
-        exactness.check_own_terms(model, batches.element_spec)
-        exactness.check_metrics(model, batches.element_spec)
+    prepare_step(model, "train_step", batches, accumulate_steps)
     local_callbacks = callbacks_module.for_worker(callbacks, workers)
     callback_list = keras.callbacks.CallbackList(
         local_callbacks,
@@ -181,7 +197,7 @@ class _Epochs:
         """Ends the last epoch and training; a run that is killed in here repeats all of it."""
         epoch, batch = divmod(self.loop.step, self.steps_per_epoch)
         if batch and not self.model.stop_training:
-            self.logs = read_metrics(self.model)
+            self.logs = self.loop.read_logs()
             self._end_epoch(epoch)
         if self.loop.step and self.model.optimizer:
             # With use_ema, weights become their averages here.
@@ -194,7 +210,7 @@ class _Epochs:
             self.hooks.are_open = True
             self.callbacks.on_train_batch_begin(first % self.steps_per_epoch)
             self.loop.call()
-            self.logs = read_metrics(self.model)
+            self.logs = self.loop.read_logs()
             self.observe(self.loop.times)
             batch = (next_step - 1) % self.steps_per_epoch
             self.callbacks.on_train_batch_end(batch, dict(self.logs))

@@ -17,9 +17,9 @@ from tfdp.data import pipeline
 from tfdp.data.pipeline import Preprocess
 from tfdp.data.sources import Source, as_data
 from tfdp.errors import BadInput
-from tfdp.step import keras_private
-from tfdp.step.eval_step import test_next, test_steps
-from tfdp.step.metrics import read_metrics
+from tfdp.step import exactness
+from tfdp.step.building import build, made_up
+from tfdp.step.eval_step import test_logs, test_next, test_steps
 from tfdp.trainer.update_loop import CALL_S, MAX_GROWTH
 from tfdp.workers.collectives import Workers, workers_of
 
@@ -63,7 +63,7 @@ def evaluate(
         if steps is not None:
             raise BadInput(f"steps is {steps}, which is for datasets: a source has a known end")
         batches, order = pipeline.in_order(data, batch_size, workers, preprocess)
-        keras_private.build(model, batches.element_spec)
+        _prepare(model, batches.element_spec)
         model.reset_metrics()
         if callbacks is not None:
             callbacks.on_test_begin()
@@ -71,7 +71,7 @@ def evaluate(
         _run_all(run, batches.steps_per_epoch, workers, between_calls)
     else:
         dataset = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
-        keras_private.build(model, dataset.element_spec)
+        _prepare(model, dataset.element_spec)
         model.reset_metrics()
         if callbacks is not None:
             callbacks.on_test_begin()
@@ -80,11 +80,17 @@ def evaluate(
             if not test_next(model)(iterator, step):
                 break
             between_calls()
-    logs = read_metrics(model)
+    logs = test_logs(model).read()
     workers.settle()
     if callbacks is not None:
         callbacks.on_test_end(logs)
     return logs
+
+
+def _prepare(model: keras.Model, batch_spec: Any) -> None:
+    build(model, batch_spec, step="test_step")
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        exactness.find_rules(model, "test_step", made_up(batch_spec))
 
 
 def check(data: Source | tf.data.Dataset, auto_shard: AutoShard, workers: Workers) -> None:

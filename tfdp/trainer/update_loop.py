@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -69,7 +70,7 @@ class UpdateLoop:
         self._model = model
         self._workers = workers
         self._iterator = batches.iterator()
-        self._run = train_steps(
+        self._train_steps = train_steps(
             model,
             batches,
             draws_from=draws_from,
@@ -102,7 +103,7 @@ class UpdateLoop:
         if self._one_by_one_on_any:
             self.agree()  # a callback may just have set the learning rate for this very step
         began_s = time.perf_counter()
-        waited = self._run(self._iterator, self.step, self._steps)
+        waited = self._train_steps.run(self._iterator, self.step, self._steps)
         took_s = time.perf_counter() - began_s
         # The first call spends its time on tracing.
         self._own_times = (
@@ -138,6 +139,10 @@ class UpdateLoop:
             fitting = int(CALL_S / max(slowest_s, 1e-9))
             self._max_steps = max(1, min(fitting, MAX_GROWTH * self._max_steps))
         return not self._model.stop_training
+
+    def read_logs(self) -> dict[str, Any]:
+        """Returns the logs of the last update by name, over all replicas; a collective."""
+        return self._train_steps.read_logs()
 
     def report_failure(self, error: BaseException) -> None:
         """Reports to the other workers that this one ends by a fault of its own.
