@@ -71,7 +71,9 @@ def choose_auto_shard(
             workers would get unequal numbers of records from TFRecord files.
     """
     policy = auto_shard or dataset.options().experimental_distribute.auto_shard_policy.name.lower()
-    if workers.count == 1 or policy not in ("auto", "file", "data"):
+    if workers.count == 1:
+        return "data"
+    if policy not in ("auto", "file", "data"):
         return auto_shard
 
     def inspect() -> dict[str, Any]:
@@ -90,7 +92,7 @@ def choose_auto_shard(
             "reads and preprocesses all of the dataset and drops the other workers' examples: more "
             "workers don't make input faster (with a tfdp.Source they do)"
         )
-    return auto_shard if reason is None else "data"
+    return auto_shard if reason is None and outcome["has_files"] else "data"
 
 
 def find_files(dataset: tf.data.Dataset) -> list[FileGroup]:

@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdp.data.order import Order
 from tfdp.data.pipeline import Batches
+from tfdp.data.replica_batch import micro_batches
 from tfdp.step import batch_norm, keras_private, metrics
 from tfdp.step.all_reduce import all_reduce_sum
 from tfdp.step.clock import time_s
 from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.keras_private import TracedLosses
 from tfdp.step.optimizers import with_periodic_work
-from tfdp.step.share import Share, add_gradients, count_examples, micro_batches, share_of
+from tfdp.step.share import Share, add_gradients, as_replica_batch, share_of
 
 
 class StepSeconds(NamedTuple):
@@ -62,7 +62,7 @@ class TrainStep:
 
     Args:
         model: a built and compiled model.
-        order: gives the size of each global batch; None if only TensorFlow knows it.
+        smallest_batch: a global batch has at least so many examples; 0 if that is unknown.
         draws_from: added to the step that random layers draw from.
         accumulate_steps: number of micro-batches in which a replica computes its share.
         all_reduce: how gradients are summed over replicas, its pack size chosen.
@@ -71,14 +71,14 @@ class TrainStep:
     def __init__(
         self,
         model: keras.Model,
-        order: Order | None,
+        smallest_batch: int,
         *,
         draws_from: int = 0,
         accumulate_steps: int = 1,
         all_reduce: GradientAllReduce,
     ) -> None:
         self._model = model
-        self._order = order
+        self._smallest_batch = smallest_batch
         self._draws_from = draws_from
         self._accumulate_steps = accumulate_steps
         self._all_reduce = all_reduce
@@ -92,20 +92,21 @@ class TrainStep:
         """Runs one update; returns the seconds (float64 scalar) of this worker's all-reduce."""
         strategy = self._model.distribute_strategy
         with self._keras_adapted(step):
-            reduce_s = strategy.run(self._on_replica, args=(batch, step))
+            reduce_s = strategy.run(self._on_replica, args=(batch,))
         return strategy.experimental_local_results(reduce_s)[0]
 
     @tf.autograph.experimental.do_not_convert
-    def _on_replica(self, batch: Any, step: tf.Tensor) -> tf.Tensor:
+    def _on_replica(self, batch: Any) -> tf.Tensor:
         """Runs the model's ``train_step`` on each micro-batch of this replica's share."""
         replica, model = self._replica, self._model
         replica.gradients, replica.assigned, replica.reduce_s = {}, {}, []
-        replica.share = share_of(batch, self._order, step, self._accumulate_steps)
+        batch = as_replica_batch(batch)
+        replica.share = share_of(batch, self._smallest_batch, self._accumulate_steps)
         for replica.micro_step, piece in enumerate(micro_batches(batch, self._accumulate_steps)):
             replica.apply_calls = 0
-            replica.micro_share = dataclasses.replace(replica.share, examples=count_examples(piece))
+            replica.micro_share = dataclasses.replace(replica.share, examples=piece.examples)
             with metrics.restored_if_empty(model, replica.micro_share):
-                model.train_step(replica.micro_share.padded(piece))
+                model.train_step(piece.data)
         if self._replicas > 1 and (late := self._take_statistics()):  # assigned after the updates
             self._average(late, all_reduce_sum(self._weighted(late)))
         return tf.add_n(replica.reduce_s or [tf.constant(0.0, tf.float64)])
@@ -203,7 +204,7 @@ def train_steps(
     """
     train_step = TrainStep(
         model,
-        batches.order,
+        batches.smallest_batch,
         draws_from=draws_from,
         accumulate_steps=accumulate_steps,
         all_reduce=all_reduce,
