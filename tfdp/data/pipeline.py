@@ -35,7 +35,7 @@ class Batches:
         element_spec: specs of the data, ``x`` or ``(x[, y[, sample_weight]])``; the batch dimension
             comes first and may be unknown.
         sample: returns up to so many real rows of the data as an eager batch, equal on all workers.
-        steps_per_epoch: updates in an epoch; None in an evaluation whose length is not known.
+        steps_per_epoch: batches in an epoch; 0 in an evaluation of unknown length.
         smallest_batch: a global batch has at least so many examples; 0 if that is unknown.
         examples_before: returns the number of examples in the updates before a step; None if that
             is unknown.
@@ -45,7 +45,7 @@ class Batches:
     dataset: Any
     element_spec: Any
     sample: Callable[[int], Any]
-    steps_per_epoch: int | None = None
+    steps_per_epoch: int = 0
     smallest_batch: int = 0
     examples_before: Callable[[int], int] | None = None
     steps_to_skip: int = 0

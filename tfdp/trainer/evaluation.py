@@ -68,7 +68,6 @@ def evaluate(
         if callbacks is not None:
             callbacks.on_test_begin()
         run = functools.partial(test_steps(model), batches.iterator(), batches.smallest_batch)
-        assert batches.steps_per_epoch is not None
         _run_all(run, batches.steps_per_epoch, workers, between_calls)
     else:
         batches = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
