@@ -135,12 +135,23 @@ def from_source(
 
 def check_sources_are_alike(source: Source, workers: Workers) -> None:
     """Raises BadInput, on all workers, if their sources differ; a collective."""
-    lengths = workers.gather(np.array([len(source)], np.int64))[:, 0].tolist()
+    if workers.count == 1:
+        return
+    digest = int(source.sample_sha256()[:12] or "0", 16)
+    lengths, digests = workers.gather(np.array([len(source), digest], np.int64)).T.tolist()
     if len(set(lengths)) > 1:
         workers.settle()
         raise BadInput(
             f"the workers' sources have {lengths} examples, in the workers' order: all of them "
             "have to have the same arrays or files"
+        )
+    if len(set(digests)) > 1:
+        workers.settle()
+        raise BadInput(
+            "the workers' arrays differ: all of them have to have the same examples in the same "
+            "order. Usually they were drawn or shuffled without a seed (np.random.default_rng() is "
+            "seeded in each process: give it a seed), before tfdp.connect() gave all workers the "
+            "same random state, or files were listed in another order (sort them)"
         )
 
 

@@ -21,7 +21,7 @@ import keras
 import tensorflow as tf
 
 from tfdp.data.pipeline import Batches
-from tfdp.data.replica_batch import micro_batches
+from tfdp.data.replica_batch import ReplicaBatch, micro_batches
 from tfdp.step import batch_norm, keras_private, metrics
 from tfdp.step.all_reduce import all_reduce_sum
 from tfdp.step.clock import time_s
@@ -31,16 +31,18 @@ from tfdp.step.optimizers import with_periodic_work
 from tfdp.step.share import Share, add_gradients, as_replica_batch, share_of
 
 
-class StepSeconds(NamedTuple):
-    """Seconds that a worker's steps took besides computing, summed over the steps.
+class StepsReport(NamedTuple):
+    """What a worker's steps took besides computing, summed over the steps, and what they read.
 
     Args:
         input_s: waiting for the next batch.
         reduce_s: from this worker's last gradient to the sum over all workers.
+        digest: of all global batches that this worker has read, see ``ReplicaBatch``.
     """
 
     input_s: float
     reduce_s: float
+    digest: int
 
 
 class _Replica(threading.local):
@@ -188,7 +190,7 @@ def train_steps(
     draws_from: int = 0,
     accumulate_steps: int = 1,
     all_reduce: GradientAllReduce,
-) -> Callable[[Any, int, int], StepSeconds]:
+) -> Callable[[Any, int, int], StepsReport]:
     """Returns a function that runs many updates in one call into TensorFlow.
 
     Args:
@@ -214,23 +216,27 @@ def train_steps(
     @tf.function
     def run(iterator: Any, first_step: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
         input_s = reduce_s = tf.constant(0.0, tf.float64)
+        digest = tf.constant(0, tf.int64)
         for i in tf.range(steps):
             batch, waited_s = _next_batch(iterator)
             input_s += waited_s
+            if isinstance(batch, ReplicaBatch):
+                digest = model.distribute_strategy.experimental_local_results(batch.digest)[0]
             update = functools.partial(train_step.update, batch, first_step + i)
             reduce_s += with_periodic_work(model.optimizer, update, replicas)
-        return input_s, reduce_s
+        return input_s, reduce_s, digest
 
-    def call(iterator: Any, first_step: int, steps: int) -> StepSeconds:
+    def call(iterator: Any, first_step: int, steps: int) -> StepsReport:
         # Within one call, TensorFlow requires a collective to keep its first shape. The gradient of
         # an embedding has a row for every token, and the last batch may have fewer of them.
         per_call = 1 if train_step.has_sparse_gradients and replicas > 1 else steps
-        input_s = reduce_s = 0.0
+        input_s, reduce_s, digest = 0.0, 0.0, 0
         for step in range(first_step, first_step + steps, per_call):
             took = run(iterator, tf.constant(step, tf.int64), tf.constant(per_call, tf.int64))
             input_s, reduce_s = input_s + float(took[0]), reduce_s + float(took[1])
+            digest = int(took[2])
         train_step.report_losses()
-        return StepSeconds(input_s, reduce_s)
+        return StepsReport(input_s, reduce_s, digest)
 
     return call
 
