@@ -186,8 +186,8 @@ def test_too_few_files_are_refused_or_divided_by_records(two: Group) -> None:
         assert "part-000.tfrecord" in refusal
         assert "tfdp.from_tfrecords" in refusal
     assert outcomes["one AUTO"] == [mean(RECORDS["one"])] * 2
-    assert "reads and preprocesses all" in two.outputs[0]
-    assert "reads and preprocesses all" not in two.outputs[1]
+    assert "reads all of the dataset" in two.outputs[0]
+    assert "reads all of the dataset" not in two.outputs[1]
 
 
 def test_unequal_files_are_refused_in_training_or_divided_by_records(two: Group) -> None:

@@ -2,13 +2,14 @@
 
 ``file``: every worker reads its own files. No work is repeated, but every worker needs a file and
 all need equally many records; otherwise TensorFlow silently makes short batches. ``data``: every
-worker reads and preprocesses everything, and drops the other workers' examples. TensorFlow's
-``auto`` chooses ``file`` for every dataset of files, even with too few files; otherwise ``data``.
+worker reads everything and computes its rows of each global batch, as one process would have them.
+TensorFlow's ``auto`` chooses ``file`` for every dataset of files, even with too few files; otherwise ``data``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,18 @@ def choose_auto_shard(
     outcome = workers.run_on_chief(inspect)
     reason = outcome["reason"]
     if training and workers.is_chief and (reason is not None or not outcome["has_files"]):
-        say(
+        _say_once(
             f"{'each' if reason is None else f'{reason}. So each'} of the {workers.count} workers "
-            "reads and preprocesses all of the dataset and drops the other workers' examples: more "
-            "workers don't make input faster (with a tfdp.Source they do)"
+            "reads all of the dataset, and computes its rows of each batch: more workers don't make "
+            "input faster (with a tfdp.Source they do)"
         )
     return auto_shard if reason is None and outcome["has_files"] else "data"
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    """Prints a message, unless this process has printed the same before."""
+    say(message)
 
 
 def find_files(dataset: tf.data.Dataset) -> list[FileGroup]:
