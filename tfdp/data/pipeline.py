@@ -15,6 +15,7 @@ from tfdp.data import sharding
 from tfdp.data.batch_digest import batch_digest, with_digests
 from tfdp.data.order import Order
 from tfdp.data.preprocessing import Preprocess, as_tuple, make_source_reader, preprocessed
+from tfdp.data.read_ahead import reads_ahead, without_read_ahead
 from tfdp.data.replica_batch import ReplicaBatch, bounds, of_replica, take_rows
 from tfdp.data.sources import Batch, Source
 from tfdp.errors import BadInput
@@ -196,6 +197,7 @@ def from_dataset(
     auto_shard = sharding.choose_auto_shard(dataset, auto_shard, workers, training=True)
     if steps_per_epoch is None:
         steps_per_epoch = _count_batches(dataset, workers)
+    read_ahead = reads_ahead(dataset)
     dataset = dataset.repeat()  # or workers would have to agree at every step whether it ends
     dataset = preprocessed(dataset, preprocess, seed)
     if transform is not None:
@@ -212,7 +214,7 @@ def from_dataset(
     if workers.count > 1:
         check_batches_are_alike(1, int(batch_digest(first)), workers)
     return dataclasses.replace(
-        _shared(dataset, workers),
+        _shared(dataset, workers, read_ahead=read_ahead),
         sample=lambda rows: take_rows(first, 0, rows),
         steps_per_epoch=steps_per_epoch,
     )
@@ -234,7 +236,7 @@ def _opened(dataset: tf.data.Dataset) -> tuple[Any, tf.data.Dataset]:
     return first, tf.data.Dataset.from_tensors(first).concatenate(rest)
 
 
-def _shared(dataset: tf.data.Dataset, workers: Workers) -> Batches:
+def _shared(dataset: tf.data.Dataset, workers: Workers, *, read_ahead: bool) -> Batches:
     """Returns the batches of a dataset that every worker reads whole, to compute its rows of it."""
     spec, local_replicas = dataset.element_spec, workers.local_replicas
     if workers.count > 1:
@@ -257,7 +259,7 @@ def _shared(dataset: tf.data.Dataset, workers: Workers) -> Batches:
                     lambda replica: of_local(batch, digest, replica)
                 )
             )
-        return shares.prefetch(tf.data.AUTOTUNE)
+        return shares.prefetch(tf.data.AUTOTUNE) if read_ahead else without_read_ahead(shares)
 
     distributed, _ = _distributed(build, workers)
     sizes = {leaf.shape[0] for leaf in tf.nest.flatten(spec)}
@@ -325,7 +327,7 @@ def for_evaluation(
     dataset = preprocessed(dataset, preprocess)
     if auto_shard != "data":
         return _sharded_by_tensorflow(dataset, auto_shard, workers)
-    return _shared(dataset, workers)
+    return _shared(dataset, workers, read_ahead=reads_ahead(dataset))
 
 
 def check_evaluation(

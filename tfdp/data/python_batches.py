@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp.data import arrays
+from tfdp.data.read_ahead import without_read_ahead
 from tfdp.errors import BadInput, shortened
 
 _PEEKED = 2  # batches from which the shapes are known, as in Keras
@@ -115,6 +116,9 @@ def _dataset(
         raise BadInput("the data is empty: it has to give at least one batch")
     spec = tf.nest.map_structure(_common_spec, *specs)
     dataset = tf.data.Dataset.from_generator(lambda: map(_as_batch, read()), output_signature=spec)
+    dataset = without_read_ahead(dataset.prefetch(tf.data.AUTOTUNE))  # but within an epoch
+    if length == tf.data.UNKNOWN_CARDINALITY:
+        return dataset
     return dataset.apply(tf.data.experimental.assert_cardinality(length))
 
 

@@ -2,8 +2,9 @@
 
 ``file``: every worker reads its own files. No work is repeated, but every worker needs a file and
 all need equally many records; otherwise TensorFlow silently makes short batches. ``data``: every
-worker reads everything and computes its rows of each global batch, as one process would have them.
-TensorFlow's ``auto`` chooses ``file`` for every dataset of files, even with too few files; otherwise ``data``.
+worker reads everything, which is what one process would read, and computes its rows of each global
+batch. TensorFlow's ``auto`` chooses ``file`` for every dataset of files, even with too few files;
+otherwise ``data``.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def choose_auto_shard(
     if training and workers.is_chief and (reason is not None or not outcome["has_files"]):
         _say_once(
             f"{'each' if reason is None else f'{reason}. So each'} of the {workers.count} workers "
-            "reads all of the dataset, and computes its rows of each batch: more workers don't make "
-            "input faster (with a tfdp.Source they do)"
+            "reads all of the dataset, and computes its rows of each batch: more workers don't "
+            "make input faster (with a tfdp.Source they do)"
         )
     return auto_shard if reason is None and outcome["has_files"] else "data"
 
