@@ -28,7 +28,9 @@ def is_python_batches(data: Any) -> bool:
     return isinstance(data, (keras.utils.PyDataset, types.GeneratorType)) or _is_loader(data)
 
 
-def as_dataset(data: Any, *, shuffle: bool = False, needs_length: bool = False) -> tf.data.Dataset:
+def as_dataset(
+    data: Any, *, shuffle: bool = False, needs_length: bool = False, is_prediction: bool = False
+) -> tf.data.Dataset:
     """Returns a dataset of the batches of ``data``.
 
     Args:
@@ -36,12 +38,13 @@ def as_dataset(data: Any, *, shuffle: bool = False, needs_length: bool = False) 
         shuffle: whether each epoch has the batches of a PyDataset in another order, drawn from
             ``random`` as by Keras.
         needs_length: whether to refuse a generator, which has no length.
+        is_prediction: whether a PyDataset has to stay in its present order.
 
     Raises:
         BadInput: if there is no batch, a batch is no tuple of up to three, or a length is missing.
     """
     if isinstance(data, keras.utils.PyDataset):
-        return _of_py_dataset(data, shuffle)
+        return _of_py_dataset(data, shuffle, is_prediction)
     if isinstance(data, types.GeneratorType):
         if needs_length:
             raise BadInput("a generator has no length, so an epoch has none: give steps_per_epoch")
@@ -50,7 +53,9 @@ def as_dataset(data: Any, *, shuffle: bool = False, needs_length: bool = False) 
     return _dataset(itertools.islice(data, _PEEKED), lambda: data, length)
 
 
-def _of_py_dataset(data: keras.utils.PyDataset, shuffle: bool) -> tf.data.Dataset:
+def _of_py_dataset(
+    data: keras.utils.PyDataset, shuffle: bool, is_prediction: bool
+) -> tf.data.Dataset:
     length = data.num_batches
 
     def epoch() -> Iterator[Any]:
@@ -67,7 +72,9 @@ def _of_py_dataset(data: keras.utils.PyDataset, shuffle: bool) -> tf.data.Datase
                 data.on_epoch_end()  # before TensorFlow may read ahead into the next epoch
             yield batch
 
-    peeked = (data[i] for i in range(_PEEKED if length is None else min(_PEEKED, length)))
+    peeked = [data[i] for i in range(_PEEKED if length is None else min(_PEEKED, length))]
+    if not is_prediction:
+        data.on_epoch_end()  # Keras calls it before the first epoch, too
     return _dataset(peeked, epoch, tf.data.INFINITE_CARDINALITY if length is None else length)
 
 

@@ -232,6 +232,7 @@ def as_data(
     *,
     shuffle: bool = False,
     needs_length: bool = False,
+    is_prediction: bool = False,
 ) -> Source | tf.data.Dataset:
     """Returns a user's data as a source or dataset: arrays become a source.
 
@@ -242,6 +243,7 @@ def as_data(
         sample_weight: weights, if ``x`` is arrays; a single array is for all outputs.
         shuffle: whether a PyDataset's batches come in another order in each epoch.
         needs_length: whether to refuse a generator, which has no length.
+        is_prediction: whether a PyDataset has to stay in its present order.
 
     Raises:
         BadInput: if labels or weights are passed with data that contains its own, the dataset is
@@ -264,7 +266,9 @@ def as_data(
             "which has to contain (features, labels[, sample_weight]) itself"
         )
     if is_python:
-        return python_batches.as_dataset(x, shuffle=shuffle, needs_length=needs_length)
+        return python_batches.as_dataset(
+            x, shuffle=shuffle, needs_length=needs_length, is_prediction=is_prediction
+        )
     return x
 
 

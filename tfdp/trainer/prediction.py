@@ -46,7 +46,7 @@ def predict(
     """
     workers = workers_of(model.distribute_strategy)
     local_results = workers.strategy.experimental_local_results
-    data = as_data(x)
+    data = as_data(x, is_prediction=True)
     predict_batch = predict_step(model)
     if isinstance(data, Source):
         batches = pipeline.in_order(data, batch_size, workers, preprocess)
