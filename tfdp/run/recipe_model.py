@@ -9,7 +9,7 @@ import keras
 from tfdp.checkpoints import state
 from tfdp.checkpoints.store import Checkpoint
 from tfdp.data import pipeline
-from tfdp.data.pipeline import Preprocess
+from tfdp.data.preprocessing import Preprocess, preprocessed
 from tfdp.data.sources import Data, Source
 from tfdp.recipe import Recipe
 from tfdp.step.building import build
@@ -62,6 +62,5 @@ def restore_weights(
 def _batch_spec(data: Data, preprocess: Preprocess | None, workers: Workers) -> Any:
     """Returns the spec of a batch, as the model gets it."""
     if not isinstance(data, Source):
-        return pipeline.preprocessed(data.batch(1), preprocess).element_spec
-    batches, _ = pipeline.in_order(data, 1, workers, preprocess)
-    return batches.element_spec
+        return preprocessed(data.batch(1), preprocess).element_spec
+    return pipeline.in_order(data, 1, workers, preprocess).element_spec

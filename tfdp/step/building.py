@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -16,7 +16,11 @@ STEPS = ("train_step", "test_step")
 
 
 def build(
-    model: keras.Model, batch_spec: Any, *, step: str = "train_step", sample: Any = None
+    model: keras.Model,
+    batch_spec: Any,
+    *,
+    step: str = "train_step",
+    sample: Callable[[], Any] | None = None,
 ) -> None:
     """Creates all variables that a step needs, of the model, its metrics and its optimizers.
 
@@ -27,7 +31,7 @@ def build(
         model: a compiled model.
         batch_spec: a batch as ``tf.TensorSpec``, batch dimension first.
         step: ``"train_step"`` or ``"test_step"``.
-        sample: a few examples of real data; by default they are made up from ``batch_spec``.
+        sample: returns a few examples; by default they are made up from ``batch_spec``.
     """
     if not overrides(model, step):
         keras_private.build(model, batch_spec)
@@ -36,7 +40,7 @@ def build(
     compilation = keras_private.compilation(model)
     if key in vars(model) and vars(model)[key][0] is compilation:
         return
-    batch = made_up(batch_spec) if sample is None else sample
+    batch = made_up(batch_spec) if sample is None else sample()
     returned = make_variables(model, getattr(model, step), batch)
     vars(model)[key] = (compilation, numbers_in(returned))
 

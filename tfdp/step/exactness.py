@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfdp.data.replica_batch import count_rows
 from tfdp.errors import BadInput
 from tfdp.log import say_on_chief
 from tfdp.step import keras_private
@@ -15,7 +16,6 @@ from tfdp.step.building import overrides
 from tfdp.step.optimizers import optimizers
 from tfdp.step.rehearsal import Rehearsal, is_metric_of_keras, rehearse
 from tfdp.step.rules import Rules, keep_rules, kept_rules
-from tfdp.step.share import count_examples
 
 # Losses that are not sums over examples, but over sets of pixels or over pairs within a batch.
 _OF_SETS = (keras.losses.Dice, keras.losses.Tversky)
@@ -40,7 +40,9 @@ def check_losses(model: keras.Model) -> None:
             )
 
 
-def find_rules(model: keras.Model, step: str, batch: Any, *, accumulate_steps: int = 1) -> None:
+def find_rules(
+    model: keras.Model, step: str, sample: Callable[[], Any], *, accumulate_steps: int = 1
+) -> None:
     """Finds out how replicas' results of a step combine, and warns of those that can't.
 
     A model of Keras's own parts needs no rehearsal. The rules are kept with the model.
@@ -48,7 +50,7 @@ def find_rules(model: keras.Model, step: str, batch: Any, *, accumulate_steps: i
     Args:
         model: built and compiled, for several replicas.
         step: ``"train_step"`` or ``"test_step"``.
-        batch: a few examples.
+        sample: returns a few examples.
         accumulate_steps: number of micro-batches in which a replica computes its share.
 
     Raises:
@@ -57,14 +59,19 @@ def find_rules(model: keras.Model, step: str, batch: Any, *, accumulate_steps: i
     """
     if kept_rules(model, step) is not None:
         return
-    if not _needs_rehearsal(model, step) or count_examples(batch) < 2:
+    if not _needs_rehearsal(model, step):
+        keep_rules(model, step, Rules())
+        return
+    batch = sample()
+    examples = int(count_rows(batch))
+    if examples < 2:
         keep_rules(model, step, Rules())
         return
     try:
         found = rehearse(model, getattr(model, step), batch)
     except Exception as error:
         say_on_chief(
-            f"{step} could not be tried on {int(count_examples(batch))} examples "
+            f"{step} could not be tried on {examples} examples "
             f"({str(error)[:300]}): it is not known whether replicas compute what one process "
             "does. Its gradients, losses and logs are treated as means over examples"
         )

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdp.data.order import Order
 from tfdp.data.pipeline import Batches
+from tfdp.data.replica_batch import ReplicaBatch, micro_batches
 from tfdp.log import say_once_on_chief
 from tfdp.step import batch_norm, keras_private, random_draws, tapes
 from tfdp.step.all_reduce import all_reduce_sum
@@ -32,26 +32,21 @@ from tfdp.step.losses import ShareLosses
 from tfdp.step.optimizers import with_periodic_work
 from tfdp.step.replicated_states import ReplicatedStates
 from tfdp.step.rules import Rules, kept_rules
-from tfdp.step.share import (
-    Combination,
-    Share,
-    add_gradients,
-    count_examples,
-    micro_batches,
-    share_of,
-)
+from tfdp.step.share import Combination, Share, add_gradients, as_replica_batch, share_of
 
 
-class StepSeconds(NamedTuple):
-    """Seconds that a worker's steps took besides computing, summed over the steps.
+class StepsReport(NamedTuple):
+    """What a worker's steps took besides computing, summed over the steps, and what they read.
 
     Args:
         input_s: waiting for the next batch.
         reduce_s: from this worker's last gradient to the sum over all workers.
+        digest: of all global batches that this worker has read, see ``ReplicaBatch``.
     """
 
     input_s: float
     reduce_s: float
+    digest: int
 
 
 class _Replica(threading.local):
@@ -75,7 +70,7 @@ class TrainStep:
 
     Args:
         model: a built and compiled model.
-        order: gives the size of each global batch; None if only TensorFlow knows it.
+        smallest_batch: a global batch has at least so many examples; 0 if that is unknown.
         draws_from: added to the step that random layers draw from.
         accumulate_steps: number of micro-batches in which a replica computes its share.
         all_reduce: how gradients are summed over replicas, its pack size chosen.
@@ -84,14 +79,14 @@ class TrainStep:
     def __init__(
         self,
         model: keras.Model,
-        order: Order | None,
+        smallest_batch: int,
         *,
         draws_from: int = 0,
         accumulate_steps: int = 1,
         all_reduce: GradientAllReduce,
     ) -> None:
         self._model = model
-        self._order = order
+        self._smallest_batch = smallest_batch
         self._draws_from = draws_from
         self._accumulate_steps = accumulate_steps
         self._all_reduce = all_reduce
@@ -107,22 +102,23 @@ class TrainStep:
         """Runs one update; returns the seconds (float64 scalar) of this worker's all-reduce."""
         strategy = self._model.distribute_strategy
         with self._keras_adapted(step):
-            reduce_s = strategy.run(self._on_replica, args=(batch, step))
+            reduce_s = strategy.run(self._on_replica, args=(batch,))
         return strategy.experimental_local_results(reduce_s)[0]
 
     @tf.autograph.experimental.do_not_convert
-    def _on_replica(self, batch: Any, step: tf.Tensor) -> tf.Tensor:
+    def _on_replica(self, batch: Any) -> tf.Tensor:
         """Runs the model's ``train_step`` on each micro-batch of this replica's share."""
         replica, model = self._replica, self._model
         replica.gradients, replica.assigned, replica.reduce_s = {}, {}, []
-        replica.share = share_of(batch, self._order, step, self._accumulate_steps)
+        batch = as_replica_batch(batch)
+        replica.share = share_of(batch, self._smallest_batch, self._accumulate_steps)
         states = ReplicatedStates(self._rules.states if self._replicas > 1 else ())
         for replica.micro_step, piece in enumerate(micro_batches(batch, self._accumulate_steps)):
             replica.calls, replica.applies, replica.is_weighted = 0, 0, False
-            micro_share = dataclasses.replace(replica.share, examples=count_examples(piece))
+            micro_share = dataclasses.replace(replica.share, examples=piece.examples)
             replica.micro_share = micro_share
             with self._losses.of(micro_share, model):
-                returned = model.train_step(micro_share.padded(piece))
+                returned = model.train_step(piece.data)
                 self.logs.keep(returned, micro_share, is_first=replica.micro_step == 0)
         if self._replicas > 1:
             if late := self._take_statistics():  # assigned after the updates
@@ -242,7 +238,7 @@ class TrainSteps(NamedTuple):
         read_logs: returns the logs of the last update by name, over all replicas; a collective.
     """
 
-    run: Callable[[Any, int, int], StepSeconds]
+    run: Callable[[Any, int, int], StepsReport]
     read_logs: Callable[[], dict[str, Any]]
 
 
@@ -266,7 +262,7 @@ def train_steps(
     """
     train_step = TrainStep(
         model,
-        batches.order,
+        batches.smallest_batch,
         draws_from=draws_from,
         accumulate_steps=accumulate_steps,
         all_reduce=all_reduce,
@@ -276,23 +272,27 @@ def train_steps(
     @tf.function
     def run(iterator: Any, first_step: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
         input_s = reduce_s = tf.constant(0.0, tf.float64)
+        digest = tf.constant(0, tf.int64)
         for i in tf.range(steps):
             batch, waited_s = _next_batch(iterator)
             input_s += waited_s
+            if isinstance(batch, ReplicaBatch):
+                digest = model.distribute_strategy.experimental_local_results(batch.digest)[0]
             update = functools.partial(train_step.update, batch, first_step + i)
             reduce_s += with_periodic_work(model.optimizer, update, replicas)
-        return input_s, reduce_s
+        return input_s, reduce_s, digest
 
-    def call(iterator: Any, first_step: int, steps: int) -> StepSeconds:
+    def call(iterator: Any, first_step: int, steps: int) -> StepsReport:
         # Within one call, TensorFlow requires a collective to keep its first shape. The gradient of
         # an embedding has a row for every token, and the last batch may have fewer of them.
         per_call = 1 if train_step.has_sparse_gradients and replicas > 1 else steps
-        input_s = reduce_s = 0.0
+        input_s, reduce_s, digest = 0.0, 0.0, 0
         for step in range(first_step, first_step + steps, per_call):
             took = run(iterator, tf.constant(step, tf.int64), tf.constant(per_call, tf.int64))
             input_s, reduce_s = input_s + float(took[0]), reduce_s + float(took[1])
+            digest = int(took[2])
         train_step.report_losses()
-        return StepSeconds(input_s, reduce_s)
+        return StepsReport(input_s, reduce_s, digest)
 
     return TrainSteps(call, train_step.logs.read)
 

@@ -12,36 +12,14 @@ import tensorflow as tf
 
 from tfdp.data.pipeline import Batches
 from tfdp.errors import PeerFailed, Stopped
-from tfdp.step import exactness
-from tfdp.step.building import build, made_up
 from tfdp.step.gradients import GradientAllReduce
+from tfdp.step.preparation import prepare_step
 from tfdp.trainer import callbacks as callbacks_module
 from tfdp.trainer.callbacks import StepCallback
 from tfdp.trainer.timing import StepTime
 from tfdp.trainer.update_loop import UpdateLoop
 from tfdp.workers.collectives import Workers
 from tfdp.workers.faults import FAULTS
-
-
-def prepare_step(
-    model: keras.Model, step: str, batches: Batches, accumulate_steps: int = 1
-) -> None:
-    """Builds a model for a step and finds the rules by which its replicas combine; a collective.
-
-    Args:
-        model: a compiled model.
-        step: ``"train_step"`` or ``"test_step"``.
-        batches: the batches that it will run on.
-        accumulate_steps: number of micro-batches in which a replica computes its share.
-
-    Raises:
-        BadInput: if replicas can't combine what the step does.
-    """
-    sample = None
-    build(model, batches.element_spec, step=step, sample=sample)
-    if model.distribute_strategy.num_replicas_in_sync * accumulate_steps > 1:
-        sample = made_up(batches.element_spec) if sample is None else sample
-        exactness.find_rules(model, step, sample, accumulate_steps=accumulate_steps)
 
 
 def run_epochs(
