@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tfdp.data.tfrecords import from_tfrecords as from_tfrecords
     from tfdp.errors import BadInput as BadInput
     from tfdp.publishing.exporting import export as export
+    from tfdp.step.all_gather import all_gather as all_gather
     from tfdp.trainer.evaluation import evaluate as evaluate
     from tfdp.trainer.fitting import fit as fit
     from tfdp.trainer.prediction import predict as predict
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "BadInput": "errors",
     "Source": "data.sources",
+    "all_gather": "step.all_gather",
     "connect": "workers.connecting",
     "evaluate": "trainer.evaluation",
     "export": "publishing.exporting",
