@@ -14,6 +14,18 @@ import tensorflow as tf
 import tfdp
 from tfdp.log import say_on_chief
 
+
+class Sampling(keras.layers.Layer):
+    """Draws whenever the model answers, from a seed that the strategy mirrors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, mean: tf.Tensor) -> tf.Tensor:
+        return mean + keras.random.normal(keras.ops.shape(mean), seed=self.seeds)
+
+
 folder, index, *ports = sys.argv[1:]
 addresses = [f"127.0.0.1:{port}" for port in ports]
 resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -26,7 +38,7 @@ elsewhere = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
 elsewhere.compile("sgd", "mse")
 with strategy.scope():
     print("inside", tfdp.is_chief())
-    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2), Sampling()])
     model.compile("sgd", "mse")
 try:
     tfdp.fit(elsewhere, np.ones((8, 3)), np.ones((8, 2)), verbose=0)
