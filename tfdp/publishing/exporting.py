@@ -162,7 +162,7 @@ def _make_signatures(
     check_has_call(model)
     served_features = find_features(model, features, preprocess)
     signatures = make_signatures(model, preprocess, served_features, class_names)
-    saved_model.check(signatures)
+    saved_model.check(signatures[PREDICT])  # the others call the same
     return served_features, signatures
 
 

@@ -48,19 +48,18 @@ def save(signatures: Mapping[str, Any], path: Path) -> None:
         updater.save()
 
 
-def check(signatures: Mapping[str, Any]) -> None:
-    """Checks that functions can be saved, and run without this process.
+def check(function: Any) -> None:
+    """Checks that a function can be saved, and runs without this process.
 
     Raises:
-        BadInput: if one runs Python code, or uses something that a SavedModel can't contain.
+        BadInput: if it runs Python code, or uses something that a SavedModel can't contain.
     """
-    for function in signatures.values():
-        _used(function)
-        if _operations(function) & _PYTHON_OPERATIONS:
-            raise BadInput(
-                "the model or preprocess uses tf.py_function or tf.numpy_function, and a server "
-                "has no Python: use TensorFlow's operations, or --export_dir=none"
-            )
+    _used(function)
+    if _operations(function) & _PYTHON_OPERATIONS:
+        raise BadInput(
+            "the model or preprocess uses tf.py_function or tf.numpy_function, and a server has no "
+            "Python: use TensorFlow's operations, or --export_dir=none"
+        )
 
 
 def draws_anew(function: Any) -> bool:
@@ -131,11 +130,9 @@ def _owners(tensor: tf.Tensor) -> list[Any]:
     A function keeps the handle of a table, and not the table, which nothing but Python's garbage
     collector finds. TensorFlow finds it in this way too, to name it in an error.
     """
+    kind = tf.saved_model.experimental.TrackableResource
     found = []
     for referrer in gc.get_referrers(tensor):
         holders = gc.get_referrers(referrer) if isinstance(referrer, dict) else [referrer]
-        found += [each for each in holders if isinstance(each, _TRACKABLE)]
+        found += [each for each in holders if isinstance(each, kind)]
     return found
-
-
-_TRACKABLE = tf.saved_model.experimental.TrackableResource
