@@ -161,7 +161,13 @@ def _make_signatures(
     """Returns a version's features and functions; raises BadInput if the model can't have them."""
     check_has_call(model)
     served_features = find_features(model, features, preprocess)
+    weights = len(model.weights)
     signatures = make_signatures(model, preprocess, served_features, class_names)
+    if len(model.weights) > weights:
+        raise BadInput(
+            f"the model had {weights} weights and has {len(model.weights)} now that it was called: "
+            "layers that were not built can't have been trained; build the model first"
+        )
     saved_model.check(signatures[PREDICT])  # the others call the same
     return served_features, signatures
 

@@ -330,6 +330,7 @@ ITERATOR = iter(tf.data.Dataset.range(9).repeat())
     [
         (Pair, None, r"a Pair, has no call\(\), .*tfdp\.export\(model\.generator, …\) or tfdp"),
         (lambda: Returning(lambda x: {"a": [x], "a_0": x}), None, "would be called 'a_0'"),
+        (lambda: Returning(keras.layers.Dense(1)), None, "had 0 weights and has 2 now"),
         (lambda: Returning(tf.RaggedTensor.from_tensor), None, "'outputs' is a RaggedTensor"),
         (lambda: Returning(lambda x: (x, None)), None, "'output_1' is a NoneType"),
         (
