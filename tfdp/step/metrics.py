@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdp.step.keras_private import replaced
 from tfdp.step.per_compile import once_per_compile
 from tfdp.step.share import Share
 
@@ -57,6 +58,38 @@ def restored_if_empty(model: keras.Model, share: Share) -> Iterator[None]:
     yield
     for state, old in zip(states, before, strict=True):
         state.assign(tf.where(share.examples > 0, state, old))
+
+
+@contextlib.contextmanager
+def results_noted(
+    model: keras.Model, note: Callable[[keras.metrics.Metric, Any], None]
+) -> Iterator[None]:
+    """Inside the block, ``note`` is called with the model's metrics and the results that they give.
+
+    Args:
+        model: the model.
+        note: a function of a metric and its result.
+    """
+    kinds: set[Any] = {
+        kind
+        for metric in model.metrics
+        for each in (metric, *getattr(metric, "metrics", ()))
+        for kind in type(each).__mro__
+        if "result" in vars(kind) and issubclass(kind, keras.metrics.Metric)
+    }
+
+    def noting(result: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def wrapper(metric: keras.metrics.Metric) -> Any:
+            value = result(metric)
+            note(metric, value)
+            return value
+
+        return wrapper
+
+    with contextlib.ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(replaced(kind, "result", noting(kind.result)))
+        yield
 
 
 @once_per_compile
