@@ -24,18 +24,20 @@ if TYPE_CHECKING:
     from tfdp.data.tfrecords import from_tfrecords as from_tfrecords
     from tfdp.errors import BadInput as BadInput
     from tfdp.publishing.exporting import export as export
+    from tfdp.trainer.connecting import connect as connect
     from tfdp.trainer.evaluation import evaluate as evaluate
     from tfdp.trainer.fitting import fit as fit
     from tfdp.trainer.prediction import predict as predict
-    from tfdp.workers.connecting import connect as connect
+    from tfdp.trainer.scores import Scores as Scores
     from tfdp.workers.connecting import is_chief as is_chief
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "BadInput": "errors",
+    "Scores": "trainer.scores",
     "Source": "data.sources",
-    "connect": "workers.connecting",
+    "connect": "trainer.connecting",
     "evaluate": "trainer.evaluation",
     "export": "publishing.exporting",
     "fit": "trainer.fitting",

@@ -155,7 +155,6 @@ def _callbacks(
     of_recipe: Any = recipe.callbacks(recipe.hparams)
     try:
         callbacks.check(of_recipe, [f"val_{name}" for name in metric_names])
-        callbacks.for_worker(of_recipe, workers)
     except BadInput as error:
         raise BadInput(f"recipe {recipe.name}: {error}") from None
     return [*of_recipe, keras.callbacks.History()]

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfdp.data.order import Order
 from tfdp.step import keras_private, metrics
 from tfdp.step.keras_private import TracedLosses
-from tfdp.step.per_compile import once_per_compile
+from tfdp.step.per_compile import function_of, once_per_compile
 from tfdp.step.share import Share, count_examples, share_of
 
 
@@ -26,13 +26,14 @@ def test_steps(model: keras.Model) -> Callable[[Any, Order, int, int], None]:
     """
     test_step = _test_step(model)
 
-    @tf.function
-    def run(
+    def run_steps(
         iterator: Any, examples: int, batch_size: int, first_step: tf.Tensor, steps: tf.Tensor
     ) -> None:
         order = Order(examples, batch_size, shuffle=False)
         for i in tf.range(steps):
             test_step(next(iterator), order, first_step + i)
+
+    run = function_of(model, run_steps)
 
     def call(iterator: Any, order: Order, first_step: int, steps: int) -> None:
         first, count = tf.constant(first_step, tf.int64), tf.constant(steps, tf.int64)
@@ -52,13 +53,13 @@ def test_next(model: keras.Model) -> Callable[[Any, int], bool]:
     """
     test_step = _test_step(model)
 
-    @tf.function
-    def run(iterator: Any, step: tf.Tensor) -> tf.Tensor:
+    def run_next(iterator: Any, step: tf.Tensor) -> tf.Tensor:
         batch = iterator.get_next_as_optional()
         if batch.has_value():
             test_step(batch.get_value(), None, step)
         return batch.has_value()
 
+    run = function_of(model, run_next)
     return lambda iterator, step: bool(run(iterator, tf.constant(step, tf.int64)))
 
 
@@ -78,11 +79,11 @@ def predict_step(model: keras.Model) -> Callable[[Any, int], Any]:
         rows = model.predict_step(share.padded(batch))
         return tf.nest.map_structure(lambda leaf: leaf[:examples], rows)
 
-    @tf.function(reduce_retracing=True)
-    def run(batch: Any, step: tf.Tensor) -> Any:
+    def run_batch(batch: Any, step: tf.Tensor) -> Any:
         with keras_private.seeds_drawn_from(step):
             return strategy.run(on_replica, args=(batch,))
 
+    run = function_of(model, run_batch, reduce_retracing=True)
     return lambda batch, step: run(batch, tf.constant(step, tf.int64))
 
 

@@ -16,27 +16,35 @@ from tfdp.data.pipeline import Preprocess
 from tfdp.data.sources import Source, as_data
 from tfdp.errors import BadInput
 from tfdp.step.eval_step import predict_step
+from tfdp.trainer import callbacks as callbacks_module
+from tfdp.trainer import keras_methods
 from tfdp.workers.collectives import Workers, workers_of
 
 
 def predict(
     model: keras.Model,
     x: Any,
-    *,
     batch_size: int | None = None,
+    verbose: str | int = "auto",
     steps: int | None = None,
+    callbacks: Any = None,
+    *,
     preprocess: Preprocess | None = None,
     auto_shard: AutoShard | None = None,
 ) -> Any:
     """Computes a model's outputs for all data, by all workers.
 
-    Every worker calls it with the same arguments and gets all rows.
+    Every worker calls it with the same arguments and gets all rows. (``model.predict`` computes all
+    rows on each worker that calls it.)
 
     Args:
         model: a model that was built in the strategy's scope.
         x: a source, a batched ``tf.data.Dataset``, or arrays; labels are ignored.
         batch_size: examples per step over all replicas, for a source or arrays; 32 by default.
-        steps: batches of a dataset to predict; all by default.
+        verbose: 0 prints nothing, 1 ("auto") a progress bar, 2 one line; on the chief.
+        steps: batches to predict; all by default.
+        callbacks: Keras callbacks, whose ``on_predict_…`` are called. If one overrides
+            ``on_predict_batch_end``, workers exchange the outputs of each batch.
         preprocess: applied to the features of each example.
         auto_shard: how TensorFlow shards a dataset; None uses the dataset's options.
 
@@ -44,6 +52,7 @@ def predict(
         The model's outputs as arrays with one row per example, in the data's order (with
         ``auto_shard="file"``, in an order of TensorFlow's).
     """
+    keras_methods.adapt()
     workers = workers_of(model.distribute_strategy)
     strategy = workers.strategy
     data = as_data(x)
@@ -51,22 +60,42 @@ def predict(
     if isinstance(data, Source):
         batches, order = pipeline.in_order(data, batch_size, workers, preprocess)
         iterator = batches.iterator()
-        own_rows: list[Any] = []
-        for step in range(batches.steps_per_epoch):
-            rows = predict_batch(next(iterator), step)
-            own_rows += map(_as_arrays, strategy.experimental_local_results(rows))
-        rows = _gathered(_concatenated(own_rows), order, workers)
-        workers.settle()
-        return rows
-    dataset = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
-    rows_of_batches = []
-    distributed = iter(strategy.experimental_distribute_dataset(dataset))
-    for step, batch in enumerate(itertools.islice(distributed, steps)):
-        rows_of_batches.append(_as_arrays(strategy.gather(predict_batch(batch, step), axis=0)))
-    if not rows_of_batches:
+        steps = min(steps or batches.steps_per_epoch, batches.steps_per_epoch)
+    else:
+        dataset = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
+        iterator = iter(strategy.experimental_distribute_dataset(dataset))
+        order = None
+    hooks = callbacks_module.listed(callbacks, model, workers, verbose=verbose, steps=steps)
+    observes = callbacks_module.observe_each_batch(hooks.callbacks, "predict")
+    is_observed = bool(workers.gather(np.array([observes], np.int32)).any())
+    parts: list[Any] = []  # of a source: this worker's rows; else, or if observed: all rows
+    model.stop_predicting = False
+    hooks.on_predict_begin()
+    for step in range(steps) if steps is not None else itertools.count():
+        hooks.on_predict_batch_begin(step)
+        batch = next(iterator, None)
+        if batch is None:
+            break
+        rows = predict_batch(batch, step)
+        if order is None:
+            part = _as_arrays(strategy.gather(rows, axis=0))
+        else:
+            local = map(_as_arrays, strategy.experimental_local_results(rows))
+            part = _concatenated(list(local))
+            if is_observed:
+                part = _gathered(part, order, range(step, step + 1), workers)
+        parts.append(part)
+        hooks.on_predict_batch_end(step, {"outputs": part} if is_observed else None)
+        if is_observed and workers.gather(np.array([model.stop_predicting], np.int32)).any():
+            break
+    hooks.on_predict_end()
+    if not parts:
         raise BadInput("the dataset is empty: it has to have at least one example")
+    rows = _concatenated(parts)
+    if order is not None and not is_observed:
+        rows = _gathered(rows, order, range(len(parts)), workers)
     workers.settle()
-    return _concatenated(rows_of_batches)
+    return rows
 
 
 def _as_arrays(rows: Any) -> Any:
@@ -77,14 +106,14 @@ def _concatenated(parts: list[Any]) -> Any:
     return tf.nest.map_structure(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _gathered(rows: Any, order: Order, workers: Workers) -> Any:
-    """Returns the rows of all workers, in the data's order, on all of them."""
+def _gathered(rows: Any, order: Order, steps: range, workers: Workers) -> Any:
+    """Returns the rows of all workers at some steps, in the data's order, on all of them."""
     if workers.count == 1:
         return rows
-    places = [_places_of(worker, order, workers) for worker in range(workers.count)]
+    places = [_places_of(worker, order, steps, workers) for worker in range(workers.count)]
 
     def gathered(leaf: np.ndarray) -> np.ndarray:
-        whole = np.empty((order.examples, *leaf.shape[1:]), leaf.dtype)
+        whole = np.empty((sum(map(len, places)), *leaf.shape[1:]), leaf.dtype)
         for place, data in zip(places, workers.gather_bytes(leaf.tobytes()), strict=True):
             part = np.frombuffer(data, leaf.dtype)
             whole[place] = part.reshape(-1, *leaf.shape[1:])
@@ -93,11 +122,12 @@ def _gathered(rows: Any, order: Order, workers: Workers) -> Any:
     return tf.nest.map_structure(gathered, rows)
 
 
-def _places_of(worker: int, order: Order, workers: Workers) -> np.ndarray:
-    """Returns the places in the data of the rows of a worker: its slice of every global batch."""
+def _places_of(worker: int, order: Order, steps: range, workers: Workers) -> np.ndarray:
+    """Returns the places of a worker's rows, its slices of global batches, among all rows."""
     slices = []
-    for step in range(order.steps_per_epoch):
-        first, size = order.examples_before(step), order.batch_size(step)
+    for step in steps:
+        first = order.examples_before(step) - order.examples_before(steps[0])
+        size = order.batch_size(step)
         start, stop = (
             first + size * replica // workers.replicas
             for replica in (worker * workers.local_replicas, (worker + 1) * workers.local_replicas)
