@@ -50,6 +50,13 @@ def check_batch_size(model: keras.Model, batch_spec: Any, shares: int) -> None:
     """Raises BadInput if a model fixes its batch size, and a batch is divided into shares."""
     if shares == 1:
         return
+    stateful = [each.name for each, _ in keras_private.trainable_of_layers(model) if _keeps(each)]
+    if stateful:
+        raise BadInput(
+            f"layer {stateful[0]} is stateful: it continues each row of a batch where the batch "
+            f"before ended, and {shares} replicas or micro-batches get shares of a batch: use "
+            "stateful=False, or train in one process"
+        )
     sizes = {each.shape[0] for each in tf.nest.flatten(getattr(model, "inputs", None) or [])}
     for size in sizes - {None}:
         raise BadInput(
@@ -57,13 +64,6 @@ def check_batch_size(model: keras.Model, batch_spec: Any, shares: int) -> None:
             f"micro-batches gets a share of a batch only, of {size} examples {_share(size, shares)}"
             ": leave the batch size out of the model (keras.Input(shape), without batch_size or "
             "batch_shape)"
-        )
-    stateful = [each.name for each, _ in keras_private.trainable_of_layers(model) if _keeps(each)]
-    if stateful:
-        raise BadInput(
-            f"layer {stateful[0]} is stateful: it continues each row of a batch where the batch "
-            f"before ended, and {shares} replicas or micro-batches get shares of a batch: use "
-            "stateful=False, or train in one process"
         )
 
 

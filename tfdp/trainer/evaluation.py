@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -115,7 +115,7 @@ def evaluate_all(
             test_steps(model)(iterator, order, first_step, count)
             return True
 
-        run, max_growth = run_steps, MAX_GROWTH
+        batches_to_run = _Batches(run_steps, steps, steps, MAX_GROWTH)
     else:
         dataset = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
         compiled.build(model, dataset.element_spec)
@@ -124,12 +124,16 @@ def evaluate_all(
         def run_next(first_step: int, count: int) -> bool:
             return test_next(model)(iterator, first_step)
 
-        run, max_growth = run_next, 1  # only then it is known whether there is another batch
-    hooks = callbacks_module.listed(callbacks, model, workers, verbose=verbose, steps=steps)
+        length = int(dataset.cardinality())
+        announced = steps if steps is not None or length < 0 else length
+        batches_to_run = _Batches(run_next, steps, announced, max_growth=1)
+    hooks = callbacks_module.listed(
+        callbacks, model, workers, verbose=verbose, steps=batches_to_run.announced
+    )
     model.stop_evaluating = False
     hooks.on_test_begin()
     model.reset_metrics()
-    _run_all(run, steps, max_growth, model, hooks, workers, between_calls)
+    _run_all(batches_to_run, model, hooks, workers, between_calls)
     logs = read_metrics(model)
     workers.settle()
     hooks.on_test_end(logs)
@@ -144,38 +148,53 @@ def check(data: Source | tf.data.Dataset, auto_shard: AutoShard, workers: Worker
         pipeline.for_evaluation(data, workers, None, None, auto_shard)
 
 
+class _Batches(NamedTuple):
+    """Batches to evaluate.
+
+    Args:
+        run: evaluates some batches, from a step on; returns False if there is none left.
+        steps: number of batches; None if the data's end decides.
+        announced: number of batches as far as known; as TensorFlow shards, there may be more.
+        max_growth: from one call to the next, in batches; 1 for calls of one batch.
+    """
+
+    run: Callable[[int, int], bool]
+    steps: int | None
+    announced: int | None
+    max_growth: int
+
+
 def _run_all(
-    run: Callable[[int, int], bool],
-    steps: int | None,
-    max_growth: int,
+    batches: _Batches,
     model: keras.Model,
     callbacks: keras.callbacks.CallbackList,
     workers: Workers,
     between_calls: Callable[[], None],
 ) -> None:
-    """Calls ``run(first step, number of steps)`` in calls of about ``CALL_S``.
+    """Runs batches in calls of about ``CALL_S``, which have the same sizes on all workers.
 
-    The calls have the same sizes on all workers. It ends after ``steps``, or when ``run`` returns
-    False, or a callback sets ``model.stop_evaluating``.
+    A callback ends it by ``model.stop_evaluating``, if one observes each batch.
     """
     observes = callbacks_module.observe_each_batch(callbacks.callbacks, "test")
     is_observed = bool(workers.gather(np.array([observes], np.int32)).any())
     size, done = model.steps_per_execution if is_observed else 1, 0
-    while steps is None or done < steps:
-        count = 1 if max_growth == 1 else size if steps is None else min(size, steps - done)
-        callbacks.on_test_batch_begin(done)
+    while batches.steps is None or done < batches.steps:
+        left = 1 if batches.steps is None or batches.max_growth == 1 else batches.steps - done
+        count = min(size, left)
+        if done != batches.announced:
+            callbacks.on_test_batch_begin(done)
         began_s = time.perf_counter()
-        if not run(done, count):
+        if not batches.run(done, count):
             return
         step_s = (time.perf_counter() - began_s) / count
         done += count
         callbacks.on_test_batch_end(done - 1, read_metrics(model) if is_observed else None)
-        if done == steps:
+        if done == batches.steps:
             return
         between_calls()
         if is_observed:
             if workers.gather(np.array([model.stop_evaluating], np.int32)).any():
                 return
-        elif max_growth > 1:
+        elif batches.max_growth > 1:
             slowest_s = float(workers.gather(np.array([step_s])).max())
-            size = max(1, min(int(CALL_S / max(slowest_s, 1e-9)), max_growth * size))
+            size = max(1, min(int(CALL_S / max(slowest_s, 1e-9)), batches.max_growth * size))

@@ -19,6 +19,14 @@ from tfdp.errors import BadInput
 from tfdp.step import keras_private
 from tfdp.workers.collectives import workers_of
 
+_REMEDIES = {
+    "fit": "call tfdp.fit(model, …), which takes the arguments of model.fit, on all workers",
+    "train_on_batch": (
+        "give your loop's batches to tfdp.fit(model, dataset) as a tf.data.Dataset, on all "
+        "workers, and do in a callback what the loop does between them"
+    ),
+}
+
 
 @cache
 def adapt() -> None:
@@ -26,8 +34,8 @@ def adapt() -> None:
     keras_private.let_distributed_variables_be_numbers()
     for name in ("predict", "predict_on_batch", "evaluate", "test_on_batch"):
         setattr(keras.Model, name, _on_this_worker(getattr(keras.Model, name)))
-    for name in ("fit", "train_on_batch"):
-        setattr(keras.Model, name, _refused(getattr(keras.Model, name)))
+    for name, remedy in _REMEDIES.items():
+        setattr(keras.Model, name, _refused(getattr(keras.Model, name), remedy))
 
 
 def _on_this_worker(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,14 +60,14 @@ def _on_this_worker(method: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _refused(method: Callable[..., Any]) -> Callable[..., Any]:
+def _refused(method: Callable[..., Any], remedy: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def wrapper(self: keras.Model, *args: Any, **options: Any) -> Any:
         workers = workers_of(self.distribute_strategy)
         if workers.count > 1:
             raise BadInput(
-                f"model.{method.__name__} of Keras 3 can't train on {workers.count} workers: call "
-                "tfdp.fit(model, …), which takes the arguments of model.fit, on all workers"
+                f"model.{method.__name__} of Keras 3 can't train on {workers.count} workers: "
+                + remedy
             )
         return method(self, *args, **options)
 

@@ -72,10 +72,10 @@ def predict(
     model.stop_predicting = False
     hooks.on_predict_begin()
     for step in range(steps) if steps is not None else itertools.count():
-        hooks.on_predict_batch_begin(step)
         batch = next(iterator, None)
         if batch is None:
             break
+        hooks.on_predict_batch_begin(step)
         rows = predict_batch(batch, step)
         if order is None:
             part = _as_arrays(strategy.gather(rows, axis=0))
