@@ -83,17 +83,21 @@ def is_built(model: keras.Model) -> bool:
 
 
 def move_into_scope(model: keras.Model, optimizers: Iterable[Any]) -> None:
-    """Moves what a ``compile`` outside of the strategy's scope has made into the scope; in place.
+    """Moves variables that were made outside of the strategy's scope into it, in place.
 
-    Without it, replicas could not sum metrics, and an optimizer would apply to one replica. Call it
-    before ``build``, and once more after it, which completes the list of metrics. Where there is
-    something to move, it is a collective.
+    That is: of a ``compile`` outside of the scope, or of single layers. Without it, replicas could
+    not sum metrics, and an optimizer would apply to one replica. Call it before ``build``, and once
+    more after it, which completes the list of metrics. Where there is something to move, it is a
+    collective; all workers get the chief's values.
 
     Relies on ``TFOptimizer._distribution_strategy``, and on ``Variable._initialize`` making the
     variable of TensorFlow as it does for a new ``keras.Variable``.
     """
     strategy = model.distribute_strategy
+    if strategy is not model._distribute_strategy:
+        return  # the model belongs to no scope
     variables = [variable for metric in model.metrics for variable in metric.variables]
+    variables += model.variables
     for optimizer in optimizers:
         for each in {id(each): each for each in (optimizer, _inner(optimizer))}.values():
             each._distribution_strategy = strategy

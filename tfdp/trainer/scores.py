@@ -26,9 +26,15 @@ class Scores(dict[str, Any]):
 
     def __getitem__(self, key: Any) -> Any:
         """Returns the score of a name, or the scores at a place or slice of Keras's list."""
-        if isinstance(key, (int, slice)):
+        if isinstance(key, slice) or hasattr(key, "__index__"):
             return list(self.values())[key]
         return super().__getitem__(key)
+
+    def __missing__(self, key: Any) -> Any:
+        raise KeyError(
+            f"{key!r} is none of the scores {', '.join(self.keys())} (a loop over scores gives "
+            "their values: use scores.items() for their names)"
+        )
 
     def as_keras(self) -> Any:
         """Returns what Keras returns: a list of the values, or the value if there is only one."""
