@@ -20,11 +20,10 @@ from tfdp.run.recipe_model import build_model
 from tfdp.run.resume_point import ResumePoint, find_resume_point
 from tfdp.run.run import Run
 from tfdp.run.settings import TrainSettings
-from tfdp.step import keras_private
 from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.metrics import read_metrics
 from tfdp.step.optimizers import check_optimizers_are_built
-from tfdp.trainer import callbacks, evaluation
+from tfdp.trainer import callbacks, compiled, evaluation
 from tfdp.workers.collectives import Workers
 
 DEFAULT_EPOCHS = 10
@@ -118,8 +117,9 @@ def _check_model_and_data(
     batches: Batches,
 ) -> list[str]:
     """Builds the model, and checks model and data; returns the names of evaluation metrics."""
+    compiled.check_batch_size(model, workers.replicas * settings.accumulate_steps)
     try:
-        keras_private.build(model, batches.element_spec)
+        compiled.build(model, batches.element_spec)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"recipe {recipe.name}: the model does not take the batches of train_data and "

@@ -37,7 +37,7 @@ def build_for_training(model: keras.Model, batch_spec: Any, accumulate_steps: in
         BadInput: if they can't; the message names the part of the model.
     """
     replicas = model.distribute_strategy.num_replicas_in_sync
-    check_batch_size(model, batch_spec, replicas * accumulate_steps)
+    check_batch_size(model, replicas * accumulate_steps)
     build(model, batch_spec)
     if replicas > 1:
         exactness.check_losses(model)
@@ -46,7 +46,7 @@ def build_for_training(model: keras.Model, batch_spec: Any, accumulate_steps: in
         exactness.check_metrics(model, batch_spec)
 
 
-def check_batch_size(model: keras.Model, batch_spec: Any, shares: int) -> None:
+def check_batch_size(model: keras.Model, shares: int) -> None:
     """Raises BadInput if a model fixes its batch size, and a batch is divided into shares."""
     if shares == 1:
         return

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfdp.errors import BadInput
 from tfdp.step import keras_private
@@ -54,8 +56,15 @@ def _on_this_worker(method: Callable[..., Any]) -> Callable[..., Any]:
                 "compiled model, so its metrics have no variables yet, and workers have to make "
                 "them together: call tfdp.evaluate(model, …), on all workers"
             )
-        with keras_private.on_this_worker(self):
-            return method(self, *args, **options)
+
+        def compute() -> Any:
+            with keras_private.on_this_worker(self):
+                return method(self, *args, **options)
+
+        if not tf.distribute.has_strategy():
+            return compute()
+        with ThreadPoolExecutor(1) as outside:  # of the scope: a scope holds for its thread
+            return outside.submit(compute).result()
 
     return wrapper
 
