@@ -52,12 +52,15 @@ def fit(model: keras.Model, *args: Any, **options: Any) -> dict[str, Any]:
     }
 
 
-def regression(optimizer: Any = "sgd", frozen: bool = False, **compiling: Any) -> keras.Model:
+def regression(
+    optimizer: Any = "sgd", frozen: bool = False, weighted: Any = None, **compiling: Any
+) -> keras.Model:
     keras.utils.set_random_seed(5)
     with strategy.scope():
         hidden = keras.layers.Dense(4, activation="tanh", trainable=not frozen)
         model = keras.Sequential([keras.layers.Input((3,)), hidden, keras.layers.Dense(1)])
-        model.compile(optimizer, "mse", metrics=["mae"], **compiling)
+        metrics = {"metrics": ["mae"], "weighted_metrics": weighted}
+        model.compile(optimizer, "mse", **metrics, **compiling)
     return model
 
 
@@ -141,6 +144,7 @@ class Unfreezes(keras.callbacks.Callback):
                 keras.optimizers.Adam(0.02), "mae", metrics=[keras.metrics.MeanSquaredError("own")]
             )
             self.model.make_train_function()  # without it, Keras's fit fails
+            self.evaluated = self.model.evaluate(ROWS, NUMBERS, verbose=0)
 
 
 @case
@@ -149,8 +153,9 @@ def compiled_in_callbacks() -> Any:
     for place in (("begin", 1), ("end", 0), ("end", 2)):
         model = regression(frozen=True)
         options = {"validation_data": [ROWS[:5], NUMBERS[:5]]}
-        callbacks = [Unfreezes(*place)]
-        results.append(fit(model, ROWS, NUMBERS, 6, 3, callbacks=callbacks, **options))
+        unfreezes = Unfreezes(*place)
+        results.append(fit(model, ROWS, NUMBERS, 6, 3, callbacks=[unfreezes], **options))
+        results.append(unfreezes.evaluated)
         results.append(fit(model, ROWS, NUMBERS, 6, 1))
     return results
 
@@ -200,13 +205,14 @@ def models_in_callbacks() -> Any:
             with strategy.scope():  # as in scripts that are in the scope as a whole
                 found.append(model.predict(rows, verbose=0).tolist())
 
-    model = regression()
+    model = regression(weighted=[keras.metrics.MeanSquaredError("own")])
+    before = [model.evaluate(ROWS, NUMBERS, verbose=0) for _ in range(2 - WORKER)][:1]
     results = []
     for on_chief_only in (False, True):
         looks = Looks(on_chief_only)
         results.append(fit(model, ROWS, NUMBERS, 6, 2, callbacks=looks, validation_split=0.2))
     after = [model.predict(ROWS[:1], verbose=0).tolist(), model.evaluate(ROWS, NUMBERS, verbose=0)]
-    return {"found": found, "fits": results, "after": after}
+    return {"found": found, "fits": results, "before": before, "after": after}
 
 
 @case
@@ -296,9 +302,11 @@ def refusals() -> Any:
         inputs = keras.layers.Input(batch_shape=(4, 2, 3))
         stateful = keras.Sequential([inputs, keras.layers.LSTM(2, stateful=True)])
         stateful.compile("sgd", "mse")
+        unbuilt = keras.Sequential([keras.layers.Dense(1)])
+        unbuilt.compile("sgd", "mse")
     model = regression()
     return {
-        "too_early": refused(lambda: model.evaluate(ROWS, NUMBERS)),
+        "unbuilt": refused(lambda: unbuilt.predict(ROWS)),
         "fit": refused(lambda: model.fit(ROWS, NUMBERS)),
         "train_on_batch": refused(lambda: model.train_on_batch(ROWS, NUMBERS)),
         "compile": refused(lambda: fit(model, ROWS, NUMBERS, 6, 2, callbacks=[CompilesOnOne()])),

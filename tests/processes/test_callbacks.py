@@ -22,7 +22,7 @@ AS_ONE = [
     *("models_in_callbacks", "hooks", "calls", "backed_up"),
 ]
 REFUSED = {
-    "too_early": "model.evaluate precedes the first tfdp.fit or tfdp.evaluate",
+    "unbuilt": "model.predict of a model without weights",
     "fit": "model.fit of Keras 3 can't train on 2 workers: call tfdp.fit(model, …)",
     "train_on_batch": "give your loop's batches to tfdp.fit(model, dataset)",
     "compile": "compiled the model on worker(s) [0] of 2 only: compile it on all workers",

@@ -116,26 +116,66 @@ def on_this_worker(model: keras.Model) -> Iterator[None]:
     what it computes in one process, and needs no other worker. Afterwards, the metrics have the
     states of before.
 
+    A new ``compile`` may precede the functions that build its metrics, in the scope; until then it
+    is evaluated with metrics that are made anew for each call.
+
     Relies on ``Variable._value``, on ``TensorFlowTrainer._distribute_strategy``, and on the names
     of the functions that a model caches; those for one process are kept until the next ``compile``.
     """
     strategy = model.distribute_strategy
-    of_metrics = [variable for metric in model.metrics for variable in metric.variables]
+    metrics = [*model.metrics, *_given_metrics(model)]
+    of_metrics = {id(each): each for metric in metrics for each in metric.variables}
+    variables = of_metrics | {id(each): each for each in model.variables}
+    kept = vars(model).setdefault("tfdp.on_this_worker", {})
+    if kept.get("of") is not compilation(model) or not is_built(model):
+        kept.clear()
+        kept["of"] = compilation(model)
     with contextlib.ExitStack() as stack:
-        for variable in {id(each): each for each in (*model.variables, *of_metrics)}.values():
+        for variable in variables.values():
             own = strategy.experimental_local_results(variable._value)[0]
             stack.enter_context(replaced(variable, "_value", own))
-        for variable in of_metrics:
+        for variable in of_metrics.values():
             stack.callback(variable.assign, variable.numpy())
         stack.enter_context(replaced(model, "_distribute_strategy", None))
-        kept = vars(model).setdefault("tfdp.on_this_worker", {})
-        if kept.get("of") is not compilation(model):
-            kept.clear()
-            kept["of"] = compilation(model)
+        if not is_built(model):
+            stack.callback(kept.clear)
+            stack.enter_context(_with_metrics_anew(model))
         for name in ("test_function", "predict_function"):
             stack.enter_context(replaced(model, name, kept.get(name)))
             stack.callback(_keep, kept, model, name)
         yield
+
+
+def _given_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns the metrics among the arguments of ``compile``.
+
+    Relies on ``Trainer._compile_config``, which holds the arguments.
+    """
+    arguments = getattr(compilation(model), "config", {})
+    given = [arguments.get("metrics"), arguments.get("weighted_metrics")]
+    return [each for each in keras.tree.flatten(given) if isinstance(each, keras.metrics.Metric)]
+
+
+@contextlib.contextmanager
+def _with_metrics_anew(model: keras.Model) -> Iterator[None]:
+    """Inside the block, a model has other objects for losses and metrics, not built yet.
+
+    Relies on ``CompileLoss`` and ``CompileMetrics``, which ``compile`` makes of its arguments.
+    """
+    arguments = getattr(compilation(model), "config", {})
+    names = {"output_names": getattr(model, "output_names", None)}
+    parts = {
+        "_compile_loss": (compile_utils.CompileLoss, "loss", "loss_weights"),
+        "_compile_metrics": (compile_utils.CompileMetrics, "metrics", "weighted_metrics"),
+    }
+    before = {name: vars(model)[name] for name in parts}
+    for name, (kind, *of_compile) in parts.items():
+        if before[name] is not None and not before[name].built:
+            vars(model)[name] = kind(*(arguments[each] for each in of_compile), **names)
+    try:
+        yield
+    finally:
+        vars(model).update(before)
 
 
 def let_distributed_variables_be_numbers() -> None:

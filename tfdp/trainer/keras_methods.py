@@ -50,11 +50,10 @@ def _on_this_worker(method: Callable[..., Any]) -> Callable[..., Any]:
         # adds up what the first batch gives to each of them, of different sizes.
         if workers.count == 1 and not (is_test and workers.replicas > 1):
             return method(self, *args, **options)
-        if is_test and self.compiled and not keras_private.is_built(self):
+        if not self.built:
             raise BadInput(
-                f"model.{method.__name__} precedes the first tfdp.fit or tfdp.evaluate of a "
-                "compiled model, so its metrics have no variables yet, and workers have to make "
-                "them together: call tfdp.evaluate(model, …), on all workers"
+                f"model.{method.__name__} of a model without weights: workers have to make them "
+                "together, so begin it with a keras.Input, or build it in the strategy's scope"
             )
 
         def compute() -> Any:
