@@ -216,6 +216,22 @@ def models_in_callbacks() -> Any:
 
 
 @case
+def evaluated_within_epochs() -> Any:
+    """Keras resets the metrics of training, which go on from those of the evaluation."""
+
+    class Evaluates(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                self.model.evaluate(ROWS[:5], NUMBERS[:5], verbose=0)
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 2 and WORKER == 0:
+                self.model.evaluate(ROWS, NUMBERS, verbose=0)
+
+    return fit(regression(), ROWS, NUMBERS, 6, 3, callbacks=[Evaluates()])
+
+
+@case
 def hooks() -> Any:
     """Hooks of evaluation and prediction: which are called, with which logs and outputs."""
     calls: list[Any] = []

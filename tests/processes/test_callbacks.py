@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).with_name("callback_cases.py")
 LIMIT_S = 200
 AS_ONE = [
     *("values_of_variables", "compiled_in_callbacks", "compiled_between_fits"),
-    *("models_in_callbacks", "hooks", "calls", "backed_up"),
+    *("models_in_callbacks", "evaluated_within_epochs", "hooks", "calls", "backed_up"),
 ]
 REFUSED = {
     "unbuilt": "model.predict of a model without weights",

@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from tfdp.errors import BadInput
-from tfdp.step import keras_private
+from tfdp.step import keras_private, metrics
 from tfdp.workers.collectives import workers_of
 
 _REMEDIES = {
@@ -58,7 +58,10 @@ def _on_this_worker(method: Callable[..., Any]) -> Callable[..., Any]:
 
         def compute() -> Any:
             with keras_private.on_this_worker(self):
-                return method(self, *args, **options)
+                result = method(self, *args, **options)
+                if is_test:
+                    metrics.note_evaluation(self)
+                return result
 
         if not tf.distribute.has_strategy():
             return compute()

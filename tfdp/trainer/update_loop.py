@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from tfdp.errors import BadInput, PeerFailed, Stopped
-from tfdp.step import keras_private
+from tfdp.step import keras_private, metrics
 from tfdp.step.train_step import StepSeconds
 from tfdp.trainer import timing
 from tfdp.trainer.timing import StepTime
@@ -73,6 +73,7 @@ class UpdateLoop:
         self._run = updates
         self._compilation = keras_private.compilation(model)
         self._updates_anew = updates_anew
+        metrics.forget_evaluation(model)
         self._one_by_one = one_by_one
         self._one_by_one_on_any = False
         self._should_stop = should_stop
@@ -123,6 +124,9 @@ class UpdateLoop:
         of_workers = self._gather_states(None)
         if of_workers["is_compiled_anew"].any():
             self._follow_compilation(of_workers["is_compiled_anew"])
+        if of_workers["is_evaluated"].any():
+            first = int(of_workers["is_evaluated"].argmax())
+            metrics.go_on_from_evaluation(self._model, is_own=first == self._workers.index)
         self._model.stop_training = bool(of_workers["stop_training"].any())
         rates = of_workers["learning_rate"]
         if not math.isnan(rates[0]) and len(set(rates)) > 1:
@@ -176,6 +180,7 @@ class UpdateLoop:
             "stop_training": bool(self._model.stop_training),
             "learning_rate": _learning_rate(self._model),
             "one_by_one": self._one_by_one,
+            "is_evaluated": metrics.has_evaluation(self._model),
             "is_compiled_anew": keras_private.compilation(self._model) is not self._compilation,
             **dict(zip(_TIMES, self._own_times or _UNKNOWN_TIMES, strict=True)),
         }
