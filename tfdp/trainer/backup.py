@@ -22,26 +22,28 @@ from tfdp.workers.collectives import Workers
 def restore(
     model: keras.Model, callbacks: Iterable[keras.callbacks.Callback], workers: Workers
 ) -> int | None:
-    """Restores what a ``BackupAndRestore`` among the callbacks of the chief has saved.
-
-    A collective if there is such a callback.
+    """Restores what a ``BackupAndRestore`` among the callbacks of the chief has saved; a collective.
 
     Returns:
-        The epoch to go on with; None if there is no such callback, or nothing saved.
+        The epoch to go on with; None if the chief has no such callback, or nothing is saved.
 
     Raises:
-        BadInput: if it saves between the ends of epochs, or the model is not built.
+        BadInput: on all workers, if it saves within epochs, or the model is not built.
     """
     found = [each for each in callbacks if isinstance(each, keras.callbacks.BackupAndRestore)]
-    if not found:
+    if not workers.gather(np.array([len(found)], np.int32))[0, 0]:
         return None
-    backup: Any = found[0]
-    if backup.save_freq != "epoch":
-        raise BadInput(
-            f"BackupAndRestore(save_freq={backup.save_freq!r}) saves within an epoch, and Keras "
-            "then repeats that epoch from its beginning: leave save_freq out, or use "
-            "python -m tfdp.train, which goes on at the very step"
-        )
+
+    def restore_on_chief() -> int | None:
+        backup: Any = found[0]
+        if backup.save_freq != "epoch":
+            raise BadInput(
+                f"BackupAndRestore(save_freq={backup.save_freq!r}) saves within an epoch, and "
+                "Keras then repeats that epoch from its beginning: leave save_freq out, or use "
+                "python -m tfdp.train, which goes on at the very step"
+            )
+        return keras_private.restored_epoch(model, backup)
+
     if not model.built:
         raise BadInput(
             "BackupAndRestore needs a model with weights before training: begin it with a "
@@ -51,7 +53,7 @@ def restore(
     if not model.optimizer.built:
         with model.distribute_strategy.scope():
             model.optimizer.build(model.trainable_variables)
-    epoch = workers.run_on_chief(lambda: keras_private.restored_epoch(model, backup))
+    epoch = workers.run_on_chief(restore_on_chief)
     if epoch is not None and workers.count > 1:
         for variable in (*model.variables, *model.optimizer.variables):
             value = variable.numpy()
