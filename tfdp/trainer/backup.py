@@ -22,7 +22,7 @@ from tfdp.workers.collectives import Workers
 def restore(
     model: keras.Model, callbacks: Iterable[keras.callbacks.Callback], workers: Workers
 ) -> int | None:
-    """Restores what a ``BackupAndRestore`` among the callbacks of the chief has saved; a collective.
+    """Restores what a ``BackupAndRestore`` of the chief has saved; a collective.
 
     Returns:
         The epoch to go on with; None if the chief has no such callback, or nothing is saved.
