@@ -14,6 +14,7 @@ from tfdp.step.keras_private import replaced
 from tfdp.step.per_compile import once_per_compile
 from tfdp.step.share import Share
 
+_EVALUATED = "tfdp.evaluated"  # an attribute of the model
 LocalStates = list[np.ndarray]  # for each metric variable, [local replicas, *shape]
 
 
@@ -48,6 +49,38 @@ def set_local_metric_states(model: keras.Model, states: LocalStates) -> None:
     """Gives each replica of this worker its own metric states back."""
     if states:
         _local_states_writer(model)([tf.constant(state) for state in states])
+
+
+def note_evaluation(model: keras.Model) -> None:
+    """Notes the states of metrics after an evaluation on this worker alone."""
+    vars(model)[_EVALUATED] = [variable.numpy() for variable in metric_variables(model)]
+
+
+def forget_evaluation(model: keras.Model) -> None:
+    """Drops what ``note_evaluation`` has noted."""
+    vars(model).pop(_EVALUATED, None)
+
+
+def has_evaluation(model: keras.Model) -> bool:
+    """Returns whether an evaluation is noted."""
+    return _EVALUATED in vars(model)
+
+
+def go_on_from_evaluation(model: keras.Model, is_own: bool) -> None:
+    """Lets the metrics of training go on from an evaluation, as in Keras, which resets them first.
+
+    Args:
+        model: the model.
+        is_own: whether the evaluation that counts is that of this worker. Every evaluation is one
+            of all data, so one worker's is enough.
+    """
+    evaluated = vars(model).pop(_EVALUATED, [])
+    model.reset_metrics()
+    if is_own:
+        of_replicas = local_metric_states(model)
+        for states, of_first in zip(of_replicas, evaluated, strict=True):
+            states[0] = of_first
+        set_local_metric_states(model, of_replicas)
 
 
 @contextlib.contextmanager
