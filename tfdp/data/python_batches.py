@@ -138,8 +138,9 @@ def _as_batch(batch: Any) -> Any:
             f"a batch is {shortened(batch)}: it has to be a tuple (x,), (x, y) or "
             "(x, y, sample_weight), or a dict of features"
         )
-    batch = batch if isinstance(batch, dict) else tuple(batch)
-    return _map_arrays(_as_tensor, batch)
+    if isinstance(batch, dict):
+        return _map_arrays(_as_tensor, batch)
+    return tuple(_map_arrays(_as_tensor, each) for each in batch)
 
 
 def _map_arrays(function: Callable[[Any], Any], value: Any) -> Any:
