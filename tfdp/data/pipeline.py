@@ -6,17 +6,22 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfdp.choices import AutoShard
 from tfdp.data import sharding
 from tfdp.data.batch_digest import batch_digest, with_digests
-from tfdp.data.order import Order
-from tfdp.data.preprocessing import Preprocess, as_tuple, make_source_reader, preprocessed
+from tfdp.data.order import Order, bounds
+from tfdp.data.preprocessing import (
+    Preprocess,
+    as_element,
+    as_tuple,
+    make_source_reader,
+    preprocessed,
+)
 from tfdp.data.read_ahead import reads_ahead, without_read_ahead
-from tfdp.data.replica_batch import ReplicaBatch, bounds, of_replica, take_rows
+from tfdp.data.replica_batch import ReplicaBatch, of_replica, take_rows
 from tfdp.data.sources import Batch, Source
 from tfdp.errors import BadInput
 from tfdp.log import say
@@ -94,7 +99,7 @@ def from_source(
 
     def as_data(batch: Batch) -> Any:
         batch = batch if transform is None else transform(*batch)
-        return keras.utils.pack_x_y_sample_weight(*batch) if len(batch) == 1 else batch
+        return as_element(batch)
 
     @tf.autograph.experimental.do_not_convert
     def with_data(batch: ReplicaBatch) -> ReplicaBatch:

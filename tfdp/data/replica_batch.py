@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfdp.data.order import bounds
+
 
 class ReplicaBatch(NamedTuple):
     """A replica's rows of a global batch.
@@ -24,11 +26,6 @@ class ReplicaBatch(NamedTuple):
     examples: tf.Tensor
     total_examples: tf.Tensor
     digest: tf.Tensor
-
-
-def bounds(size: Any, share: Any, shares: int) -> tuple[Any, Any]:
-    """Returns the first and the last place (exclusive) of one of ``shares`` ranges of ``size``."""
-    return size * share // shares, size * (share + 1) // shares
 
 
 def count_rows(data: Any) -> tf.Tensor:

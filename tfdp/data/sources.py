@@ -47,8 +47,7 @@ class Source(abc.ABC):
         """Reads a batch by TensorFlow ops, within a tf.data pipeline.
 
         Args:
-            indices: int64[n], each in ``[0, len(self))``; n is 0 for a replica whose share of a
-                global batch is empty.
+            indices: int64[n], each in ``[0, len(self))``; n is at least 1.
 
         Returns:
             The n examples, stacked: n is the first dimension of every leaf.
