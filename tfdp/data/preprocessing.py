@@ -44,7 +44,7 @@ def as_tuple(element: Any) -> Batch:
 
 
 def as_element(batch: Batch) -> Any:
-    """Returns a batch as ``train_step`` gets it: features alone are no tuple, unless they are one."""
+    """Returns a batch as ``train_step`` gets it: features alone stay alone, as in ``Model.fit``."""
     is_alone = len(batch) == 1 and not isinstance(batch[0], (list, tuple))
     return batch[0] if is_alone else batch
 
