@@ -21,7 +21,7 @@ from tests.running import Process
 from tests.tfdp.records import write
 
 SCRIPT = Path(__file__).with_name("fit_cases.py")
-LIMIT_S = 150
+LIMIT_S = 240
 
 INPUTS = ["ragged_and_sparse", "py_dataset", "generator"]
 AS_ONE = [

@@ -84,6 +84,14 @@ def test_a_generator_is_read_once() -> None:
         list(dataset)
 
 
+def test_a_generator_goes_on_where_it_was() -> None:
+    generator = counts(9)
+    for expected in ([0, 1, 2], [3, 4, 5]):  # nothing was read ahead
+        batches = as_data(generator).take(3)
+        assert [batch.numpy()[0, 0] for (batch,) in batches] == expected
+    assert next(generator)[0][0, 0] == 6
+
+
 def test_a_generator_has_no_length() -> None:
     model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
