@@ -285,12 +285,11 @@ def mixed(examples: int) -> tuple[dict[str, Any], np.ndarray]:
 
 @case
 def ragged_and_sparse() -> Any:
-    """Batches of 4 rows; batches of 2, of which three workers don't all get a row; and arrays."""
+    """Batches of 2, of which three workers don't all get a row; and arrays."""
     features, labels = mixed(11)
     examples = tf.data.Dataset.from_tensor_slices((features, labels))
     found = {}
     for name, data in {
-        "batches of 4": (examples.batch(4),),
         "batches of 2": (examples.batch(2),),
         "arrays": (features, labels),
     }.items():
