@@ -377,6 +377,9 @@ def different_data() -> Any:
         "evaluation": refusal_or_result(tfdp.evaluate, model, of(late)),
         "shorter": refusal_or_result(tfdp.evaluate, model, of(late[: 28 + WORKER])),
         "prediction": refusal_or_result(tfdp.predict, model, of(late)),
+        "augmented": refusal_or_result(
+            fit, model, of(np.arange(EXAMPLES)).map(lambda x, y: (x + 0.01 * WORKER, y))
+        ),
     }
 
 

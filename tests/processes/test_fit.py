@@ -133,9 +133,9 @@ def test_data_that_differs_between_workers_is_refused(two: Group) -> None:
     assert refusals["first batch"].startswith("the first batches of the dataset differ")
     assert re.match(r"batches \(at step \d+ to \d+\) of the dataset", refusals["later batch"])
     assert refusals["shorter"].startswith("batches (batch 4 or earlier) of the dataset differ")
+    assert refusals.pop("augmented")["updates"] > 8  # of one worker: the examples are the same
     for refusal in refusals.values():
-        assert "before" not in refusal or "tfdp.connect()" in refusal
-        assert "seed" in refusal
+        assert "tfdp.connect()" in refusal
 
 
 def test_bfloat16_is_sent_but_not_for_embeddings(two: Group, alone: Group) -> None:

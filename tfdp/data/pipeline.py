@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdp.choices import AutoShard
 from tfdp.data import sharding
-from tfdp.data.batch_digest import batch_digest, with_digests
+from tfdp.data.batch_digest import batch_digest, same_examples, with_digests
 from tfdp.data.order import Order, bounds
 from tfdp.data.preprocessing import (
     Preprocess,
@@ -393,7 +393,7 @@ def check_batches_are_alike(batches: int, digest: int, workers: Workers) -> None
         digest: digest of them.
         workers: the workers.
     """
-    rows = workers.gather(np.array([batches, digest], np.int64))
+    rows = workers.gather(np.array([batches, same_examples(digest)], np.int64))
     if (rows != rows[0]).any():
         workers.settle()
         raise BadInput(describe_difference("the first batches" if batches == 1 else "batches"))
@@ -406,8 +406,9 @@ def describe_difference(batches: str) -> str:
         "global batches. Usually the dataset is shuffled, or draws, without a seed, or it depends "
         "on the worker (TF_CONFIG, a process id, files of the machine). Give shuffle(…, seed=1) "
         "and random functions a seed, or make the dataset after tfdp.connect(), which gives all "
-        "workers the same random state; leave out shard(), since tfdp divides each global batch. "
-        "If the workers' data differs on purpose, set the dataset's option auto_shard_policy to "
+        "workers the same random state; use tf.random.stateless_* and tf.image.stateless_* in a "
+        "map with num_parallel_calls; leave out shard(), since tfdp divides each global batch. If "
+        "the workers' data differs on purpose, set the dataset's option auto_shard_policy to "
         "AutoShardPolicy.OFF"
     )
 

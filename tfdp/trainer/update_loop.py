@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from tfdp.data import pipeline
+from tfdp.data.batch_digest import same_examples
 from tfdp.data.pipeline import Batches
 from tfdp.errors import BadInput, PeerFailed, Stopped
 from tfdp.step.gradients import GradientAllReduce
@@ -165,7 +166,7 @@ class UpdateLoop:
             "stop_training": bool(self._model.stop_training),
             "learning_rate": _learning_rate(self._model),
             "one_by_one": self._one_by_one,
-            "digest": self._digest,
+            "digest": same_examples(self._digest),
             **dict(zip(_TIMES, self._own_times or _UNKNOWN_TIMES, strict=True)),
         }
         rows = self._workers.gather(np.array(list(own.values()), np.float64))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdp.data.batch_digest import batch_digest, with_digests
+from tfdp.data.batch_digest import batch_digest, same_examples, with_digests
 
 ROWS = np.random.default_rng(1).normal(size=(50, 4))
 DTYPES = ["float64", "float32", "float16", "int64", "int32", "uint8", "bool", "complex64", "U8"]
@@ -35,6 +35,33 @@ def test_it_depends_on_every_array_and_on_rows_of_ragged_and_sparse_ones() -> No
     assert digest(tf.sparse.from_dense([[1, 0]])) != digest(tf.sparse.from_dense([[0, 1]]))
     assert digest((ROWS, ROWS[:, 0])) != digest((ROWS, ROWS[:, 1]))
     assert digest((ROWS[:, 0], ROWS[:, 1])) != digest((ROWS[:, 1], ROWS[:, 0]))
+
+
+def test_labels_tell_whether_examples_are_the_same() -> None:
+    labels = np.arange(50) % 3
+    augmented, one_hot = ROWS + 1e-3, np.eye(3)[labels]
+    for others in ((labels,), (one_hot,), (labels, labels / 2), ({"a": labels},)):
+        one, other = digest((ROWS, *others)), digest((augmented, *others))
+        assert one != other
+        assert same_examples(one) == same_examples(other) != 0
+        assert int(same_examples(tf.constant(one))) == same_examples(one)
+    moved = digest((ROWS[::-1], labels[::-1]))
+    assert same_examples(moved) != same_examples(digest((ROWS, labels)))
+
+
+@pytest.mark.parametrize(
+    "labels", [(), (np.zeros(50),), (np.eye(3)[[1] * 50],), (np.ones(50),) * 2]
+)
+def test_without_labels_that_vary_the_features_tell(labels: Any) -> None:
+    one, other = digest((ROWS, *labels)), digest((ROWS[::-1], *labels))
+    assert same_examples(one) != same_examples(other)
+
+
+def test_a_batch_whose_labels_are_all_the_same_keeps_the_digest_of_the_labels_before() -> None:
+    first = digest((ROWS, np.arange(50)))
+    second = digest((ROWS[:1], np.arange(1)), before=first)
+    assert same_examples(first) == same_examples(second)
+    assert first != second
 
 
 def test_large_arrays_are_sampled_evenly() -> None:
