@@ -74,8 +74,8 @@ def together(workers: int, folder: Path) -> Group:
     for name, counts in RECORDS.items():
         write(folder / name, counts)
     command = ["python", str(SCRIPT), str(folder), *BY_WORKERS[workers]]
-    # TensorFlow's own warnings may come after the error by which a process ends.
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2"}
+    # TensorFlow's own messages may come after the error by which a process ends.
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3"}
     with Workers([command] * workers, env=quiet, limit_s=LIMIT_S) as group:
         codes = group.end()  # however they end: the test of each case says what is wrong with it
         return Group(folder, codes, [process.output for process in group.all])
