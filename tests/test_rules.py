@@ -244,7 +244,7 @@ def test_private_attributes_of_keras_and_tensorflow_are_touched_in_one_place() -
     assert not touching
 
 
-def test_data_uses_of_keras_only_how_it_names_and_casts_data() -> None:
+def test_data_uses_nothing_of_keras_but_floatx_and_its_datasets() -> None:
     used = {
         name
         for path in sources("tfdp/data")

@@ -285,12 +285,11 @@ def mixed(examples: int) -> tuple[dict[str, Any], np.ndarray]:
 
 @case
 def ragged_and_sparse() -> Any:
-    """Batches of 4 rows; batches of 2, of which three workers don't all get a row; and arrays."""
+    """Batches of 2, of which three workers don't all get a row; and arrays."""
     features, labels = mixed(11)
     examples = tf.data.Dataset.from_tensor_slices((features, labels))
     found = {}
     for name, data in {
-        "batches of 4": (examples.batch(4),),
         "batches of 2": (examples.batch(2),),
         "arrays": (features, labels),
     }.items():
@@ -378,6 +377,9 @@ def different_data() -> Any:
         "evaluation": refusal_or_result(tfdp.evaluate, model, of(late)),
         "shorter": refusal_or_result(tfdp.evaluate, model, of(late[: 28 + WORKER])),
         "prediction": refusal_or_result(tfdp.predict, model, of(late)),
+        "augmented": refusal_or_result(
+            fit, model, of(np.arange(EXAMPLES)).map(lambda x, y: (x + 0.01 * WORKER, y))
+        ),
     }
 
 

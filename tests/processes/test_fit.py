@@ -21,15 +21,15 @@ from tests.running import Process
 from tests.tfdp.records import write
 
 SCRIPT = Path(__file__).with_name("fit_cases.py")
-LIMIT_S = 150
+LIMIT_S = 220  # less than pytest's
 
 INPUTS = ["ragged_and_sparse", "py_dataset", "generator"]
 AS_ONE = [
     *("tutorial", "shuffled", "callbacks_of_keras", "learning_rate_set_by_the_chief"),
-    *("files_of_two", "bfloat16", *INPUTS),
+    *("files_of_two", "bfloat16"),
 ]
 BY_WORKERS = {  # the fault ends the group
-    1: AS_ONE,
+    1: [*AS_ONE, *INPUTS],
     2: [
         *("random_state", *AS_ONE, "batch_normalization", "writers", "model_of_no_scope"),
         *("unequal_files", "source_of_another_length", "different_data", "fault_of_worker_1"),
@@ -74,7 +74,9 @@ def together(workers: int, folder: Path) -> Group:
     for name, counts in RECORDS.items():
         write(folder / name, counts)
     command = ["python", str(SCRIPT), str(folder), *BY_WORKERS[workers]]
-    with Workers([command] * workers, limit_s=LIMIT_S) as group:
+    # TensorFlow's own messages may come after the error by which a process ends.
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    with Workers([command] * workers, env=quiet, limit_s=LIMIT_S) as group:
         codes = group.end()  # however they end: the test of each case says what is wrong with it
         return Group(folder, codes, [process.output for process in group.all])
 
@@ -83,7 +85,7 @@ def together(workers: int, folder: Path) -> Group:
 def two_and_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Group, Group]:
     """Two workers, and at the same time plain Keras in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    with Process(["python", str(SCRIPT), str(folder), *AS_ONE], limit_s=LIMIT_S) as process:
+    with Process(["python", str(SCRIPT), str(folder), *BY_WORKERS[1]], limit_s=LIMIT_S) as process:
         two = together(2, tmp_path_factory.mktemp("two"))
         return two, Group(folder, [0], [process.wait()])
 
@@ -133,9 +135,9 @@ def test_data_that_differs_between_workers_is_refused(two: Group) -> None:
     assert refusals["first batch"].startswith("the first batches of the dataset differ")
     assert re.match(r"batches \(at step \d+ to \d+\) of the dataset", refusals["later batch"])
     assert refusals["shorter"].startswith("batches (batch 4 or earlier) of the dataset differ")
+    assert refusals.pop("augmented")["updates"] > 8  # of one worker: the examples are the same
     for refusal in refusals.values():
-        assert "before" not in refusal or "tfdp.connect()" in refusal
-        assert "seed" in refusal
+        assert "tfdp.connect()" in refusal
 
 
 def test_bfloat16_is_sent_but_not_for_embeddings(two: Group, alone: Group) -> None:

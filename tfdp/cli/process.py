@@ -16,7 +16,14 @@ from cluster.spec import ClusterError, from_environment
 from tfdp import log
 from tfdp.cli import flags
 from tfdp.cli.signals import Signals
-from tfdp.errors import BadInput, PeerFailed, PeerMissing, Stopped, TrainingError
+from tfdp.errors import (
+    BadInput,
+    PeerFailed,
+    PeerMissing,
+    Stopped,
+    TrainingError,
+    shortened,
+)
 from tfdp.log import say
 from tfdp.workers.faults import FAULTS
 
@@ -79,7 +86,9 @@ def run_to_exit_code(work: Callable[[], None], signals: Signals, log_path: Path)
     except (Exception, SystemExit) as error:
         _KEPT.append(error)
         if isinstance(error, SystemExit):
-            error = TrainingError(f"the recipe ended the process: sys.exit({error.code!r})")
+            error = TrainingError(
+                f"the recipe ended the process: sys.exit({shortened(error.code)})"
+            )
         return _exit_code_of(error, signals, log_path)
     finally:
         FAULTS.leave()

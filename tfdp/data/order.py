@@ -13,7 +13,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdp.data.replica_batch import bounds
 from tfdp.errors import BadInput
 
 Number = Any  # a whole number, or an int64 scalar tensor
@@ -130,6 +129,11 @@ class Order:
             runs, seed=seed, max_index=tf.constant(full_runs - 1, tf.int64)
         )[:-1]
         return shuffled * self.run_length + positions % self.run_length
+
+
+def bounds(size: Any, share: Any, shares: int) -> tuple[Any, Any]:
+    """Returns the first and the last place (exclusive) of one of ``shares`` ranges of ``size``."""
+    return size * share // shares, size * (share + 1) // shares
 
 
 def to_stateless_seed(seed: int) -> tf.Tensor:

@@ -6,17 +6,22 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfdp.choices import AutoShard
 from tfdp.data import sharding
-from tfdp.data.batch_digest import batch_digest, with_digests
-from tfdp.data.order import Order
-from tfdp.data.preprocessing import Preprocess, as_tuple, make_source_reader, preprocessed
+from tfdp.data.batch_digest import batch_digest, same_examples, with_digests
+from tfdp.data.order import Order, bounds
+from tfdp.data.preprocessing import (
+    Preprocess,
+    as_element,
+    as_tuple,
+    make_source_reader,
+    preprocessed,
+)
 from tfdp.data.read_ahead import reads_ahead, without_read_ahead
-from tfdp.data.replica_batch import ReplicaBatch, bounds, of_replica, take_rows
+from tfdp.data.replica_batch import ReplicaBatch, of_replica, take_rows
 from tfdp.data.sources import Batch, Source
 from tfdp.errors import BadInput
 from tfdp.log import say
@@ -94,7 +99,7 @@ def from_source(
 
     def as_data(batch: Batch) -> Any:
         batch = batch if transform is None else transform(*batch)
-        return keras.utils.pack_x_y_sample_weight(*batch) if len(batch) == 1 else batch
+        return as_element(batch)
 
     @tf.autograph.experimental.do_not_convert
     def with_data(batch: ReplicaBatch) -> ReplicaBatch:
@@ -388,7 +393,7 @@ def check_batches_are_alike(batches: int, digest: int, workers: Workers) -> None
         digest: digest of them.
         workers: the workers.
     """
-    rows = workers.gather(np.array([batches, digest], np.int64))
+    rows = workers.gather(np.array([batches, same_examples(digest)], np.int64))
     if (rows != rows[0]).any():
         workers.settle()
         raise BadInput(describe_difference("the first batches" if batches == 1 else "batches"))
@@ -401,8 +406,9 @@ def describe_difference(batches: str) -> str:
         "global batches. Usually the dataset is shuffled, or draws, without a seed, or it depends "
         "on the worker (TF_CONFIG, a process id, files of the machine). Give shuffle(…, seed=1) "
         "and random functions a seed, or make the dataset after tfdp.connect(), which gives all "
-        "workers the same random state; leave out shard(), since tfdp divides each global batch. "
-        "If the workers' data differs on purpose, set the dataset's option auto_shard_policy to "
+        "workers the same random state; use tf.random.stateless_* and tf.image.stateless_* in a "
+        "map with num_parallel_calls; leave out shard(), since tfdp divides each global batch. If "
+        "the workers' data differs on purpose, set the dataset's option auto_shard_policy to "
         "AutoShardPolicy.OFF"
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -44,6 +43,12 @@ def as_tuple(element: Any) -> Batch:
     return element if isinstance(element, tuple) else (element,)
 
 
+def as_element(batch: Batch) -> Any:
+    """Returns a batch as ``train_step`` gets it: features alone stay alone, as in ``Model.fit``."""
+    is_alone = len(batch) == 1 and not isinstance(batch[0], (list, tuple))
+    return batch[0] if is_alone else batch
+
+
 def preprocessed(
     dataset: tf.data.Dataset, preprocess: Preprocess | None, seed: int | None = None
 ) -> tf.data.Dataset:
@@ -68,7 +73,7 @@ def preprocessed(
     def apply(step: tf.Tensor, features: Any, *rest: Any) -> Any:
         seeds = example_seeds(seed or 0, step, tf.range(count_rows(features)))
         features = preprocess_batch(features, seeds)
-        return (features, *rest) if is_tuple else keras.utils.pack_x_y_sample_weight(features)
+        return (features, *rest) if is_tuple else as_element((features,))
 
     if seed is None:  # TensorFlow can't shard by file behind a numbering
         return dataset.map(

@@ -96,7 +96,7 @@ def _of_generator(generator: types.GeneratorType[Any, Any, Any]) -> tf.data.Data
             )
         yield from itertools.chain(peeked, generator)
 
-    return _dataset(peeked, read)
+    return _dataset(peeked, read, can_restart=False)
 
 
 def _is_loader(data: Any) -> bool:
@@ -110,6 +110,7 @@ def _dataset(
     peeked: Iterable[Any],
     read: Callable[[], Iterable[Any]],
     length: int = tf.data.UNKNOWN_CARDINALITY,
+    can_restart: bool = True,
 ) -> tf.data.Dataset:
     """Returns a dataset of batches.
 
@@ -117,13 +118,16 @@ def _dataset(
         peeked: the first batches.
         read: returns an epoch's batches.
         length: number of batches in an epoch, as TensorFlow counts.
+        can_restart: whether ``read`` begins anew; otherwise what was read ahead would be lost.
     """
     specs = [tf.nest.map_structure(_spec, _as_batch(batch)) for batch in peeked]
     if not specs:
         raise BadInput("the data is empty: it has to give at least one batch")
     spec = tf.nest.map_structure(_common_spec, *specs)
     dataset = tf.data.Dataset.from_generator(lambda: map(_as_batch, read()), output_signature=spec)
-    dataset = without_read_ahead(dataset.prefetch(tf.data.AUTOTUNE))  # but within an epoch
+    if can_restart:
+        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+    dataset = without_read_ahead(dataset)  # beyond the end of an epoch
     if length == tf.data.UNKNOWN_CARDINALITY:
         return dataset
     return dataset.apply(tf.data.experimental.assert_cardinality(length))
@@ -138,8 +142,9 @@ def _as_batch(batch: Any) -> Any:
             f"a batch is {shortened(batch)}: it has to be a tuple (x,), (x, y) or "
             "(x, y, sample_weight), or a dict of features"
         )
-    batch = batch if isinstance(batch, dict) else tuple(batch)
-    return _map_arrays(_as_tensor, batch)
+    if isinstance(batch, dict):
+        return _map_arrays(_as_tensor, batch)
+    return tuple(_map_arrays(_as_tensor, each) for each in batch)
 
 
 def _map_arrays(function: Callable[[Any], Any], value: Any) -> Any:

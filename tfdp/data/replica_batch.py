@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfdp.data.order import bounds
+
 
 class ReplicaBatch(NamedTuple):
     """A replica's rows of a global batch.
@@ -24,11 +26,6 @@ class ReplicaBatch(NamedTuple):
     examples: tf.Tensor
     total_examples: tf.Tensor
     digest: tf.Tensor
-
-
-def bounds(size: Any, share: Any, shares: int) -> tuple[Any, Any]:
-    """Returns the first and the last place (exclusive) of one of ``shares`` ranges of ``size``."""
-    return size * share // shares, size * (share + 1) // shares
 
 
 def count_rows(data: Any) -> tf.Tensor:
@@ -58,14 +55,17 @@ def take_rows(data: Any, start: Any, stop: Any) -> Any:
 
 def of_replica(data: Any, replica: Any, replicas: int, digest: Any = 0) -> ReplicaBatch:
     """Returns the part of a global batch that belongs to one of ``replicas``."""
-    size = count_rows(data)
+    size, digest = count_rows(data), tf.cast(digest, tf.int64)
+    if replicas == 1:
+        return ReplicaBatch(data, size, size, digest)
     start, stop = bounds(size, tf.cast(replica, tf.int32), replicas)
-    rows = data if replicas == 1 else take_rows(data, start, tf.maximum(stop, start + 1))
-    whole = tf.nest.flatten(data)[0].shape[0]
-    if whole is not None and whole % replicas == 0:  # TensorFlow may go on knowing the size
+    rows = take_rows(data, start, tf.maximum(stop, start + 1))
+    known = tf.nest.flatten(data)[0].shape[0]
+    if known is not None and known % replicas == 0:
         for leaf in tf.nest.flatten(rows):
-            leaf.set_shape([whole // replicas, *leaf.shape[1:]])
-    return ReplicaBatch(rows, stop - start, size, tf.cast(digest, tf.int64))
+            if isinstance(leaf, tf.Tensor):
+                leaf.set_shape([known // replicas, *leaf.shape[1:]])
+    return ReplicaBatch(rows, stop - start, size, digest)
 
 
 def micro_batches(batch: ReplicaBatch, count: int) -> list[ReplicaBatch]:

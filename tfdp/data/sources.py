@@ -47,8 +47,7 @@ class Source(abc.ABC):
         """Reads a batch by TensorFlow ops, within a tf.data pipeline.
 
         Args:
-            indices: int64[n], each in ``[0, len(self))``; n is 0 for a replica whose share of a
-                global batch is empty.
+            indices: int64[n], each in ``[0, len(self))``; n is at least 1.
 
         Returns:
             The n examples, stacked: n is the first dimension of every leaf.
@@ -119,7 +118,8 @@ class _ArraySource(Source):
 
     def sample_sha256(self) -> str:
         """Returns a digest of rows of the arrays: the first, the last, and some between."""
-        places = np.unique(np.linspace(0, len(self) - 1, _SAMPLED_ROWS, dtype=np.int64))
+        count = min(_SAMPLED_ROWS, len(self))
+        places = np.linspace(0, max(0, len(self) - 1), count, dtype=np.int64)
         rows = tf.nest.flatten(self.read(tf.constant(places)), expand_composites=True)
         return sha256_of([arrays_module.content(leaf) for leaf in rows])
 

@@ -16,7 +16,7 @@ from tfdp.data.digest import names_and_sizes, sha256_of
 from tfdp.data.index_file import INDEX_PREFIX, open_index
 from tfdp.data.record_index import Index, count_readable, records_at
 from tfdp.data.sources import Batch, Source, map_and_stack, pad_if_empty
-from tfdp.errors import BadInput
+from tfdp.errors import BadInput, shortened
 from tfdp.log import say
 
 OnCorrupt = Literal["raise", "skip"]
@@ -88,7 +88,7 @@ def _expand(pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
                 f"{path} is remote, where no single record can be read: mount it as a folder"
             )
     if not paths:
-        raise BadInput(f"no file matches {pattern!r}: TFRecord files are needed")
+        raise BadInput(f"no file matches {shortened(pattern)}: TFRecord files are needed")
     return paths
 
 

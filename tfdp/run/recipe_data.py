@@ -51,9 +51,8 @@ class RecipeData:
                 self.train, order, workers, first_step=first_step, preprocess=self.preprocess
             )
         say_on_chief(
-            "train_data is a tf.data.Dataset: TensorFlow shards it, the order of examples depends "
-            "on it, and a resumed run reads the earlier batches again (a tfdp.Source has neither "
-            "limit)"
+            "train_data is a tf.data.Dataset: the order of examples depends on it, and a resumed "
+            "run reads the earlier batches again (a tfdp.Source has neither limit)"
         )
         examples = int(self.train.cardinality())
         is_infinite = examples == tf.data.INFINITE_CARDINALITY

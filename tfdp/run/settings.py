@@ -35,7 +35,7 @@ class WorkerSettings:
     global_batch_size: int = flag(64, "Examples per step, over all replicas.")
     communication: Communication = flag("auto", "How workers all-reduce: auto, ring or nccl.")
     auto_shard: AutoShard = flag(
-        "auto", "How TensorFlow shards a tf.data.Dataset: auto, file, data, off."
+        "auto", "How workers share a tf.data.Dataset: auto, file, data, off."
     )
     startup_timeout_s: float = flag(
         600.0, "Seconds to wait for the other workers.", may_differ=True

@@ -34,8 +34,9 @@ def build(
         step: ``"train_step"`` or ``"test_step"``.
         sample: returns a few examples; by default they are made up from ``batch_spec``.
     """
+    has_labels = isinstance(batch_spec, tuple) and len(batch_spec) > 1
     if not overrides(model, step):
-        keras_private.build(model, batch_spec)
+        keras_private.build(model, batch_spec, has_labels)
         return
     key = f"tfdp.returned.{step}"
     compilation = keras_private.compilation(model)

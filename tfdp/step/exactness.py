@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfdp.data.replica_batch import count_rows
-from tfdp.errors import BadInput
+from tfdp.errors import BadInput, shortened
 from tfdp.log import say_on_chief
 from tfdp.step import keras_private
 from tfdp.step.building import overrides
@@ -72,7 +72,7 @@ def find_rules(
     except Exception as error:
         say_on_chief(
             f"{step} could not be tried on {examples} examples "
-            f"({str(error)[:300]}): it is not known whether replicas compute what one process "
+            f"({shortened(str(error))}): it is not known whether replicas compute what one process "
             "does. Its gradients, losses and logs are treated as means over examples"
         )
         keep_rules(model, step, Rules())

@@ -41,16 +41,21 @@ NOTES = {
 }
 
 
-def build(model: keras.Model, batch_spec: Any) -> None:
+def build(model: keras.Model, batch_spec: Any, has_labels: bool = True) -> None:
     """Creates all variables of a compiled model, its metrics and its optimizer.
 
     Relies on ``Trainer._symbolic_build(data_batch=…)``. ``Model.fit`` calls it through a function
-    that fails under MultiWorkerMirroredStrategy; this one calls it directly.
+    that fails under MultiWorkerMirroredStrategy; this one calls it directly. Also on
+    ``Trainer._compile_loss`` being kept by a ``compile`` without a loss: it can't be computed
+    without labels, and is dropped then.
 
     Args:
         model: a model that was compiled in its strategy's scope.
         batch_spec: ``(x[, y[, sample_weight]])`` of ``tf.TensorSpec``, batch dimension first.
+        has_labels: whether a batch has ``y``.
     """
+    if not has_labels and compilation(model).config.get("loss") is None:
+        model._compile_loss = None
     with model.distribute_strategy.scope():
         model._symbolic_build(data_batch=batch_spec)
 

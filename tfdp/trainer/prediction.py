@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from tfdp.choices import AutoShard
 from tfdp.data import pipeline
+from tfdp.data.order import bounds
 from tfdp.data.preprocessing import Preprocess
-from tfdp.data.replica_batch import ReplicaBatch, bounds
+from tfdp.data.replica_batch import ReplicaBatch
 from tfdp.data.sources import Source, as_data
 from tfdp.errors import BadInput
 from tfdp.step.eval_step import predict_step

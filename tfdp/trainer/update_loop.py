@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from tfdp.data import pipeline
+from tfdp.data.batch_digest import same_examples
 from tfdp.errors import BadInput, PeerFailed, Stopped
 from tfdp.step import keras_private, metrics
 from tfdp.step.train_step import TrainSteps
@@ -192,7 +193,7 @@ class UpdateLoop:
             "stop_training": bool(self._model.stop_training),
             "learning_rate": _learning_rate(self._model),
             "one_by_one": self._one_by_one,
-            "digest": self._digest,
+            "digest": same_examples(self._digest),
             "is_evaluated": metrics.has_evaluation(self._model),
             "is_compiled_anew": keras_private.compilation(self._model) is not self._compilation,
             **dict(zip(_TIMES, self._own_times or _UNKNOWN_TIMES, strict=True)),

@@ -209,3 +209,66 @@ def test_sharding_by_file_is_refused_with_preprocess(strategies: Any) -> None:
         pipeline.from_dataset(
             dataset, workers_with(strategies, 1), auto_shard="file", preprocess=with_seed
         )
+
+
+def test_a_sample_of_a_dataset_is_its_first_rows_and_changes_nothing(strategies: Any) -> None:
+    workers = workers_with(strategies, 2)
+
+    def shuffled() -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices((ROWS, ROWS)).shuffle(EXAMPLES, seed=3).batch(8)
+
+    plain = [batch[0].numpy().tolist() for batch in shuffled().repeat(2)]
+    batches = pipeline.from_dataset(shuffled(), workers)
+    for rows in (2, 40):
+        assert [leaf.numpy().tolist() for leaf in batches.sample(rows)] == [plain[0][:rows]] * 2
+    assert [joined(step) for step in steps_of(batches, workers, 6)] == plain
+
+
+def element_of(batches: Batches) -> Any:
+    """The data of a step, with the names of types in place of tensors."""
+    data = next(batches.iterator()).data
+    return tf.nest.map_structure(lambda leaf: "tensor", data)
+
+
+@pytest.mark.parametrize(
+    ("element", "expected"),
+    [
+        (lambda n: n, "tensor"),
+        (lambda n: (n,), ("tensor",)),
+        (lambda n: {"a": n}, {"a": "tensor"}),
+        (lambda n: (n, n), ("tensor", "tensor")),
+        (lambda n: ((n, n),), (("tensor", "tensor"),)),
+        (lambda n: (n, n, n, n), ("tensor",) * 4),
+    ],
+)
+@pytest.mark.parametrize("preprocess", [None, lambda features, training, seed: features])
+def test_elements_of_a_dataset_keep_their_structure(
+    element: Any, expected: Any, preprocess: Any, strategies: Any
+) -> None:
+    dataset = tf.data.Dataset.from_tensor_slices(ROWS).map(element).batch(8)
+    workers = workers_with(strategies, 1)
+    batches = pipeline.from_dataset(dataset, workers, preprocess=preprocess)
+    assert element_of(batches) == expected
+    tf.nest.assert_same_structure(batches.element_spec, dataset.element_spec)
+    evaluated = pipeline.for_evaluation(dataset, workers, None, preprocess, None)
+    assert element_of(evaluated) == expected
+    tf.nest.assert_same_structure(batches.sample(2), dataset.element_spec)
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"), [(ROWS, "tensor"), ([ROWS, ROWS], (("tensor", "tensor"),))]
+)
+def test_features_alone_are_what_keras_gives_to_train_step(
+    features: Any, expected: Any, strategies: Any
+) -> None:
+    workers, source = workers_with(strategies, 1), tfdp.from_arrays(features)
+    batches = pipeline.from_source(source, Order(EXAMPLES, 8), workers)
+    assert element_of(batches) == expected
+    tf.nest.assert_same_structure(batches.element_spec, batches.sample(2))
+
+
+def test_a_dataset_that_turns_out_to_be_empty_is_refused(strategies: Any) -> None:
+    with pytest.raises(tfdp.BadInput, match="the dataset is empty"):
+        pipeline.from_dataset(
+            tf.data.Dataset.range(0).batch(2), workers_with(strategies, 1), steps_per_epoch=3
+        )
