@@ -219,11 +219,11 @@ def fine_tuning(trial: Trial) -> None:
         x = base(layers.Rescaling(2.0, offset=-1)(inputs), training=False)
         model = keras.Model(inputs, layers.Dense(1)(layers.GlobalAveragePooling2D()(x)))
         loss = keras.losses.BinaryCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(), loss, [keras.metrics.BinaryAccuracy()])
+        model.compile(keras.optimizers.Adam(), loss, metrics=[keras.metrics.BinaryAccuracy()])
     trial.fit(model, batches(IMAGES, BITS), epochs=2)
     with trial.scope():
         base.trainable = True
-        model.compile(keras.optimizers.Adam(1e-4), loss, [keras.metrics.BinaryAccuracy()])
+        model.compile(keras.optimizers.Adam(1e-4), loss, metrics=[keras.metrics.BinaryAccuracy()])
     trial.fit(model, batches(IMAGES, BITS), epochs=1)
     trial.evaluate(model, batches(IMAGES, BITS))
 

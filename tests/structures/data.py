@@ -87,13 +87,11 @@ def sample_weights(trial: Trial) -> None:
     trial.evaluate(model, ROWS, CLASSES, sample_weight=weights, batch_size=BATCH)
 
 
-@structure(
-    "tensorflow.org/tutorials/load_data/pandas_dataframe", "a DataFrame's columns, by values"
-)
-def tensors_and_lists(trial: Trial) -> None:
+@structure("tensorflow.org/tutorials/load_data/pandas_dataframe", "tensors, to fit and predict")
+def tensors(trial: Trial) -> None:
     with trial.scope():
         model = regression()
-    trial.fit(model, tf.constant(ROWS), NUMBERS.tolist(), epochs=2, batch_size=BATCH)
+    trial.fit(model, tf.constant(ROWS), tf.constant(NUMBERS), epochs=2, batch_size=BATCH)
     trial.predict(model, tf.constant(ROWS), batch_size=BATCH)
 
 

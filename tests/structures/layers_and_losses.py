@@ -79,7 +79,8 @@ def metric_class(trial: Trial) -> None:
             self.count = self.add_weight(shape=(), name="count", initializer="zeros")
 
         def update_state(self, y: Any, prediction: Any, sample_weight: Any = None) -> None:
-            right = ops.cast(ops.argmax(prediction, 1) == ops.cast(y, "int64"), self.dtype)
+            right = ops.argmax(prediction, axis=1) == ops.cast(y, "int32")
+            right = ops.cast(right, self.dtype)
             if sample_weight is not None:
                 right = right * ops.cast(sample_weight, self.dtype)
             self.count.assign_add(ops.sum(right))

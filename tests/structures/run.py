@@ -1,7 +1,7 @@
 """Computes structures: ``python -m tests.structures.run FOLDER NAME…``.
 
-As a worker where TF_CONFIG says so; by tfdp in this process alone where ``REPLICAS`` is set; else by
-plain Keras. Writes ``FOLDER/<name>.npz``, all that may be compared, or ``FOLDER/<name>.error``.
+As a worker where TF_CONFIG says so; by tfdp in this process alone where ``REPLICAS`` is set; else
+by plain Keras. Writes ``FOLDER/<name>.npz``, all that may be compared, or ``FOLDER/<name>.error``.
 """
 
 from __future__ import annotations

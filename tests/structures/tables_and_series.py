@@ -23,7 +23,7 @@ from tests.structures.registry import (
 )
 from tests.structures.trial import Trial
 
-KINDS = np.array(["fixed", "normal", "reversible"])[CLASSES]
+KINDS = np.array(["fixed", "normal", "reversible"], dtype=object)[CLASSES]
 AGES = np.arange(EXAMPLES) % 7 + 20
 PEOPLE = {"age": ROWS[:, :1], "years": AGES[:, None], "thal": KINDS[:, None]}
 
@@ -54,7 +54,7 @@ def structured_data(trial: Trial) -> None:
         model = keras.Model(list(inputs.values()), layers.Dense(1, activation="sigmoid")(x))
         model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
     trial.fit(model, batches(PEOPLE, BITS), epochs=2, validation_data=batches(PEOPLE, BITS))
-    trial.predict(model, PEOPLE)
+    trial.predict(model, batches(PEOPLE))
 
 
 @structure(
@@ -96,7 +96,7 @@ def wide_and_deep(trial: Trial) -> None:
         outputs = layers.Dense(3, activation="softmax")(layers.concatenate([wide, crossed, deep]))
         model = keras.Model({"numbers": numbers, "kind": kind}, outputs)
         metrics = [keras.metrics.SparseCategoricalAccuracy()]
-        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(), metrics)
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=metrics)
     trial.fit(model, {"numbers": ROWS, "kind": KINDS}, CLASSES, epochs=2, batch_size=BATCH)
 
 
@@ -183,7 +183,7 @@ def windows_of_a_series(trial: Trial) -> None:
     )
     with trial.scope():
         model = keras.Sequential([layers.LSTM(4, return_sequences=False), layers.Dense(1)])
-        model.compile(keras.optimizers.Adam(), keras.losses.MeanSquaredError(), ["mae"])
+        model.compile(keras.optimizers.Adam(), keras.losses.MeanSquaredError(), metrics=["mae"])
     stop = keras.callbacks.EarlyStopping(monitor="val_loss", patience=2, mode="min")
     trial.fit(model, dataset, epochs=2, validation_data=dataset, callbacks=[stop])
 

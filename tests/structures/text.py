@@ -49,7 +49,8 @@ def strings_in_dataset(trial: Trial) -> None:
         vectorize.adapt(TEXTS.astype(str))
         pooled = [layers.Embedding(15, 4), layers.GlobalAveragePooling1D(), layers.Dense(1)]
         model = keras.Sequential(pooled)
-        model.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True), ["accuracy"])
+        loss = keras.losses.BinaryCrossentropy(from_logits=True)
+        model.compile("adam", loss, metrics=["accuracy"])
     dataset = batches(TEXTS.astype(str), BITS).map(lambda text, label: (vectorize(text), label))
     trial.fit(model, dataset.cache().prefetch(2), epochs=2, validation_data=dataset)
 

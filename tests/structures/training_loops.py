@@ -156,7 +156,7 @@ def sum_over_the_global_batch_size(trial: Trial) -> None:
                 loss = tf.reduce_sum(losses) / BATCH
             variables = self.trainable_variables
             self.optimizer.apply(tape.gradient(loss, variables), variables)
-            return {}
+            return {"loss": loss, "largest": tf.reduce_max(losses)}
 
     fit_with_steps(trial, Summed)
 
@@ -171,7 +171,7 @@ def mean_over_replicas(trial: Trial) -> None:
                 loss = loss / self.distribute_strategy.num_replicas_in_sync
             variables = self.trainable_variables
             self.optimizer.apply(tape.gradient(loss, variables), variables)
-            return {}
+            return self.compute_metrics(x, y, self(x))
 
     fit_with_steps(trial, Divided)
 
@@ -302,9 +302,7 @@ def sharpness_aware(trial: Trial) -> None:
     fit_with_steps(trial, Sharpness)
 
 
-@structure(
-    "tensorflow.org/tutorials/generative/adversarial_fgsm", "gradients of the input, in training"
-)
+@structure("tensorflow.org/tutorials/generative/adversarial_fgsm", "gradients of the input")
 def adversarial_training(trial: Trial) -> None:
     class Adversarial(keras.Model):
         def train_step(self, data: Any) -> Any:
@@ -324,9 +322,7 @@ def adversarial_training(trial: Trial) -> None:
     fit_with_steps(trial, Adversarial)
 
 
-@structure(
-    "arxiv.org/abs/1703.03400, in many scripts", "nested tapes: a loss after an inner update"
-)
+@structure("arxiv.org/abs/1703.03400, in many scripts", "a loss after an inner update")
 def learning_to_learn(trial: Trial) -> None:
     class Meta(keras.Model):
         def __init__(self) -> None:
