@@ -74,6 +74,8 @@ def measure(group: Group, names: Sequence[str], folder: Path) -> dict[str, Measu
         limit_s = START_S + EACH_S * len(rest)
         with group.start(rest, at, limit_s, module="tests.structures.run") as running:
             running.wait()
+            for i, process in enumerate(running.processes):
+                (at / f"{i}.log").write_text(process.output)
             begun = re.findall(r"^structure (\w+)$", running.processes[0].output, re.MULTILINE)
             for name in begun or rest[:1]:
                 found[name] = _measured(running, name)
