@@ -189,7 +189,7 @@ class Momentum(OfTwoViews):
             average.assign(0.9 * average + 0.1 * own)
 
 
-@structure("arxiv.org/abs/1911.05722, in many scripts", "an averaged encoder fills a queue of keys")
+@structure("github.com/PaperCodeReview/MoCo-TF", "an averaged encoder fills a queue of keys")
 def moco(trial: Trial) -> None:
     class WithQueue(Momentum):
         def __init__(self) -> None:
@@ -216,7 +216,7 @@ def moco(trial: Trial) -> None:
     fit_two_views(trial, WithQueue)
 
 
-@structure("arxiv.org/abs/2006.07733, in many scripts", "an averaged encoder is the target")
+@structure("arxiv.org/abs/2006.07733 (BYOL)", "an averaged encoder is the target")
 def byol(trial: Trial) -> None:
     class Bootstrap(Momentum):
         def __init__(self) -> None:

@@ -498,9 +498,7 @@ def vq_vae(trial: Trial) -> None:
     fit_quantized(trial, is_averaged=False)
 
 
-@structure(
-    "arxiv.org/abs/1711.00937, in many scripts", "a codebook averaged from sums over the batch"
-)
+@structure("arxiv.org/abs/1711.00937 (VQ-VAE)", "a codebook averaged from sums over the batch")
 def vq_vae_averaged(trial: Trial) -> None:
     fit_quantized(trial, is_averaged=True)
 

@@ -47,7 +47,7 @@ def loss_of_a_sum(trial: Trial) -> None:
     fit_with_loss(trial, error, rate=0.005)
 
 
-@structure("stackoverflow.com: root mean squared error as a Keras loss", "… the root of a mean")
+@structure("usual in scripts of Kaggle", "… the root of a mean")
 def loss_of_a_root(trial: Trial) -> None:
     def error(y: Any, prediction: Any) -> Any:
         return ops.sqrt(ops.mean(ops.square(y - prediction)))
@@ -245,7 +245,7 @@ def noise_of_tensorflow(trial: Trial) -> None:
 
 
 @structure(
-    "arxiv.org/abs/1705.07115, in many scripts", "weights of tasks that are learned; add_loss"
+    "github.com/yaringal/multi-task-learning-example", "weights of tasks that are learned; add_loss"
 )
 def uncertainty_weights(trial: Trial) -> None:
     class Weigh(layers.Layer):

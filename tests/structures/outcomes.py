@@ -88,7 +88,7 @@ def _measured(running: Running, name: str) -> Measured:
     own = rf"^structure {name}$(.*?)(?=^structure \w+$|\Z)"
     outputs = [re.findall(own, each.output, re.M | re.S) for each in running.processes]
     text = "".join(outputs[0])
-    said = re.findall(r"^tfdp: (?!worker)(.*)$", text, re.MULTILINE)
+    said = re.findall(r"^tfdp: (?!worker|counting)(.*)$", text, re.MULTILINE)  # no mere news
     errors = [path.read_text() for each in folders if (path := each / f"{name}.error").exists()]
     if not errors and all((each / f"{name}.npz").exists() for each in folders):
         return Measured(running.results(name), said)

@@ -195,12 +195,14 @@ def step_that_changes(
     return Changed
 
 
-@structure("stackoverflow.com: clip gradients in train_step", "tf.clip_by_global_norm before apply")
+@structure(
+    "tensorflow.org/api_docs/python/tf/clip_by_global_norm", "tf.clip_by_global_norm before apply"
+)
 def clipping_in_step(trial: Trial) -> None:
     fit_with_steps(trial, step_that_changes(lambda all_, _: tf.clip_by_global_norm(all_, 0.05)[0]))
 
 
-@structure("stackoverflow.com: clip gradients in train_step", "tf.clip_by_value before apply")
+@structure("tensorflow.org/api_docs/python/tf/clip_by_value", "tf.clip_by_value before apply")
 def clipping_by_value_in_step(trial: Trial) -> None:
     fit_with_steps(
         trial,
@@ -208,9 +210,7 @@ def clipping_by_value_in_step(trial: Trial) -> None:
     )
 
 
-@structure(
-    "github.com/CyberZHG/keras-gradient-accumulation", "an optimizer that clips in its own apply"
-)
+@structure("keras.io/api/optimizers", "an optimizer that clips in its own apply")
 def clipping_optimizer(trial: Trial) -> None:
     class Clipping(keras.optimizers.SGD):
         def apply(self, grads: Any, trainable_variables: Any = None) -> None:
@@ -222,7 +222,7 @@ def clipping_optimizer(trial: Trial) -> None:
     fit_with_steps(trial, keras.Model, optimizer)
 
 
-@structure("stackoverflow.com: custom Keras optimizer", "update_step of one's own, with a slot")
+@structure("keras.io/api/optimizers", "update_step of one's own, with a slot")
 def optimizer_of_ones_own(trial: Trial) -> None:
     class SignMomentum(keras.optimizers.Optimizer):
         def __init__(self, rate: float) -> None:
@@ -243,7 +243,7 @@ def optimizer_of_ones_own(trial: Trial) -> None:
     fit_with_steps(trial, keras.Model, optimizer)
 
 
-@structure("stackoverflow.com: gradient accumulation in train_step", "applied at every second step")
+@structure("github.com/andreped/GradientAccumulator", "applied at every second step")
 def accumulation_by_hand(trial: Trial) -> None:
     class Accumulating(keras.Model):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -277,7 +277,9 @@ def accumulation_by_hand(trial: Trial) -> None:
     fit_with_steps(trial, Accumulating)
 
 
-@structure("keras.io/examples/vision/sam", "two passes; weights moved along the gradient and back")
+@structure(
+    "github.com/Jannoshh/simple-sam", "two passes; weights moved along the gradient and back"
+)
 def sharpness_aware(trial: Trial) -> None:
     class Sharpness(keras.Model):
         def train_step(self, data: Any) -> Any:
@@ -322,7 +324,7 @@ def adversarial_training(trial: Trial) -> None:
     fit_with_steps(trial, Adversarial)
 
 
-@structure("arxiv.org/abs/1703.03400, in many scripts", "a loss after an inner update")
+@structure("arxiv.org/abs/1703.03400 (MAML)", "a loss after an inner update")
 def learning_to_learn(trial: Trial) -> None:
     class Meta(keras.Model):
         def __init__(self) -> None:
