@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from tests.structures.registry import (
@@ -249,7 +250,7 @@ def dropout(trial: Trial) -> None:
 
     with trial.scope():
         hidden = [layers.Dropout(0.5), Noted(), layers.Dense(8), layers.Dropout(0.2)]
-        model = keras.Sequential([layers.Input((5,)), *hidden, layers.Dense(1)])
+        model = keras.Sequential([layers.Input((40,)), *hidden, layers.Dense(1)])
         model.compile(keras.optimizers.Adam(0.05), "mse")
-    ones = ROWS * 0 + 1
+    ones = np.ones((len(ROWS), 40))
     trial.fit(model, ones, NUMBERS[:, :1] * 0 + 3, epochs=8, batch_size=BATCH)

@@ -17,6 +17,8 @@ from tests.structures.registry import STRUCTURES
 START_S = 60.0  # for a group's processes to start
 EACH_S = 30.0  # for one structure, on average
 Results = dict[str, np.ndarray]
+# Lines of tfdp that warn of no difference: who has met, how long it takes.
+NEWS = r"worker|waiting|counting|each of the \d+ workers reads"
 
 
 class Kind(enum.StrEnum):
@@ -88,7 +90,7 @@ def _measured(running: Running, name: str) -> Measured:
     own = rf"^structure {name}$(.*?)(?=^structure \w+$|\Z)"
     outputs = [re.findall(own, each.output, re.M | re.S) for each in running.processes]
     text = "".join(outputs[0])
-    said = re.findall(r"^tfdp: (?!worker|counting)(.*)$", text, re.MULTILINE)  # no mere news
+    said = re.findall(rf"^tfdp: (?!{NEWS})(.*)$", text, re.MULTILINE)
     errors = [path.read_text() for each in folders if (path := each / f"{name}.error").exists()]
     if not errors and all((each / f"{name}.npz").exists() for each in folders):
         return Measured(running.results(name), said)

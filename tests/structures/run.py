@@ -33,11 +33,16 @@ from tests.structures import (
 from tests.structures.registry import STRUCTURES
 from tests.structures.trial import Trial
 
-# In the order of the table; importing them fills STRUCTURES.
-FAMILIES = (
+FAMILIES = (  # in the order of the table; importing them fills STRUCTURES
     *(basics, data, text, images, tables_and_series, layers_and_losses),
     *(training_loops, generative, contrastive),
 )
+NAMES = [
+    name
+    for family in FAMILIES
+    for name, each in STRUCTURES.items()
+    if each.train.__module__ == family.__name__
+]
 LIMIT_S = 180.0  # for one structure
 AFTER_A_FAILURE = 3  # exit code: the workers may have come apart, so others start anew
 

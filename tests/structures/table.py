@@ -19,7 +19,8 @@ import tensorflow as tf
 from tests.exactness.groups import Group
 from tests.exactness.table import write_table
 from tests.structures.outcomes import GOOD, Outcome, measure, outcome
-from tests.structures.run import STRUCTURES
+from tests.structures.registry import STRUCTURES
+from tests.structures.run import NAMES
 
 PAGE = Path(__file__).parents[2] / "docs" / "tried.md"
 GROUPS = {Group(1): "1 worker", Group(2): "2 workers", Group(3): "3 workers"}
@@ -27,7 +28,7 @@ GROUPS = {Group(1): "1 worker", Group(2): "2 workers", Group(3): "3 workers"}
 
 def main(names: list[str]) -> int:
     """Computes, writes, and tells whether all is as it has to be."""
-    chosen = names or list(STRUCTURES)
+    chosen = names or NAMES
     with tempfile.TemporaryDirectory() as folder:
         alone = measure(Group(0), chosen, Path(folder))
         for name, each in alone.items():

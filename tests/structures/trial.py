@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -36,7 +37,7 @@ class Trial:
         if not any(model is each for each in self._models):
             self._models.append(model)
         options = {"verbose": 0, **options}
-        if isinstance(x, (np.ndarray, list, tuple, dict)):
+        if not isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, Iterator)):
             options.setdefault("shuffle", False)
         if y is not None:
             options["y"] = y
