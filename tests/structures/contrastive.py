@@ -328,7 +328,7 @@ def dual_encoder(trial: Trial) -> None:
             captions = self.text_encoder(features["caption"], training=training)
             return captions, self.image_encoder(features["image"], training=training)
 
-        def compute_loss(self, captions: Any, images: Any) -> Any:  # type: ignore[override]
+        def compute_loss(self, captions: Any, images: Any) -> Any:
             logits = ops.matmul(captions, ops.transpose(images)) / 0.05
             likeness = ops.matmul(images, ops.transpose(images))
             likeness += ops.matmul(captions, ops.transpose(captions))

@@ -30,7 +30,7 @@ class Trial:
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Where models are made and compiled."""
-        return (self._strategy or tf.distribute.get_strategy()).scope()  # type: ignore[no-any-return]
+        return (self._strategy or tf.distribute.get_strategy()).scope()
 
     def fit(self, model: keras.Model, x: Any, y: Any = None, **options: Any) -> Any:
         """Trains in the data's order; keeps the history, and in the end the weights."""
