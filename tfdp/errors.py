@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+_SHOWN_CHARACTERS = 100  # of a value of the user's
+
+
+def shortened(value: Any) -> str:
+    """Returns a value as Python writes it, for a message; a long one is cut off."""
+    text = repr(value[: _SHOWN_CHARACTERS + 1] if isinstance(value, (str, bytes)) else value)
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    length = f" ({len(value)} in all)" if isinstance(value, (str, bytes)) else ""
+    return f"{text[: _SHOWN_CHARACTERS - 10]}…{length}"
+
 
 class TrainingError(Exception):
     """The base class of all errors that tfdp raises."""

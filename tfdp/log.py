@@ -20,6 +20,7 @@ from cluster.spec import from_environment
 
 _file: TextIO | None = None
 _captured = b""  # output from before ``open_log``
+_said: set[str] = set()
 
 
 @contextlib.contextmanager
@@ -91,6 +92,13 @@ def say_on_chief(message: str) -> None:
     cluster = from_environment()
     if cluster is None or cluster.is_chief:
         say(message)
+
+
+def say_once_on_chief(message: str) -> None:
+    """Prints a message as ``say_on_chief`` does, but not a second time in this process."""
+    if message not in _said:
+        _said.add(message)
+        say_on_chief(message)
 
 
 def write_stacks() -> None:

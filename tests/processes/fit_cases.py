@@ -7,8 +7,10 @@ float64, so a difference is a fault and not rounding.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,8 @@ from cluster.spec import from_environment
 from tests.exactness.registry import precision
 from tfdp.data.order import Order
 from tfdp.step.all_reduce import all_reduce_sum
+from tfdp.workers.collectives import workers_of
+from tfdp.workers.random_state import share_random_state
 
 CLUSTER = from_environment()
 WORKER = 0 if CLUSTER is None else CLUSTER.index
@@ -238,7 +242,143 @@ def files_of_two() -> Any:
     return fit(model, with_sharding(dataset, AutoShardPolicy.FILE), epochs=2, steps_per_epoch=4)
 
 
+def everything(model: keras.Model, x: Any, y: Any = None, **options: Any) -> Any:
+    """Trains, evaluates and predicts on the same data."""
+    found = fit(model, x() if callable(x) else x, y, **options)
+    steps = {} if "steps_per_epoch" not in options else {"steps": options["steps_per_epoch"]}
+    if CLUSTER is None:
+        scores = model.evaluate(x() if callable(x) else x, y, verbose=0, return_dict=True, **steps)
+        rows = model.predict(x() if callable(x) else x, verbose=0, **steps)
+    else:
+        scores = tfdp.evaluate(model, x() if callable(x) else x, y, **steps)
+        rows = tfdp.predict(model, x() if callable(x) else x, **steps)
+    return found | {"scores": scores, "rows": rows.tolist()}
+
+
+class Mixed(keras.Model):
+    """Takes ragged numbers, sparse numbers and words of a closed vocabulary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = keras.layers.StringLookup(vocabulary=["a", "b", "c"], num_oov_indices=0)
+        self.embedding = keras.layers.Embedding(3, 2)
+        self.dense = keras.layers.Dense(1)
+        self.embedding.build()
+        self.dense.build((None, 8))
+
+    def call(self, inputs: dict[str, Any]) -> Any:
+        ragged, sparse = tf.reduce_sum(inputs["ragged"], axis=1), inputs["sparse"]
+        # Keras builds models with dense inputs.
+        sparse = tf.sparse.to_dense(sparse) if isinstance(sparse, tf.SparseTensor) else sparse
+        words = self.embedding(self.words(inputs["text"]))
+        return self.dense(tf.concat([tf.reshape(ragged, [-1, 1]), sparse, words], axis=1))
+
+
+def mixed(examples: int) -> tuple[dict[str, Any], np.ndarray]:
+    features = {
+        "ragged": tf.ragged.constant([[0.1 * j for j in range(i % 4)] for i in range(examples)]),
+        "sparse": tf.sparse.from_dense(np.eye(examples, 5) * np.arange(1.0, examples + 1)[:, None]),
+        "text": np.array(["a", "b", "c"], object)[np.arange(examples) % 3],
+    }
+    return features, np.cos(np.arange(float(examples)))[:, np.newaxis]
+
+
+@case
+def ragged_and_sparse() -> Any:
+    """Batches of 4 rows; batches of 2, of which three workers don't all get a row; and arrays."""
+    features, labels = mixed(11)
+    examples = tf.data.Dataset.from_tensor_slices((features, labels))
+    found = {}
+    for name, data in {
+        "batches of 4": (examples.batch(4),),
+        "batches of 2": (examples.batch(2),),
+        "arrays": (features, labels),
+    }.items():
+        keras.utils.set_random_seed(5)
+        with strategy.scope():
+            model = Mixed()
+            model.compile(SGD(0.01), "mse", metrics=["mae"])
+        found[name] = everything(model, *data, epochs=2)
+    return found
+
+
+@case
+def py_dataset() -> Any:
+    """It shuffles itself when an epoch ends, and Keras shuffles its batches."""
+    features, labels = numbers()
+
+    class Data(keras.utils.PyDataset):
+        def __init__(self) -> None:
+            super().__init__()
+            self.order = np.arange(EXAMPLES)
+
+        def __len__(self) -> int:
+            return -(-EXAMPLES // 7)
+
+        def __getitem__(self, index: int) -> Any:
+            places = self.order[7 * index : 7 * index + 7]
+            return features[places], labels[places]
+
+        def on_epoch_end(self) -> None:
+            np.random.shuffle(self.order)
+
+    model = classifier()
+    return {
+        "shuffled batches": fit(model, Data(), epochs=3, shuffle=True),
+        "in its own order": everything(model, Data(), epochs=2),
+    }
+
+
+@case
+def generator() -> Any:
+    """Endless, and its batches have different sizes."""
+    features, labels = numbers()
+
+    def batches() -> Any:
+        while True:
+            for first, last in ((0, 9), (9, 20), (20, 21), (21, 50)):
+                yield features[first:last], labels[first:last]
+
+    return everything(classifier(), batches, epochs=2, steps_per_epoch=6)
+
+
 # Cases for several workers only.
+
+
+@case
+def random_state() -> Any:
+    """All workers draw alike after what ``connect`` does."""
+    before = random.random(), np.random.random()
+    share_random_state(workers_of(strategy))
+    shuffled = tf.data.Dataset.range(EXAMPLES).shuffle(EXAMPLES)
+    after = random.random(), np.random.random(), [int(number) for number in shuffled]
+    return {"before": before, "after": after}
+
+
+@case
+def different_data() -> Any:
+    """What workers see that their data differs in."""
+    features, labels = numbers()
+    order = np.random.default_rng(WORKER).permutation(EXAMPLES)
+    late = np.arange(EXAMPLES)
+    late[30:] = 30 + np.random.default_rng(WORKER).permutation(EXAMPLES - 30)
+
+    def of(places: np.ndarray) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices((features[places], labels[places])).batch(7)
+
+    model = classifier()
+    before = flat(model.get_weights())
+    found = {
+        "arrays": refusal_or_result(fit, model, features[order], labels[order]),
+        "first batch": refusal_or_result(fit, model, of(order)),
+    }
+    found["is unchanged"] = flat(model.get_weights()) == before
+    return found | {
+        "later batch": refusal_or_result(functools.partial(fit, epochs=3), model, of(late)),
+        "evaluation": refusal_or_result(tfdp.evaluate, model, of(late)),
+        "shorter": refusal_or_result(tfdp.evaluate, model, of(late[: 28 + WORKER])),
+        "prediction": refusal_or_result(tfdp.predict, model, of(late)),
+    }
 
 
 @case

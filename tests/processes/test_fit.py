@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,19 @@ from tests.tfdp.records import write
 SCRIPT = Path(__file__).with_name("fit_cases.py")
 LIMIT_S = 150
 
+INPUTS = ["ragged_and_sparse", "py_dataset", "generator"]
 AS_ONE = [
     *("tutorial", "shuffled", "callbacks_of_keras", "learning_rate_set_by_the_chief"),
-    *("files_of_two", "bfloat16"),
+    *("files_of_two", "bfloat16", *INPUTS),
 ]
 BY_WORKERS = {  # the fault ends the group
     1: AS_ONE,
     2: [
-        *(*AS_ONE, "batch_normalization", "writers", "model_of_no_scope"),
-        *("unequal_files", "source_of_another_length", "fault_of_worker_1"),
+        *("random_state", *AS_ONE, "batch_normalization", "writers", "model_of_no_scope"),
+        *("unequal_files", "source_of_another_length", "different_data", "fault_of_worker_1"),
     ],
     3: [
-        *("shuffled", "stop_decided_by_the_last_worker", "read_slices", "sums"),
+        *("shuffled", *INPUTS, "stop_decided_by_the_last_worker", "read_slices", "sums"),
         "fault_of_worker_1",
     ],
 }
@@ -108,10 +110,32 @@ def test_two_workers_are_as_one(case: str, two: Group, alone: Group) -> None:
     assert_near(first, alone[case][0], 1e-4 if case == "tutorial" else 1e-9)
 
 
-def test_three_workers_are_as_one(three: Group, alone: Group) -> None:
-    first, second, third = three["shuffled"]
+@pytest.mark.parametrize("case", ["shuffled", *INPUTS])
+def test_three_workers_are_as_one(case: str, three: Group, alone: Group) -> None:
+    first, second, third = three[case]
     assert first == second == third
-    assert_near(first, alone["shuffled"][0], 1e-6)  # Keras multiplies by a third of float32
+    assert_near(first, alone[case][0], 1e-6)  # Keras multiplies by a third of float32
+
+
+def test_workers_draw_alike(two: Group) -> None:
+    first, second = two["random_state"]
+    assert first["before"] != second["before"]
+    assert first["after"] == second["after"]
+    shuffled = first["after"][-1]
+    assert shuffled != sorted(shuffled)
+
+
+def test_data_that_differs_between_workers_is_refused(two: Group) -> None:
+    refusals, others = two["different_data"]
+    assert refusals == others
+    assert refusals.pop("is unchanged")
+    assert "the workers' arrays differ" in refusals.pop("arrays")
+    assert refusals["first batch"].startswith("the first batches of the dataset differ")
+    assert re.match(r"batches \(at step \d+ to \d+\) of the dataset", refusals["later batch"])
+    assert refusals["shorter"].startswith("batches (batch 4 or earlier) of the dataset differ")
+    for refusal in refusals.values():
+        assert "before" not in refusal or "tfdp.connect()" in refusal
+        assert "seed" in refusal
 
 
 def test_bfloat16_is_sent_but_not_for_embeddings(two: Group, alone: Group) -> None:
@@ -186,8 +210,8 @@ def test_too_few_files_are_refused_or_divided_by_records(two: Group) -> None:
         assert "part-000.tfrecord" in refusal
         assert "tfdp.from_tfrecords" in refusal
     assert outcomes["one AUTO"] == [mean(RECORDS["one"])] * 2
-    assert "reads and preprocesses all" in two.outputs[0]
-    assert "reads and preprocesses all" not in two.outputs[1]
+    assert "reads all of the dataset" in two.outputs[0]
+    assert "reads all of the dataset" not in two.outputs[1]
 
 
 def test_unequal_files_are_refused_in_training_or_divided_by_records(two: Group) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfdp.data.replica_batch import bounds
 from tfdp.errors import BadInput
 
 Number = Any  # a whole number, or an int64 scalar tensor
@@ -59,9 +60,10 @@ class Order:
         """Examples in the last batch of an epoch."""
         return self.examples - (self.steps_per_epoch - 1) * self.global_batch_size
 
-    def has_empty_share(self, shares: int) -> bool:
-        """Returns whether some global batch has fewer examples than ``shares``."""
-        return min(self.global_batch_size, self.last_batch_size) < shares
+    @property
+    def smallest_batch_size(self) -> int:
+        """Examples in the smallest global batch."""
+        return min(self.global_batch_size, self.last_batch_size)
 
     def examples_before(self, step: Number) -> Number:
         """Returns the number of examples in the updates before ``step``, over all epochs."""
@@ -74,13 +76,16 @@ class Order:
 
     # AutoGraph would take a quarter of a second to convert all called functions, for nothing.
     @tf.autograph.experimental.do_not_convert
-    def slice(self, step: tf.Tensor, replica: tf.Tensor, replicas: int) -> tuple[tf.Tensor, ...]:
+    def slice(
+        self, step: tf.Tensor, replica: tf.Tensor, replicas: int, at_least: int = 0
+    ) -> tuple[tf.Tensor, ...]:
         """Returns the examples of one replica at one step.
 
         Args:
             step: int64 scalar, number of earlier updates.
             replica: int64 scalar in ``[0, replicas)``.
             replicas: number of replicas that share the global batch.
+            at_least: 1 gives a replica without examples one of another replica.
 
         Returns:
             ``epoch`` (int64 scalar) and ``indices`` (int64[n]) into the source. The lengths of
@@ -89,9 +94,8 @@ class Order:
         """
         epoch, batch = step // self.steps_per_epoch, step % self.steps_per_epoch
         first, size = batch * self.global_batch_size, self.batch_size(step)
-        positions = tf.range(
-            first + size * replica // replicas, first + size * (replica + 1) // replicas
-        )
+        start, stop = bounds(size, replica, replicas)
+        positions = first + tf.range(start, tf.maximum(stop, start + at_least))
         return epoch, self.indices(epoch, positions)
 
     def indices(self, epoch: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:

@@ -2,13 +2,15 @@
 
 ``file``: every worker reads its own files. No work is repeated, but every worker needs a file and
 all need equally many records; otherwise TensorFlow silently makes short batches. ``data``: every
-worker reads and preprocesses everything, and drops the other workers' examples. TensorFlow's
-``auto`` chooses ``file`` for every dataset of files, even with too few files; otherwise ``data``.
+worker reads everything, which is what one process would read, and computes its rows of each global
+batch. TensorFlow's ``auto`` chooses ``file`` for every dataset of files, even with too few files;
+otherwise ``data``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,9 @@ def choose_auto_shard(
             workers would get unequal numbers of records from TFRecord files.
     """
     policy = auto_shard or dataset.options().experimental_distribute.auto_shard_policy.name.lower()
-    if workers.count == 1 or policy not in ("auto", "file", "data"):
+    if workers.count == 1:
+        return "data"
+    if policy not in ("auto", "file", "data"):
         return auto_shard
 
     def inspect() -> dict[str, Any]:
@@ -85,12 +89,18 @@ def choose_auto_shard(
     outcome = workers.run_on_chief(inspect)
     reason = outcome["reason"]
     if training and workers.is_chief and (reason is not None or not outcome["has_files"]):
-        say(
+        _say_once(
             f"{'each' if reason is None else f'{reason}. So each'} of the {workers.count} workers "
-            "reads and preprocesses all of the dataset and drops the other workers' examples: more "
-            "workers don't make input faster (with a tfdp.Source they do)"
+            "reads all of the dataset, and computes its rows of each batch: more workers don't "
+            "make input faster (with a tfdp.Source they do)"
         )
-    return auto_shard if reason is None else "data"
+    return auto_shard if reason is None and outcome["has_files"] else "data"
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    """Prints a message, unless this process has printed the same before."""
+    say(message)
 
 
 def find_files(dataset: tf.data.Dataset) -> list[FileGroup]:

@@ -7,16 +7,15 @@ and a worker reads only its own slice of a global batch.
 from __future__ import annotations
 
 import abc
-import mmap
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypeAlias
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdp.data import arrays as arrays_module
+from tfdp.data import python_batches
 from tfdp.data.digest import names_and_sizes, sha256_of
 from tfdp.errors import BadInput
 
@@ -24,7 +23,7 @@ Batch = tuple[Any, ...]  # (features,), (features, labels) or (features, labels,
 Data: TypeAlias = "Source | tf.data.Dataset"  # returned by a recipe's train_data and eval_data
 
 _PARALLEL_CALLS = 16  # of a user's function, within one batch
-_READ_AHEAD_BYTES = 1 << 17  # Linux reads so much around an accessed page, by default
+_SAMPLED_ROWS = 16  # of arrays, to compare workers
 
 
 class Source(abc.ABC):
@@ -58,9 +57,7 @@ class Source(abc.ABC):
     def element_spec(self) -> Batch:
         """Returns the ``tf.TensorSpec`` of every leaf of one example."""
         read = tf.function(self.read).get_concrete_function(tf.TensorSpec([None], tf.int64))
-        return tf.nest.map_structure(  # type: ignore[no-any-return]
-            lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), read.structured_outputs
-        )
+        return tf.nest.map_structure(spec_of_one, read.structured_outputs)  # type: ignore[no-any-return]
 
     def sha256(self) -> str:
         """Returns a digest that identifies the data as far as possible without reading all of it.
@@ -69,22 +66,39 @@ class Source(abc.ABC):
         """
         return sha256_of(self.element_spec(), len(self))
 
+    def sample_sha256(self) -> str:
+        """Returns a digest of a few examples, by which workers find out that theirs differ.
+
+        It takes no time. By default it covers nothing.
+        """
+        return ""
+
+
+def spec_of_one(batch: Any) -> Any:
+    """Returns the spec of one example, given that of a batch, dense, ragged or sparse."""
+    if isinstance(batch, (tf.RaggedTensor, tf.RaggedTensorSpec)):
+        ragged_rank = batch.ragged_rank - 1
+        if ragged_rank:
+            return tf.RaggedTensorSpec(batch.shape[1:], batch.dtype, ragged_rank)
+    elif isinstance(batch, (tf.SparseTensor, tf.SparseTensorSpec)):
+        return tf.SparseTensorSpec(batch.shape[1:], batch.dtype)
+    return tf.TensorSpec(batch.shape[1:], batch.dtype)
+
 
 class _ArraySource(Source):
     def __init__(self, arrays: Batch) -> None:
         self.arrays = arrays
         self._tensors: Batch | None = None
-        leaves = tf.nest.flatten(arrays)
-        lengths = {len(leaf) if leaf.ndim else None for leaf in leaves}
+        shapes = [arrays_module.shape_of(leaf) for leaf in tf.nest.flatten(arrays)]
+        lengths = {shape[0] if shape else None for shape in shapes}
         if len(lengths) != 1 or None in lengths:
             raise BadInput(
-                f"arrays have the shapes {[leaf.shape for leaf in leaves]}: the first dimension "
+                f"arrays have the shapes {shapes}: the first dimension "
                 "counts the examples, so it has to be the same for all"
             )
-        self._length = len(leaves[0])
-        for leaf in leaves:
-            if _is_on_disk(leaf) and leaf[:1].nbytes < _READ_AHEAD_BYTES:
-                _disable_read_ahead(leaf)
+        self._length = int(shapes[0][0] or 0)
+        for leaf in tf.nest.flatten(arrays):
+            arrays_module.prepare(leaf)
 
     def __len__(self) -> int:
         return self._length
@@ -93,36 +107,36 @@ class _ArraySource(Source):
     def read(self, indices: tf.Tensor) -> Batch:
         if self._tensors is None:
             with tf.init_scope():  # once, outside of the graph that this call may be traced into
-                self._tensors = tf.nest.map_structure(
-                    lambda leaf: leaf if _is_on_disk(leaf) else tf.convert_to_tensor(leaf),
-                    self.arrays,
-                )
+                self._tensors = tf.nest.map_structure(_in_memory, self.arrays)
         return tf.nest.map_structure(  # type: ignore[no-any-return]
-            lambda leaf: (
-                _read_rows(leaf, indices) if _is_on_disk(leaf) else tf.gather(leaf, indices)
-            ),
-            self._tensors,
+            lambda leaf: arrays_module.take(leaf, indices), self._tensors
         )
 
     def sha256(self) -> str:
         """Returns a digest of the arrays' contents; for arrays on disk, of names and shapes."""
-        structure = tf.nest.map_structure(lambda leaf: leaf.shape, self.arrays)
-        leaves = [
-            (leaf.filename and Path(leaf.filename).name, leaf.dtype.str)
-            if _is_on_disk(leaf)
-            else leaf
-            for leaf in tf.nest.flatten(self.arrays)
-        ]
-        return sha256_of(structure, leaves)
+        structure = tf.nest.map_structure(arrays_module.shape_of, self.arrays)
+        return sha256_of(structure, list(map(arrays_module.content, tf.nest.flatten(self.arrays))))
+
+    def sample_sha256(self) -> str:
+        """Returns a digest of rows of the arrays: the first, the last, and some between."""
+        places = np.unique(np.linspace(0, len(self) - 1, _SAMPLED_ROWS, dtype=np.int64))
+        rows = tf.nest.flatten(self.read(tf.constant(places)), expand_composites=True)
+        return sha256_of([arrays_module.content(leaf) for leaf in rows])
+
+
+def _in_memory(array: Any) -> Any:
+    is_numpy = isinstance(array, np.ndarray) and not arrays_module.is_on_disk(array)
+    return tf.convert_to_tensor(array) if is_numpy else array
 
 
 def from_arrays(features: Any, labels: Any = None, sample_weight: Any = None) -> Source:
-    """Returns a source of arrays in memory.
+    """Returns a source of arrays.
 
     Args:
-        features: an array (or list of numbers or strings), or a dict, list or tuple of arrays,
-            with examples along the first dimension. Floats are cast to ``keras.config.floatx()``,
-            as by ``Model.fit``. A ``numpy.memmap`` stays on disk: each batch reads its rows.
+        features: an array, or a dict, list or tuple of arrays, with examples along the first
+            dimension: of NumPy, TensorFlow (also ragged and sparse ones), SciPy, pandas or torch,
+            or a list of numbers or strings. Floats are cast to ``keras.config.floatx()``, as by
+            ``Model.fit``. A ``numpy.memmap`` stays on disk: each batch reads its rows.
         labels: as ``features``, or None.
         sample_weight: float[examples], or None.
 
@@ -132,53 +146,7 @@ def from_arrays(features: Any, labels: Any = None, sample_weight: Any = None) ->
     if sample_weight is not None and labels is None:
         raise BadInput("sample_weight is given without labels: give both")
     optional = [value for value in (labels, sample_weight) if value is not None]
-    batch = tuple(_stack_scalars(value) for value in (features, *optional))
-    return _ArraySource(tf.nest.map_structure(_to_keras_array, batch))
-
-
-def _stack_scalars(value: Any) -> Any:
-    """Returns a list of numbers or strings as an array, and anything else unchanged."""
-    is_flat = isinstance(value, (list, tuple)) and len(value) and np.isscalar(value[0])
-    return np.asarray(value) if is_flat else value
-
-
-def _to_keras_array(leaf: Any) -> np.ndarray:
-    """Returns an array, with floats in memory cast to ``keras.config.floatx()``."""
-    array = leaf if _is_on_disk(leaf) else np.asarray(leaf)
-    if array.dtype == object:
-        raise BadInput(
-            f"an array has the dtype object (its first element is {array.flat[0]!r}): "
-            "numbers or strings of one type are needed"
-        )
-    if array.dtype.kind != "f" or _is_on_disk(array):
-        return array
-    return array.astype(keras.config.floatx())
-
-
-def _is_on_disk(leaf: Any) -> bool:
-    return isinstance(leaf, np.memmap)
-
-
-def _disable_read_ahead(array: Any) -> None:
-    """Disables the kernel's read-ahead for an array, whose rows are read in random order."""
-    while array is not None and not isinstance(array, mmap.mmap):
-        array = getattr(array, "base", None)
-    if array is not None:
-        array.madvise(mmap.MADV_RANDOM)
-
-
-def _read_rows(array: np.memmap[Any, Any], indices: tf.Tensor) -> tf.Tensor:
-    """Reads rows of an array on disk, in native byte order, with floats cast as in memory.
-
-    NumPy reads them, without holding Python's lock. TensorFlow would need the array as a tensor,
-    which is a copy unless the array happens to be aligned.
-    """
-    is_float = array.dtype.kind == "f"
-    dtype = np.dtype(keras.config.floatx()) if is_float else array.dtype.newbyteorder("=")
-    rows = tf.numpy_function(
-        lambda indices: np.asarray(array[indices], dtype), [indices], tf.as_dtype(dtype)
-    )
-    return tf.ensure_shape(rows, [None, *array.shape[1:]])
+    return _ArraySource(tuple(arrays_module.as_arrays(value) for value in (features, *optional)))
 
 
 class _FileSource(Source):
@@ -200,6 +168,11 @@ class _FileSource(Source):
         """Returns a digest of the files' names and sizes, labels and weights."""
         names, *rest = self._paths_and_rest.arrays
         return sha256_of(names_and_sizes(names.tolist()), tf.nest.flatten(rest))
+
+    def sample_sha256(self) -> str:
+        """Returns a digest of a few labels and weights; the files' folder may differ."""
+        _, *rest = self._paths_and_rest.arrays
+        return _ArraySource(tuple(rest)).sample_sha256() if rest else ""
 
 
 def from_files(
@@ -252,23 +225,49 @@ def map_and_stack(dataset: tf.data.Dataset, function: Callable[..., Any], count:
     return tf.nest.map_structure(lambda leaf: leaf[:count], stacked)
 
 
-def as_data(x: Any, y: Any = None, sample_weight: Any = None) -> Source | tf.data.Dataset:
+def as_data(
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    shuffle: bool = False,
+    needs_length: bool = False,
+    is_prediction: bool = False,
+) -> Source | tf.data.Dataset:
     """Returns a user's data as a source or dataset: arrays become a source.
 
+    Args:
+        x: a source, a dataset, arrays, a ``keras.utils.PyDataset``, a generator, or a DataLoader of
+            torch.
+        y: labels, if ``x`` is arrays.
+        sample_weight: weights, if ``x`` is arrays; a single array is for all outputs.
+        shuffle: whether a PyDataset's batches come in another order in each epoch.
+        needs_length: whether to refuse a generator, which has no length.
+        is_prediction: whether a PyDataset has to stay in its present order.
+
     Raises:
-        BadInput: if labels or weights are passed with a source or dataset, which contains its own,
-            or the dataset is distributed already.
+        BadInput: if labels or weights are passed with data that contains its own, the dataset is
+            distributed already, or the data is of another kind.
     """
     if isinstance(x, tf.distribute.DistributedDataset):
         raise BadInput(
             "the dataset is distributed already: pass the tf.data.Dataset it was made of"
         )
-    if not isinstance(x, (Source, tf.data.Dataset)):
+    is_python = python_batches.is_python_batches(x)
+    if not isinstance(x, (Source, tf.data.Dataset)) and not is_python:
+        if isinstance(y, (dict, list, tuple)) and hasattr(sample_weight, "shape"):
+            y, weights = arrays_module.as_arrays(y), sample_weight
+            if tf.nest.is_nested(y):
+                sample_weight = tf.nest.map_structure(lambda _: weights, y)
         return from_arrays(x, y, sample_weight)
     if y is not None or sample_weight is not None:
         raise BadInput(
             f"labels or weights were given beside a {type(x).__name__}, "
             "which has to contain (features, labels[, sample_weight]) itself"
+        )
+    if is_python:
+        return python_batches.as_dataset(
+            x, shuffle=shuffle, needs_length=needs_length, is_prediction=is_prediction
         )
     return x
 

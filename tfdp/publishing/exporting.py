@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.data.pipeline import Preprocess
+from tfdp.data.preprocessing import Preprocess
 from tfdp.data.sources import data_sha256
 from tfdp.errors import BadInput
 from tfdp.files import write_durably

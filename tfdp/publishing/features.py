@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.data.pipeline import Preprocess, as_tuple
+from tfdp.data.preprocessing import Preprocess, as_tuple
 from tfdp.data.sources import Source
 from tfdp.errors import BadInput
 

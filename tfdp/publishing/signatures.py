@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdp.data.pipeline import Preprocess, make_batch_preprocess
+from tfdp.data.preprocessing import Preprocess, make_batch_preprocess
 from tfdp.errors import BadInput
 from tfdp.publishing.features import Features, to_inputs
 from tfdp.publishing.heads import find_head

@@ -20,10 +20,9 @@ from tfdp.run.recipe_model import build_model
 from tfdp.run.resume_point import ResumePoint, find_resume_point
 from tfdp.run.run import Run
 from tfdp.run.settings import TrainSettings
-from tfdp.step import keras_private
+from tfdp.step.building import build
 from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.metrics import read_metrics
-from tfdp.step.optimizers import check_optimizers_are_built
 from tfdp.trainer import callbacks, evaluation
 from tfdp.workers.collectives import Workers
 
@@ -119,13 +118,12 @@ def _check_model_and_data(
 ) -> list[str]:
     """Builds the model, and checks model and data; returns the names of evaluation metrics."""
     try:
-        keras_private.build(model, batches.element_spec)
+        build(model, batches.element_spec)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"recipe {recipe.name}: the model does not take the batches of train_data and "
             f"preprocess, {batches.element_spec}: {error}"
         ) from error
-    check_optimizers_are_built(model)
     values = read_metrics(model) if data.eval is not None else {}
     metric_names = [name for name, value in values.items() if isinstance(value, (int, float))]
     workers.settle()

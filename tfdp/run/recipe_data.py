@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tfdp.data import pipeline
 from tfdp.data.order import Order
-from tfdp.data.pipeline import Batches, Preprocess
+from tfdp.data.pipeline import Batches
+from tfdp.data.preprocessing import Preprocess
 from tfdp.data.sources import Data, Source
 from tfdp.errors import BadInput
 from tfdp.log import say_on_chief

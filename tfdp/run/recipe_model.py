@@ -9,10 +9,10 @@ import keras
 from tfdp.checkpoints import state
 from tfdp.checkpoints.store import Checkpoint
 from tfdp.data import pipeline
-from tfdp.data.pipeline import Preprocess
+from tfdp.data.preprocessing import Preprocess, preprocessed
 from tfdp.data.sources import Data, Source
 from tfdp.recipe import Recipe
-from tfdp.step import keras_private
+from tfdp.step.building import build
 from tfdp.trainer.fitting import check_model
 from tfdp.workers.collectives import Workers
 
@@ -51,7 +51,7 @@ def restore_weights(
     Raises:
         BadInput: if the checkpoint is of another model.
     """
-    keras_private.build(model, _batch_spec(data, preprocess, workers))
+    build(model, _batch_spec(data, preprocess, workers))
     arrays = checkpoint.arrays()
     state.check(model, arrays)
     state.restore(model, workers, arrays)
@@ -62,6 +62,5 @@ def restore_weights(
 def _batch_spec(data: Data, preprocess: Preprocess | None, workers: Workers) -> Any:
     """Returns the spec of a batch, as the model gets it."""
     if not isinstance(data, Source):
-        return pipeline.preprocessed(data.batch(1), preprocess).element_spec
-    batches, _ = pipeline.in_order(data, 1, workers, preprocess)
-    return batches.element_spec
+        return preprocessed(data.batch(1), preprocess).element_spec
+    return pipeline.in_order(data, 1, workers, preprocess).element_spec

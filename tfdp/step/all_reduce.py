@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from typing import Any
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import tensorflow as tf
 
@@ -15,6 +18,7 @@ BYTES_PER_HOP = 1 << 18
 # groups from 1.
 _GROUP_KEY = 1 << 20
 _instance_keys = itertools.count()
+_rehearsed = threading.local()
 
 
 def all_reduce_sum(values: Any) -> Any:
@@ -23,12 +27,42 @@ def all_reduce_sum(values: Any) -> Any:
     Args:
         values: a tensor, IndexedSlices, or a list of tensors, which is one all-reduce.
     """
+    if (part := getattr(_rehearsed, "part", None)) is not None:
+        return part.sum(values)
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return values
     if is_gathered(values, context.strategy):
         return _sum_of_gathered(values, context.num_replicas_in_sync)
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def replica_index() -> Any:
+    """Returns the index of the replica that is traced or, in a rehearsal, of the part."""
+    if (part := getattr(_rehearsed, "part", None)) is not None:
+        return part.index
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
+class Part(Protocol):
+    """A part of a batch that takes a replica's place in a rehearsal."""
+
+    @property
+    def index(self) -> int:
+        """Index of the part."""
+
+    def sum(self, values: Any) -> Any:
+        """Returns the sum over all parts."""
+
+
+@contextlib.contextmanager
+def rehearsed(part: Part) -> Iterator[None]:
+    """Inside the block, this thread computes a part of a batch instead of a replica's share."""
+    _rehearsed.part = part
+    try:
+        yield
+    finally:
+        _rehearsed.part = None
 
 
 def is_gathered(values: Any, strategy: tf.distribute.Strategy) -> bool:

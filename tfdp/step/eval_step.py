@@ -3,63 +3,88 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfdp.data.order import Order
-from tfdp.step import keras_private, metrics
-from tfdp.step.keras_private import TracedLosses
+from tfdp.data.replica_batch import ReplicaBatch
+from tfdp.step import keras_private, random_draws
+from tfdp.step.all_reduce import all_reduce_sum
+from tfdp.step.logs import StepLogs
+from tfdp.step.losses import ShareLosses
 from tfdp.step.per_compile import once_per_compile
-from tfdp.step.share import Share, count_examples, share_of
+from tfdp.step.rules import Rules, kept_rules
+from tfdp.step.share import as_replica_batch, share_of
 
 
 @once_per_compile
-def test_steps(model: keras.Model) -> Callable[[Any, Order, int, int], None]:
+def test_steps(model: keras.Model) -> Callable[[Any, int, int, int], None]:
     """Returns a function that evaluates many global batches in one call into TensorFlow.
 
     Returns:
-        A function of an iterator over batches, their order, the first step and the number of steps.
+        A function of an iterator over batches, the size of the smallest global batch (0 if that is
+        unknown), the first step and the number of steps.
     """
     test_step = _test_step(model)
+    replicas = model.distribute_strategy.num_replicas_in_sync
 
     @tf.function
-    def run(
-        iterator: Any, examples: int, batch_size: int, first_step: tf.Tensor, steps: tf.Tensor
-    ) -> None:
-        order = Order(examples, batch_size, shuffle=False)
+    def run(iterator: Any, smallest_batch: int, first_step: tf.Tensor, steps: tf.Tensor) -> None:
         for i in tf.range(steps):
-            test_step(next(iterator), order, first_step + i)
+            test_step(next(iterator), smallest_batch, first_step + i)
 
-    def call(iterator: Any, order: Order, first_step: int, steps: int) -> None:
+    def call(iterator: Any, smallest_batch: int, first_step: int, steps: int) -> None:
         first, count = tf.constant(first_step, tf.int64), tf.constant(steps, tf.int64)
-        run(iterator, order.examples, order.global_batch_size, first, count)
+        run(iterator, min(smallest_batch, replicas), first, count)  # each other size is traced
 
     return call
 
 
 @once_per_compile
-def test_next(model: keras.Model) -> Callable[[Any, int], bool]:
-    """Returns a function that evaluates the next batch of a dataset that TensorFlow shards.
+def test_next(model: keras.Model) -> Callable[[Any, int], tuple[bool, bool]]:
+    """Returns a function that evaluates the next batch of a dataset of any length.
 
     Returns:
         A function of an iterator and the number of earlier batches. It returns whether there was
-        another batch. The batch is drawn inside of the graph: its shape, seen from Python, may
-        differ between workers, and they would trace different functions and deadlock.
+        another batch, and whether all workers have read the same so far; if not, it evaluates
+        nothing. The batch is drawn inside of the graph: its shape, seen from Python, may differ
+        between workers, and they would trace different functions and deadlock.
     """
     test_step = _test_step(model)
+    strategy = model.distribute_strategy
+
+    @tf.autograph.experimental.do_not_convert
+    def digest_of(batch: Any) -> tf.Tensor:
+        if not isinstance(batch, ReplicaBatch):
+            return tf.constant(0, tf.int64)
+        return strategy.experimental_local_results(batch.digest)[0]
+
+    @tf.autograph.experimental.do_not_convert
+    def are_alike(digest: tf.Tensor) -> tf.Tensor:
+        if strategy.num_replicas_in_sync == 1:
+            return tf.constant(True)
+        total = strategy.run(lambda: all_reduce_sum(tf.identity(digest)))
+        total = strategy.experimental_local_results(total)[0]
+        return tf.equal(total, digest * strategy.num_replicas_in_sync)
 
     @tf.function
-    def run(iterator: Any, step: tf.Tensor) -> tf.Tensor:
+    def run(iterator: Any, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch = iterator.get_next_as_optional()
-        if batch.has_value():
-            test_step(batch.get_value(), None, step)
-        return batch.has_value()
+        has_batch, digest = batch.has_value(), tf.constant(-1, tf.int64)
+        if has_batch:
+            digest = digest_of(batch.get_value())
+        is_alike = are_alike(digest)
+        if has_batch and is_alike:
+            test_step(batch.get_value(), 0, step)
+        return has_batch, is_alike
 
-    return lambda iterator, step: bool(run(iterator, tf.constant(step, tf.int64)))
+    def call(iterator: Any, step: int) -> tuple[bool, bool]:
+        has_batch, is_alike = run(iterator, tf.constant(step, tf.int64))
+        return bool(has_batch), bool(is_alike)
+
+    return call
 
 
 @once_per_compile
@@ -73,10 +98,9 @@ def predict_step(model: keras.Model) -> Callable[[Any, int], Any]:
 
     @tf.autograph.experimental.do_not_convert
     def on_replica(batch: Any) -> Any:
-        examples = count_examples(batch)
-        share = Share(examples, examples, 1, may_be_empty=strategy.num_replicas_in_sync > 1)
-        rows = model.predict_step(share.padded(batch))
-        return tf.nest.map_structure(lambda leaf: leaf[:examples], rows)
+        batch = as_replica_batch(batch, needs_total=False)
+        rows = model.predict_step(batch.data)
+        return tf.nest.map_structure(lambda leaf: leaf[: batch.examples], rows)
 
     @tf.function(reduce_retracing=True)
     def run(batch: Any, step: tf.Tensor) -> Any:
@@ -86,24 +110,31 @@ def predict_step(model: keras.Model) -> Callable[[Any, int], Any]:
     return lambda batch, step: run(batch, tf.constant(step, tf.int64))
 
 
-def _test_step(model: keras.Model) -> Callable[[Any, Order | None, tf.Tensor], None]:
-    strategy = model.distribute_strategy
-    losses = TracedLosses()
-    replica = threading.local()  # MirroredStrategy traces each replica in a thread of its own
+@once_per_compile
+def test_logs(model: keras.Model) -> StepLogs:
+    """Returns the logs of a model's ``test_step``."""
+    return StepLogs(model, "test_step", kept_rules(model, "test_step") or Rules())
 
-    def run(batch: Any, order: Order | None, step: tf.Tensor) -> None:
+
+def _test_step(model: keras.Model) -> Callable[[Any, int, tf.Tensor], None]:
+    strategy = model.distribute_strategy
+    losses = ShareLosses(kept_rules(model, "test_step") or Rules())
+    logs = test_logs(model)
+
+    def run(batch: Any, smallest_batch: int, step: tf.Tensor) -> None:
         @tf.autograph.experimental.do_not_convert
         def on_replica(batch: Any) -> None:
-            replica.share = share_of(batch, order, step)
-            with metrics.restored_if_empty(model, replica.share):
-                model.test_step(replica.share.padded(batch))
+            batch = as_replica_batch(batch)
+            share = share_of(batch, smallest_batch)
+            with losses.of(share, model):
+                logs.keep(model.test_step(batch.data), share, is_first=True)
 
         with (
             # Without it, draws of layers would depend on everything evaluated before.
             keras_private.seeds_drawn_from(step),
-            contextlib.nullcontext()
-            if strategy.num_replicas_in_sync == 1
-            else keras_private.losses_as_shares(losses, lambda: replica.share),
+            random_draws.stateless(random_draws.of_step(step)),
+            logs.noted(),
+            contextlib.nullcontext() if strategy.num_replicas_in_sync == 1 else losses.adapted(),
         ):
             strategy.run(on_replica, args=(batch,))
 

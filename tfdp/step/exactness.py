@@ -1,24 +1,25 @@
-"""Checks before training: losses and metrics that several replicas can't compute as one does."""
+"""Checks before training: losses, metrics and states that several replicas compute otherwise."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from tfdp.data.replica_batch import count_rows
 from tfdp.errors import BadInput
 from tfdp.log import say_on_chief
-from tfdp.step import keras_private, metrics
-from tfdp.step.share import Share
+from tfdp.step import keras_private
+from tfdp.step.building import overrides
+from tfdp.step.optimizers import optimizers
+from tfdp.step.rehearsal import Rehearsal, is_metric_of_keras, rehearse
+from tfdp.step.rules import Rules, keep_rules, kept_rules
 
 # Losses that are not sums over examples, but over sets of pixels or over pairs within a batch.
 _OF_SETS = (keras.losses.Dice, keras.losses.Tversky)
 _OF_BATCHES = (keras.losses.dice, keras.losses.tversky, keras.losses.circle)  # as functions
-_PROBE_EXAMPLES = 2  # in the made-up batch that models and metrics are tried on
 
 
 def check_losses(model: keras.Model) -> None:
@@ -39,139 +40,124 @@ def check_losses(model: keras.Model) -> None:
             )
 
 
-def check_own_terms(model: keras.Model, batch_spec: Any) -> None:
-    """Warns of loss terms that ``train_step`` or ``compute_loss`` adds itself.
+def find_rules(
+    model: keras.Model, step: str, sample: Callable[[], Any], *, accumulate_steps: int = 1
+) -> None:
+    """Finds out how replicas' results of a step combine, and warns of those that can't.
 
-    tfdp can't scale them to a share. In a global batch of twice the size, a replica's share of a
-    mean is half as large. So doubling the global batch has to halve the gradients, or leave them
-    unchanged for a sum. This function tries that on a made-up batch.
+    A model of Keras's own parts needs no rehearsal. The rules are kept with the model.
 
     Args:
-        model: built and compiled; afterwards it is as before.
-        batch_spec: ``(x[, y[, sample_weight]])`` of ``tf.TensorSpec``, batch dimension first.
+        model: built and compiled, for several replicas.
+        step: ``"train_step"`` or ``"test_step"``.
+        sample: returns a few examples.
+        accumulate_steps: number of micro-batches in which a replica computes its share.
+
+    Raises:
+        BadInput: if the step assigns an integer variable in a way that replicas can't combine, or
+            does what micro-batches can't.
     """
-    overridden = [
-        name
-        for name in ("train_step", "compute_loss")
-        if getattr(type(model), name) is not getattr(keras.Model, name)
-    ]
-    if not overridden:
+    if kept_rules(model, step) is not None:
         return
-    batch = _made_up(batch_spec)
-    weights = [(weight, weight.numpy()) for weight in model.non_trainable_variables]
+    if not _needs_rehearsal(model, step):
+        keep_rules(model, step, Rules())
+        return
+    batch = sample()
+    examples = int(count_rows(batch))
+    if examples < 2:
+        keep_rules(model, step, Rules())
+        return
     try:
-        once, twice = (_gradients(model, batch, whole=times * _PROBE_EXAMPLES) for times in (1, 2))
-    except Exception:  # the made-up batch does not fit the model: nothing is known
-        return
-    finally:
-        model.reset_metrics()
-        for weight, value in weights:
-            weight.assign(value)
-    pairs = [(a.numpy(), b.numpy()) for a, b in zip(once, twice, strict=True)]
-    if not any(all(_near(b, factor * a) for a, b in pairs) for factor in (0.5, 1.0)):
+        found = rehearse(model, getattr(model, step), batch)
+    except Exception as error:
         say_on_chief(
-            f"{' and '.join(overridden)} adds terms of its own to losses of Keras: on several "
-            "replicas they count once for each replica; hand them to self.add_loss, which doesn't"
+            f"{step} could not be tried on {examples} examples "
+            f"({str(error)[:300]}): it is not known whether replicas compute what one process "
+            "does. Its gradients, losses and logs are treated as means over examples"
         )
-
-
-def _gradients(model: keras.Model, batch: Any, whole: int) -> list[tf.Tensor]:
-    """Returns the gradients of one replica's train_step on its share of ``whole`` examples."""
-    strategy = model.distribute_strategy
-    replica = threading.local()
-    losses = keras_private.TracedLosses()
-    count = strategy.num_replicas_in_sync
-
-    def keep(gradients: list[Any]) -> None:
-        replica.gradients += [tf.convert_to_tensor(each) for each in gradients if each is not None]
-
-    @tf.autograph.experimental.do_not_convert
-    def on_replica() -> list[tf.Tensor]:
-        replica.gradients = []
-        replica.share = Share(
-            tf.constant(_PROBE_EXAMPLES), tf.constant(whole), count, may_be_empty=False
-        )
-        model.train_step(batch)
-        return replica.gradients if losses.are_shares else []  # else people are warned anyway
-
-    @tf.function
-    def run() -> Any:
-        with (
-            keras_private.seeds_drawn_from(tf.constant(0, tf.int64)),
-            keras_private.reduced_first(keep),
-            keras_private.losses_as_shares(losses, lambda: replica.share),
-        ):
-            return strategy.run(on_replica)
-
-    return [strategy.experimental_local_results(each)[0] for each in run()]
-
-
-def _near(value: np.ndarray, expected: np.ndarray) -> bool:
-    scale = max(1e-6, float(np.abs(expected).max(initial=0)))
-    return bool(np.abs(value - expected).max(initial=0) <= 1e-2 * scale)
-
-
-def check_metrics(model: keras.Model, batch_spec: Any) -> None:
-    """Warns of the user's own metrics whose states are not sums over examples.
-
-    Reading a metric adds up the replicas' states. A state that is a sum grows equally each time it
-    is updated with the same batch; a maximum, or an assigned state, doesn't.
-
-    Args:
-        model: built and compiled; its metrics are reset.
-        batch_spec: ``(x[, y[, sample_weight]])`` of ``tf.TensorSpec``, batch dimension first.
-    """
-    all_metrics = [
-        each for metric in model.metrics for each in getattr(metric, "metrics", [metric])
-    ]
-    own = [metric for metric in all_metrics if not _is_of_keras(metric)]
-    if not own:
-        return
-    strategy = model.distribute_strategy
-    x, y, weights = keras.utils.unpack_x_y_sample_weight(_made_up(batch_spec))
-
-    def on_replica() -> None:
-        model.compute_metrics(x, y, model(x, training=False), weights)
-
-    counts = []
-    try:
-        model.reset_metrics()
-        for _ in range(3):
-            counts.append(metrics.local_metric_states(model))
-            tf.function(lambda: strategy.run(on_replica))()
-    except Exception:  # the made-up batch does not fit the model: nothing is known
+        keep_rules(model, step, Rules())
         return
     finally:
         model.reset_metrics()
-    owners = [metric for metric in all_metrics for _ in metric.variables]
-    for metric in own:
-        if not all(
-            np.allclose(second - first, first - before)
-            for owner, before, first, second in zip(owners, *counts, strict=True)
-            if owner is metric and np.isfinite(before).all()
-        ):
-            say_on_chief(
-                f"metric {metric.name} keeps states that are not sums over examples: the replicas' "
-                "states are added up, so its value differs from that of one replica"
+    _report(found, step)
+    _refuse(found, accumulate_steps)
+    keep_rules(model, step, found.rules)
+
+
+def _report(found: Rehearsal, step: str) -> None:
+    remedy = (
+        "Compute it from rows gathered by tfdp.all_gather, which are those of the whole batch, or "
+        "use one replica"
+    )
+    if found.wrong_terms:
+        say_on_chief(
+            f"{' and '.join(found.wrong_terms)}: a whole batch's value is neither the mean nor "
+            f"the sum of those of its parts, so replicas compute another loss than one "
+            f"process. {remedy}"
+        )
+    if found.wrong_updates and not found.wrong_terms:
+        say_on_chief(
+            f"{step}: the gradients that {' and '.join(found.wrong_updates)} gets from a whole "
+            "batch are neither the mean nor the sum of those from its parts, so replicas compute "
+            "others than one process. If a loss compares examples or multiplies means over the "
+            f"batch: {remedy[0].lower()}{remedy[1:]}. If it adds sums to means: use means"
+        )
+    if found.wrong_metrics:
+        say_on_chief(
+            f"metric {' and '.join(found.wrong_metrics)} keeps states that are not sums over "
+            "examples: the replicas' states are added up, so its value differs from that of one "
+            "replica"
+        )
+    averaged = [each.path for each in found.wrong_states if _is_float(each)]
+    if averaged:
+        say_on_chief(
+            f"{step} assigns {' and '.join(averaged)}, whose value for a whole batch is neither "
+            "the mean nor the sum of those of its parts: replicas' values are averaged, which "
+            f"differs from one process. {remedy}"
+        )
+
+
+def _refuse(found: Rehearsal, accumulate_steps: int) -> None:
+    for variable in found.wrong_states:
+        if not _is_float(variable):
+            raise BadInput(
+                f"a step assigns {variable.path}, of dtype {variable.dtype}, and the value for a "
+                "whole batch is neither the mean nor the sum of those of its parts: compute it "
+                "from rows gathered by tfdp.all_gather, or use one replica"
             )
+    if accumulate_steps > 1 and found.rules.summed_at == "tape":
+        raise BadInput(
+            f"accumulate_steps is {accumulate_steps}, but train_step does more than adding with "
+            "gradients before the optimizer gets them (it clips them, for example), which needs "
+            "those of all micro-batches: use clipnorm, global_clipnorm or clipvalue of the "
+            "optimizer, or leave accumulate_steps out"
+        )
 
 
-def _is_of_keras(metric: keras.metrics.Metric) -> bool:
-    definer = next(each for each in type(metric).__mro__ if "update_state" in vars(each))
-    return definer.__module__.startswith("keras.")
+def _needs_rehearsal(model: keras.Model, step: str) -> bool:
+    """Returns whether a step runs code that Keras did not write."""
+    parts = [
+        *keras_private.layers(model),
+        *(each for each in _losses(model.loss) if each is not None),
+        *optimizers(model),
+    ]
+    own_metrics = (
+        each for metric in model.metrics for each in getattr(metric, "metrics", [metric])
+    )
+    return (
+        overrides(model, step, "compute_loss", "call", "compute_metrics")
+        or any(not _is_of_keras(each) or isinstance(each, keras.layers.Lambda) for each in parts)
+        or any(not is_metric_of_keras(each) for each in own_metrics)
+    )
 
 
-def _made_up(batch_spec: Any) -> Any:
-    """Returns a few examples that fit a spec: small random floats, zeros, empty strings."""
-    random = np.random.default_rng(0)
+def _is_of_keras(part: Any) -> bool:
+    kind = part if hasattr(part, "__name__") else type(part)
+    return str(kind.__module__).startswith("keras.")
 
-    def leaf(spec: tf.TensorSpec) -> tf.Tensor:
-        shape = [_PROBE_EXAMPLES, *(1 if size is None else size for size in spec.shape[1:])]
-        if spec.dtype.is_floating:
-            return tf.cast(random.uniform(0.1, 0.9, shape), spec.dtype)
-        return tf.fill(shape, "") if spec.dtype == tf.string else tf.zeros(shape, spec.dtype)
 
-    return tf.nest.map_structure(leaf, batch_spec)
+def _is_float(variable: keras.Variable) -> bool:
+    return bool(tf.as_dtype(variable.dtype).is_floating)
 
 
 def _losses(given: Any) -> Iterator[Any]:

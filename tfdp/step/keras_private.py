@@ -20,30 +20,20 @@ import keras
 import tensorflow as tf
 from keras.src.backend.common.variables import Variable as KerasVariable
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer as TFTrainer
 from keras.src.losses import loss as loss_module
 from keras.src.optimizers.base_optimizer import BaseOptimizer
-from keras.src.trainers import compile_utils
 
-from tfdp.log import say_on_chief
 from tfdp.step.all_reduce import all_reduce_sum
 from tfdp.step.share import Share
 
 Gradients = list[Any]  # tensors, IndexedSlices or None
 
-_NOTES = {
+NOTES = {
     "denominator": (
         "a loss divides by a number that depends on the data (a mask, or mean_with_sample_weight), "
         "and gradients are accumulated: each micro-batch divides by its own number, so the sum "
         "differs slightly from that of the undivided batch"
-    ),
-    "scalar": (
-        "a loss function returns one number for the whole batch, not one for each example: on "
-        "several replicas it is treated as a mean over the examples, and is wrong if it isn't one"
-    ),
-    "unknown": (
-        "train_step uses no loss of Keras (self.compute_loss, or an object of keras.losses): on "
-        "several replicas its gradients are treated as those of a mean over the examples, and are "
-        "wrong if they aren't"
     ),
 }
 
@@ -62,6 +52,14 @@ def build(model: keras.Model, batch_spec: Any) -> None:
         model._symbolic_build(data_batch=batch_spec)
 
 
+def layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns a model and all layers in it, at any depth.
+
+    Relies on ``Layer._flatten_layers``.
+    """
+    return list(model._flatten_layers())
+
+
 def compilation(model: keras.Model) -> Any:
     """Returns an object that each ``compile`` creates; None before the first.
 
@@ -71,13 +69,16 @@ def compilation(model: keras.Model) -> Any:
 
 
 @contextlib.contextmanager
-def reduced_first(reduce: Callable[[Gradients], Gradients | None]) -> Iterator[None]:
-    """Inside the block, ``optimizer.apply`` starts with ``reduce(gradients)``.
+def reduced_first(
+    reduce: Callable[[Any, Gradients, list[Any]], Gradients | None],
+) -> Iterator[None]:
+    """Inside the block, an optimizer starts with ``reduce(optimizer, gradients, variables)``.
 
     Keras clips, checks and unscales a replica's own gradients and only then sums them over the
     replicas. That is another computation than on one replica. Here ``apply`` works on gradients
     that ``reduce`` has summed, and Keras's own reduction does nothing. If ``reduce`` returns None,
-    nothing is applied.
+    nothing is applied. This includes ``apply`` and ``apply_gradients`` of users' optimizers, which
+    may clip before they call Keras's.
 
     Relies on ``apply`` of ``BaseOptimizer`` and ``LossScaleOptimizer`` being the outermost call
     that gets the gradients, on ``LossScaleOptimizer._stateful_handle_finite_grads`` calling the
@@ -90,104 +91,87 @@ def reduced_first(reduce: Callable[[Gradients], Gradients | None]) -> Iterator[N
         def wrapper(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
             if getattr(inside, "apply", False):  # an optimizer that wraps another
                 return apply(self, grads, trainable_variables)
-            reduced = reduce(list(grads))
+            variables = trainable_variables
+            variables = list(self._trainable_variables if variables is None else variables)
+            reduced = reduce(self, list(grads), variables)
             if reduced is not None:
                 as_inside(apply)(self, reduced, trainable_variables)
 
         return wrapper
 
+    def reducing_pairs(apply_gradients: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(self: Any, grads_and_vars: Any, *args: Any, **options: Any) -> Any:
+            gradients, variables = zip(*grads_and_vars, strict=True)
+            reduced = reduce(self, list(gradients), list(variables))
+            if reduced is not None:
+                pairs = list(zip(reduced, variables, strict=True))
+                as_inside(apply_gradients)(self, pairs, *args, **options)
+
+        return wrapper
+
     def as_inside(apply: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any) -> Any:
+        def wrapper(*args: Any, **options: Any) -> Any:
             inside.apply = True
             try:
-                return apply(*args)
+                return apply(*args, **options)
             finally:
                 inside.apply = False
 
         return wrapper
 
-    scaled = keras.optimizers.LossScaleOptimizer
     finish = "_stateful_handle_finite_grads"  # in a new thread on several replicas
     with contextlib.ExitStack() as stack:
-        for optimizer in (BaseOptimizer, scaled):
-            stack.enter_context(replaced(optimizer, "apply", reducing(optimizer.apply)))
-        stack.enter_context(replaced(scaled, finish, as_inside(getattr(scaled, finish))))
+        for optimizer in _with_subclasses(BaseOptimizer):
+            if "apply" in vars(optimizer):
+                stack.enter_context(replaced(optimizer, "apply", reducing(optimizer.apply)))
+            if "apply_gradients" in vars(optimizer) and optimizer is not BaseOptimizer:
+                wrapper = reducing_pairs(optimizer.apply_gradients)
+                stack.enter_context(replaced(optimizer, "apply_gradients", wrapper))
+            if finish in vars(optimizer):
+                wrapper = as_inside(getattr(optimizer, finish))
+                stack.enter_context(replaced(optimizer, finish, wrapper))
         stack.enter_context(
             replaced(TFOptimizer, "_all_reduce_sum_gradients", lambda _, pairs: list(pairs))
         )
         yield
 
 
-def loss_trackers(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Returns the metrics that track the losses of single outputs of a model with several.
-
-    Relies on ``CompileLoss.metrics``.
-    """
-    return list(getattr(model._compile_loss, "metrics", ()))
-
-
-class TracedLosses:
-    """Notes about a model's losses, made while a step is traced; equal on all replicas.
-
-    Attributes:
-        are_shares: whether Keras computed the loss, so that it is a share of the global batch's.
-    """
-
-    def __init__(self) -> None:
-        self.are_shares = False
-        self._notes: set[str] = set()
-        self._reported: set[str] = set()
-
-    def note(self, kind: str) -> None:
-        """Notes a warning for people: a key of ``_NOTES``."""
-        self._notes.add(kind)
-
-    def report(self, accumulates: bool) -> None:
-        """Prints each noted warning once."""
-        if not self.are_shares:
-            self._notes.add("unknown")
-        if not accumulates:
-            self._notes.discard("denominator")
-        for kind in sorted(self._notes - self._reported):
-            say_on_chief(_NOTES[kind])
-            self._reported.add(kind)
+def _with_subclasses(kind: Any) -> set[Any]:
+    return {kind}.union(*(_with_subclasses(each) for each in kind.__subclasses__()))
 
 
 @contextlib.contextmanager
-def losses_as_shares(losses: TracedLosses, share: Callable[[], Share]) -> Iterator[None]:
-    """Inside the block, a replica's losses are its share of the global batch's losses.
+def losses_of_shares(
+    share: Callable[[], Share], term: Callable[[Any, Any], Any], note: Callable[[str], Any]
+) -> Iterator[None]:
+    """Inside the block, replicas' losses are means whose weights are their fractions of examples.
 
     Keras divides a mean loss by the number of replicas. That is right if all replicas have equally
     many examples, and the loss averages over examples only: not over the valid positions of a mask,
-    nor over sample weights. Here a mean is weighted by the replica's fraction of the examples, and
-    those denominators are summed over all replicas.
+    nor over sample weights. Here a mean is left as it is, for ``Share.contribution`` to weight;
+    other losses are such that the same weights make them right. Denominators that depend on the
+    data are summed over all replicas. So a loss of Keras and a mean of the user's own may be added.
 
     Relies on ``keras.src.losses.loss``: every mean passes ``scale_loss_for_distribution``, every
-    compiled loss passes ``reduce_values``, and every mask passes ``apply_mask``. Also on trackers
-    getting the result of ``unscale_loss_for_distribution``: from the trainer for the whole loss,
-    weighted by examples, and from ``CompileLoss`` for the loss of each output, not weighted.
+    compiled loss passes ``reduce_values``, every mask passes ``apply_mask``, and trackers get the
+    result of ``unscale_loss_for_distribution``. Also on ``Trainer._aggregate_additional_loss``
+    getting each value of ``add_loss``.
 
     Args:
-        losses: receives notes.
         share: returns the share of the replica that is being traced.
+        term: converts a loss that may be a mean or a sum: a number that a loss function returns for
+            the whole batch (then the second argument is None), or the sum of a value of
+            ``add_loss`` (the second argument).
+        note: called with a key of ``NOTES``.
     """
     apply_mask, reduce_values = loss_module.apply_mask, loss_module.reduce_values
+    aggregate = TFTrainer._aggregate_additional_loss
     means = ("mean", "sum_over_batch_size", "mean_with_sample_weight")
-
-    def scale(value: Any) -> Any:
-        losses.are_shares = True
-        return share().scale_mean(value)
-
-    def unscale(value: Any) -> Any:
-        return share().unscale_mean(value) if losses.are_shares else value
-
-    def unscale_of_output(value: Any) -> Any:
-        return value * tf.cast(share().shares, value.dtype)
 
     def masked(sample_weight: Any, mask: Any, dtype: Any, reduction: Any) -> Any:
         if mask is None or reduction not in means[:2]:
             return apply_mask(sample_weight, mask, dtype, reduction)
-        losses.note("denominator")
+        note("denominator")
         # Keras multiplies valid positions by positions / valid positions of one replica; here both
         # are counted over all replicas.
         valid = tf.cast(mask, tf.float32 if dtype != "float64" else tf.float64)
@@ -200,30 +184,34 @@ def losses_as_shares(losses: TracedLosses, share: Callable[[], Share]) -> Iterat
         return weights * tf.cast(tf.math.divide_no_nan(of_all[0], of_all[1]), weights.dtype)
 
     def reduced(values: Any, sample_weight: Any = None, reduction: Any = means[1]) -> Any:
-        losses.are_shares = True
         own = share()
-        values = own.zero_if_empty(values)
-        if tuple(values.shape) == () and reduction in means:
-            losses.note("scalar")
-            return own.scale_mean(values)
+        if reduction in (None, "none"):
+            return values
+        if tuple(values.shape) == ():
+            return term(values, None)
         if reduction == means[2] and sample_weight is not None:
-            losses.note("denominator")
+            note("denominator")
             weight = all_reduce_sum(own.zero_if_empty(tf.reduce_sum(sample_weight)))
-            return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(weight, values.dtype))
-        return reduce_values(values, sample_weight, reduction)
+            mean = tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(weight, values.dtype))
+            return own.as_mean(mean, "sum")
+        reduced_values = reduce_values(values, sample_weight, reduction)
+        return reduced_values if reduction in means else own.as_mean(reduced_values, "sum")
 
-    class OfOutputs:
-        unscale_loss_for_distribution = staticmethod(unscale_of_output)
+    def aggregated(self: Any, loss: Any) -> Any:
+        return term(aggregate(self, loss), loss)
+
+    def unchanged(value: Any) -> Any:
+        return value
 
     with contextlib.ExitStack() as stack:
         for name, value in (
-            ("scale_loss_for_distribution", scale),
-            ("unscale_loss_for_distribution", unscale),
+            ("scale_loss_for_distribution", unchanged),
+            ("unscale_loss_for_distribution", unchanged),
             ("apply_mask", masked),
             ("reduce_values", reduced),
         ):
             stack.enter_context(replaced(loss_module, name, value))
-        stack.enter_context(replaced(compile_utils, "loss_module", OfOutputs))
+        stack.enter_context(replaced(TFTrainer, "_aggregate_additional_loss", aggregated))
         yield
 
 
@@ -314,6 +302,37 @@ def assignments_noted(note: Callable[[keras.Variable], Any]) -> Iterator[None]:
         return assign(self, value)
 
     with replaced(KerasVariable, "assign", noting):
+        yield
+
+
+@contextlib.contextmanager
+def assignments_left_out() -> Iterator[None]:
+    """Inside the block, assigning to a Keras variable has no effect; see ``assignments_noted``."""
+    with replaced(KerasVariable, "assign", lambda self, value: value):
+        yield
+
+
+@contextlib.contextmanager
+def means_of_scalars(convert: Callable[[Any], tuple[Any, Any]]) -> Iterator[None]:
+    """Inside the block, single numbers given to ``keras.metrics.Mean`` pass ``convert``.
+
+    Keras counts such a number as one, as it is one for each batch. On several replicas, each has a
+    number of its own.
+
+    Relies on subclasses of ``Mean`` calling its ``update_state``.
+
+    Args:
+        convert: returns the number to add, and its weight.
+    """
+    update_state = keras.metrics.Mean.update_state
+
+    def converting(self: keras.metrics.Mean, values: Any, sample_weight: Any = None) -> Any:
+        values = tf.convert_to_tensor(values)
+        if sample_weight is None and values.shape.rank == 0:
+            values, sample_weight = convert(tf.cast(values, self.dtype))
+        return update_state(self, values, sample_weight)
+
+    with replaced(keras.metrics.Mean, "update_state", converting):
         yield
 
 

@@ -10,7 +10,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.step import keras_private
 from tfdp.step.per_compile import once_per_compile
 from tfdp.step.share import Share
 
@@ -27,7 +26,12 @@ def read_metrics(model: keras.Model) -> dict[str, Any]:
 
     A metric that gives several results contributes all of them, as in Keras.
     """
-    return _as_numbers(_metrics_reader(model)())
+    return {name: each.numpy().tolist() for name, each in _flat(_metrics_reader(model)()).items()}
+
+
+def names(model: keras.Model) -> list[str]:
+    """Returns the names that ``read_metrics`` gives, without reading."""
+    return list(_flat(_metrics_reader(model).get_concrete_function().structured_outputs))
 
 
 def local_metric_states(model: keras.Model) -> LocalStates:
@@ -47,18 +51,8 @@ def set_local_metric_states(model: keras.Model, states: LocalStates) -> None:
 
 @contextlib.contextmanager
 def restored_if_empty(model: keras.Model, share: Share) -> Iterator[None]:
-    """Restores the metrics after a step on a share that turns out to be empty.
-
-    Metrics of single outputs' losses are not restored: Keras weighs all batches equally in them,
-    and an empty share adds 0 to a batch's loss.
-    """
-    of_outputs = keras_private.loss_trackers(model)
-    states = [
-        variable.value
-        for metric in (model.metrics if share.may_be_empty else ())
-        if all(metric is not tracker for tracker in of_outputs)
-        for variable in metric.variables
-    ]
+    """Restores the metrics after a step on a share that turns out to be empty."""
+    states = [each.value for each in (metric_variables(model) if share.may_be_empty else ())]
     before = [tf.identity(state) for state in states]
     yield
     for state, old in zip(states, before, strict=True):
@@ -66,12 +60,12 @@ def restored_if_empty(model: keras.Model, share: Share) -> Iterator[None]:
 
 
 @once_per_compile
-def _metrics_reader(model: keras.Model) -> Callable[[], Any]:
+def _metrics_reader(model: keras.Model) -> Any:
     @tf.function
     def read() -> Any:
         return model.get_metrics_result()
 
-    return read  # type: ignore[no-any-return]
+    return read
 
 
 @once_per_compile
@@ -102,11 +96,9 @@ def _local_states_writer(model: keras.Model) -> Callable[[list[tf.Tensor]], None
     return write  # type: ignore[no-any-return]
 
 
-def _as_numbers(results: dict[str, Any]) -> dict[str, Any]:
-    numbers: dict[str, Any] = {}
+def _flat(results: dict[str, Any]) -> dict[str, Any]:
+    """Returns results by name; a metric with several has a dict of them, which Keras flattens."""
+    flat: dict[str, Any] = {}
     for name, value in results.items():
-        if isinstance(value, dict):  # a metric with several results; Keras flattens them too
-            numbers |= _as_numbers(value)
-        else:
-            numbers[name] = value.numpy().tolist()
-    return numbers
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat

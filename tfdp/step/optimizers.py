@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdp.errors import BadInput
 from tfdp.step import keras_private
 
 
@@ -22,17 +21,6 @@ def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     attributes = vars(model).values()
     own = [value for value in attributes if isinstance(value, keras.optimizers.Optimizer)]
     return [compiled] * bool(compiled) + [each for each in own if each not in known]
-
-
-def check_optimizers_are_built(model: keras.Model) -> None:
-    """Raises BadInput if an optimizer of a built model has no variables yet."""
-    for optimizer in optimizers(model):
-        if not optimizer.built:
-            raise BadInput(
-                f"the model's optimizer {optimizer.name} has no variables yet, so that replicas "
-                "can't make them together, and checkpoints not have them: build it where the "
-                "model is compiled, optimizer.build(variables)"
-            )
 
 
 def with_periodic_work(optimizer: Any, update: Callable[[], tf.Tensor], replicas: int) -> tf.Tensor:

@@ -8,13 +8,22 @@ batch is split.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import Any
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import tensorflow as tf
 
-from tfdp.data.order import Order
+from tfdp.data.replica_batch import ReplicaBatch, count_rows
 from tfdp.step.all_reduce import all_reduce_sum
+
+# How the values of shares make the value of the whole batch: as their mean, weighted by examples;
+# as their sum; or as that mean times the number of replicas, by which the user has divided already.
+Combination = Literal["mean", "sum", "divided"]
+
+_current = threading.local()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,23 +33,33 @@ class Share:
     Args:
         examples: int32 scalar, the number of examples in this share.
         total_examples: int32 scalar, the number of examples in all shares together.
-        shares: number of shares: replicas times accumulation steps.
-        may_be_empty: whether some shares have no example. An empty share is computed on one example
-            of zeros, which counts nothing.
+        replicas: number of replicas that share the global batch.
+        may_be_empty: whether some shares have no example. An empty share is computed on one row,
+            which counts nothing.
     """
 
     examples: tf.Tensor
     total_examples: tf.Tensor
-    shares: int
+    replicas: int
     may_be_empty: bool
 
-    def scale_mean(self, mean: Any) -> Any:
-        """Returns this share's contribution to the global mean."""
-        return _scale(mean, self.examples, self.total_examples)
+    def contribution(self, value: Any, combination: Combination = "mean") -> Any:
+        """Returns this share's summand of the whole batch's value.
 
-    def unscale_mean(self, scaled: Any) -> Any:
-        """Returns the mean that ``scale_mean`` was given; 0 for an empty share."""
-        return _scale(scaled, self.total_examples, self.examples)
+        Args:
+            value: a float tensor or IndexedSlices, computed on this share.
+            combination: how values of shares make the value of the whole batch.
+        """
+        if combination == "sum":
+            return self.zero_if_empty(value)
+        times = self.replicas if combination == "divided" else 1
+        return _scale(value, times * self.examples, self.total_examples)
+
+    def as_mean(self, value: Any, combination: Combination) -> Any:
+        """Returns the value of which ``contribution`` as a mean is that of ``value``."""
+        if combination == "sum":
+            return _scale(value, self.total_examples, self.examples)
+        return value * tf.cast(self.replicas, value.dtype) if combination == "divided" else value
 
     def times_examples(self, value: Any) -> tf.Tensor:
         """Returns ``value * examples``; unlike a ratio, that keeps whole numbers exact."""
@@ -57,60 +76,67 @@ class Share:
             return values
         return _scale(values, tf.cast(self.examples > 0, tf.int32), tf.constant(1))
 
-    def padded(self, batch: Any) -> Any:
-        """Returns the batch, or one example of zeros if it is empty: an empty mean is NaN."""
-        if not self.may_be_empty:
-            return batch
-        missing = tf.cast(tf.equal(self.examples, 0), tf.int32)
 
-        def pad(leaf: tf.Tensor) -> tf.Tensor:
-            # Not tf.pad: oneDNN merges it into a convolution that then ignores this dimension.
-            shape = tf.concat([[missing], tf.shape(leaf)[1:]], axis=0)
-            zeros = tf.fill(shape, "") if leaf.dtype == tf.string else tf.zeros(shape, leaf.dtype)
-            return tf.concat([leaf, zeros], axis=0)
-
-        return tf.nest.map_structure(pad, batch)
-
-
-def share_of(batch: Any, order: Order | None, step: tf.Tensor, accumulate_steps: int = 1) -> Share:
+def share_of(batch: ReplicaBatch, smallest_batch: int = 0, accumulate_steps: int = 1) -> Share:
     """Returns this replica's share of a global batch; call it in replica context.
 
     Args:
-        batch: the replica's examples.
-        order: gives the size of the global batch. If it is None and the size is not known
-            statically either, replicas all-reduce their sizes.
-        step: int64 scalar, number of earlier updates.
+        batch: the replica's batch.
+        smallest_batch: a global batch has at least so many examples; 0 if that is unknown.
         accumulate_steps: number of micro-batches that the replica splits its examples into.
     """
     replicas = tf.distribute.get_replica_context().num_replicas_in_sync
     shares = replicas * accumulate_steps
-    examples = count_examples(batch)
-    static_size = tf.nest.flatten(batch)[0].shape[0]
-    if order is not None:
-        total = tf.cast(order.batch_size(step), tf.int32)
-        return Share(examples, total, shares, may_be_empty=order.has_empty_share(shares))
-    if static_size is not None:  # TensorFlow knows it only if it has split the batch evenly
-        return Share(examples, examples * replicas, shares, static_size < accumulate_steps)
-    total = all_reduce_sum(tf.cast(examples, tf.float32))  # GPUs add floats fastest
-    return Share(examples, tf.cast(total, tf.int32), shares, may_be_empty=shares > 1)
+    may_be_empty = shares > max(1, smallest_batch)
+    return Share(batch.examples, batch.total_examples, replicas, may_be_empty)
 
 
-def count_examples(batch: Any) -> tf.Tensor:
-    """Returns the number of examples in a batch, an int32 scalar."""
-    return tf.shape(tf.nest.flatten(batch)[0])[0]
+@contextlib.contextmanager
+def computed(share: Share) -> Iterator[None]:
+    """Inside the block, ``current`` returns ``share`` in this thread."""
+    before, _current.share = current(), share
+    try:
+        yield
+    finally:
+        _current.share = before
 
 
-def micro_batches(batch: Any, count: int) -> list[Any]:
-    """Splits a batch into ``count`` consecutive pieces whose sizes differ by at most one."""
-    if count == 1:
-        return [batch]
-    size = count_examples(batch)
-    return [
-        tf.nest.map_structure(
-            lambda leaf, i=i: leaf[size * i // count : size * (i + 1) // count], batch
-        )
-        for i in range(count)
-    ]
+def current() -> Share | None:
+    """Returns the share that this thread computes, or None outside of a step on shares."""
+    return getattr(_current, "share", None)
+
+
+def as_replica_batch(batch: Any, needs_total: bool = True) -> ReplicaBatch:
+    """Returns a replica's batch; call it in replica context.
+
+    Args:
+        batch: an element of ``Batches.dataset``: a ReplicaBatch already, or bare data of a dataset
+            that TensorFlow shards. Then replicas all-reduce their sizes, unless TensorFlow has
+            split the batch evenly; and a replica without data gets a row of zeros.
+        needs_total: false leaves the all-reduce out; ``total_examples`` is not valid then.
+    """
+    if isinstance(batch, ReplicaBatch):
+        return batch
+    examples, no_digest = count_rows(batch), tf.constant(0, tf.int64)
+    size = tf.nest.flatten(batch)[0].shape[0]
+    if size is not None:
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        return ReplicaBatch(batch, examples, examples * replicas, no_digest)
+    total = tf.cast(examples, tf.float32)  # GPUs add floats fastest
+    if needs_total:
+        total = all_reduce_sum(total)
+    missing = tf.cast(tf.equal(examples, 0), tf.int32)
+
+    def pad(leaf: Any) -> Any:
+        if not isinstance(leaf, tf.Tensor):
+            return leaf
+        # Not tf.pad: oneDNN merges it into a convolution that then ignores this dimension.
+        shape = tf.concat([[missing], tf.shape(leaf)[1:]], axis=0)
+        zeros = tf.fill(shape, "") if leaf.dtype == tf.string else tf.zeros(shape, leaf.dtype)
+        return tf.concat([leaf, zeros], axis=0)
+
+    padded = tf.nest.map_structure(pad, batch)
+    return ReplicaBatch(padded, examples, tf.cast(total, tf.int32), no_digest)
 
 
 def add_gradients(first: Any, second: Any) -> Any:

@@ -1,8 +1,8 @@
 """One update of a model: what every replica computes on its share of a global batch.
 
 An update is Keras's own ``train_step``, or the model's override of it. Only the way in which
-replicas combine is ours. Losses are shares of the global batch's loss (``tfdp.step.share``), so the
-sum of the replicas' gradients is the gradient that one replica would compute. Gradients are summed
+replicas combine is ours. Each replica's gradients are weighted by its share of the global batch
+(``tfdp.step.share``), so their sum is the gradient that one replica would compute. They are summed
 before the optimizer clips, checks or applies anything.
 
 ``TrainStep.update`` is one update; ``train_steps`` runs many of them in one call into TensorFlow.
@@ -20,27 +20,33 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdp.data.order import Order
 from tfdp.data.pipeline import Batches
-from tfdp.step import batch_norm, keras_private, metrics
+from tfdp.data.replica_batch import ReplicaBatch, micro_batches
+from tfdp.log import say_once_on_chief
+from tfdp.step import batch_norm, keras_private, random_draws, tapes
 from tfdp.step.all_reduce import all_reduce_sum
 from tfdp.step.clock import time_s
 from tfdp.step.gradients import GradientAllReduce
-from tfdp.step.keras_private import TracedLosses
+from tfdp.step.logs import StepLogs
+from tfdp.step.losses import ShareLosses
 from tfdp.step.optimizers import with_periodic_work
-from tfdp.step.share import Share, add_gradients, count_examples, micro_batches, share_of
+from tfdp.step.replicated_states import ReplicatedStates
+from tfdp.step.rules import Rules, kept_rules
+from tfdp.step.share import Combination, Share, add_gradients, as_replica_batch, share_of
 
 
-class StepSeconds(NamedTuple):
-    """Seconds that a worker's steps took besides computing, summed over the steps.
+class StepsReport(NamedTuple):
+    """What a worker's steps took besides computing, summed over the steps, and what they read.
 
     Args:
         input_s: waiting for the next batch.
         reduce_s: from this worker's last gradient to the sum over all workers.
+        digest: of all global batches that this worker has read, see ``ReplicaBatch``.
     """
 
     input_s: float
     reduce_s: float
+    digest: int
 
 
 class _Replica(threading.local):
@@ -50,8 +56,10 @@ class _Replica(threading.local):
         self.share: Share  # of the global batch
         self.micro_share: Share  # the micro-batch that is being traced
         self.micro_step = 0
-        self.apply_calls = 0  # of optimizers, in this micro-batch
-        self.gradients: dict[int, list[Any]] = {}  # sums over micro-batches, by apply call
+        self.calls = 0  # that have a rule, in this micro-batch
+        self.applies = 0  # of optimizers, in this micro-batch
+        self.is_weighted = False  # whether a tape's gradients were weighted
+        self.gradients: dict[int, list[Any]] = {}  # sums over micro-batches, by call
         # Variables assigned in this step and not averaged yet; keys are ids.
         self.assigned: dict[int, keras.Variable] = {}
         self.reduce_s: list[tf.Tensor] = []
@@ -62,7 +70,7 @@ class TrainStep:
 
     Args:
         model: a built and compiled model.
-        order: gives the size of each global batch; None if only TensorFlow knows it.
+        smallest_batch: a global batch has at least so many examples; 0 if that is unknown.
         draws_from: added to the step that random layers draw from.
         accumulate_steps: number of micro-batches in which a replica computes its share.
         all_reduce: how gradients are summed over replicas, its pack size chosen.
@@ -71,20 +79,22 @@ class TrainStep:
     def __init__(
         self,
         model: keras.Model,
-        order: Order | None,
+        smallest_batch: int,
         *,
         draws_from: int = 0,
         accumulate_steps: int = 1,
         all_reduce: GradientAllReduce,
     ) -> None:
         self._model = model
-        self._order = order
+        self._smallest_batch = smallest_batch
         self._draws_from = draws_from
         self._accumulate_steps = accumulate_steps
         self._all_reduce = all_reduce
         self._replicas = model.distribute_strategy.num_replicas_in_sync
-        self._losses = TracedLosses()
+        self._rules = kept_rules(model, "train_step") or Rules()
+        self._losses = ShareLosses(self._rules)
         self._replica = _Replica()
+        self.logs = StepLogs(model, "train_step", self._rules)
         self.is_one_share = self._replicas * accumulate_steps == 1
         self.has_sparse_gradients = False  # known once the step is traced
 
@@ -92,42 +102,78 @@ class TrainStep:
         """Runs one update; returns the seconds (float64 scalar) of this worker's all-reduce."""
         strategy = self._model.distribute_strategy
         with self._keras_adapted(step):
-            reduce_s = strategy.run(self._on_replica, args=(batch, step))
+            reduce_s = strategy.run(self._on_replica, args=(batch,))
         return strategy.experimental_local_results(reduce_s)[0]
 
     @tf.autograph.experimental.do_not_convert
-    def _on_replica(self, batch: Any, step: tf.Tensor) -> tf.Tensor:
+    def _on_replica(self, batch: Any) -> tf.Tensor:
         """Runs the model's ``train_step`` on each micro-batch of this replica's share."""
         replica, model = self._replica, self._model
         replica.gradients, replica.assigned, replica.reduce_s = {}, {}, []
-        replica.share = share_of(batch, self._order, step, self._accumulate_steps)
+        batch = as_replica_batch(batch)
+        replica.share = share_of(batch, self._smallest_batch, self._accumulate_steps)
+        states = ReplicatedStates(self._rules.states if self._replicas > 1 else ())
         for replica.micro_step, piece in enumerate(micro_batches(batch, self._accumulate_steps)):
-            replica.apply_calls = 0
-            replica.micro_share = dataclasses.replace(replica.share, examples=count_examples(piece))
-            with metrics.restored_if_empty(model, replica.micro_share):
-                model.train_step(replica.micro_share.padded(piece))
-        if self._replicas > 1 and (late := self._take_statistics()):  # assigned after the updates
-            self._average(late, all_reduce_sum(self._weighted(late)))
+            replica.calls, replica.applies, replica.is_weighted = 0, 0, False
+            micro_share = dataclasses.replace(replica.share, examples=piece.examples)
+            replica.micro_share = micro_share
+            with self._losses.of(micro_share, model):
+                returned = model.train_step(piece.data)
+                self.logs.keep(returned, micro_share, is_first=replica.micro_step == 0)
+        if self._replicas > 1:
+            if late := self._take_statistics():  # assigned after the updates
+                self._average(late, all_reduce_sum(self._weighted(late)))
+            states.combine(replica.share)
         return tf.add_n(replica.reduce_s or [tf.constant(0.0, tf.float64)])
 
-    def _reduce(self, gradients: list[Any]) -> list[Any] | None:
-        """Sums gradients over this replica's micro-batches, then over all replicas.
+    def _at_tape(self, compute: Callable[[Any], list[Any]]) -> list[Any]:
+        """Replaces the gradients with respect to variables that a tape computes."""
+        if self.is_one_share or self._rules.weighted_at == "apply":
+            return compute(None)
+        share = self._replica.micro_share
+        gradients = compute(share.contribution(tf.constant(1.0, tf.float64), self._next_rule()))
+        self._replica.is_weighted = True
+        if self._rules.summed_at == "apply":
+            return gradients
+        totals = self._sum(gradients, self._replica.calls)
+        assert totals is not None  # there is one micro-batch
+        return totals
 
-        It replaces the start of every ``optimizer.apply``. None means that more micro-batches
-        follow, so nothing is applied yet.
+    def _at_apply(
+        self, optimizer: Any, gradients: list[Any], variables: list[Any]
+    ) -> list[Any] | None:
+        """Replaces the start of every ``optimizer.apply``."""
+        replica = self._replica
+        self.has_sparse_gradients |= any(isinstance(each, tf.IndexedSlices) for each in gradients)
+        call, replica.applies = replica.applies, replica.applies + 1
+        if self.is_one_share or self._rules.summed_at == "tape":
+            return gradients
+        if self._rules.weighted_at == "apply" or not replica.is_weighted:
+            how = self._next_rule()
+            gradients = [
+                each if each is None else replica.micro_share.contribution(each, how)
+                for each in gradients
+            ]
+        return self._sum(gradients, call)
+
+    def _next_rule(self) -> Combination:
+        """Returns how the gradients of the next call combine, in this micro-batch."""
+        self._replica.calls += 1
+        return self._rules.update(self._replica.calls - 1)
+
+    def _sum(self, gradients: list[Any], call: int) -> list[Any] | None:
+        """Sums weighted gradients over this replica's micro-batches, then over all replicas.
+
+        None means that more micro-batches follow, so nothing is applied yet.
         """
         replica = self._replica
         places = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        self.has_sparse_gradients |= any(isinstance(gradients[i], tf.IndexedSlices) for i in places)
-        if self.is_one_share or not places:
+        if not places:
             return gradients
         own = [replica.micro_share.zero_if_empty(gradients[i]) for i in places]
-        if not self._losses.are_shares:
-            own = [replica.micro_share.scale_mean(gradient) for gradient in own]
-        if earlier := replica.gradients.get(replica.apply_calls):
+        if earlier := replica.gradients.get(call):
             own = [add_gradients(*pair) for pair in zip(earlier, own, strict=True)]
-        replica.gradients[replica.apply_calls] = own
-        replica.apply_calls += 1
+        replica.gradients[call] = own
         if replica.micro_step < self._accumulate_steps - 1:
             return None
         statistics = self._take_statistics()
@@ -141,10 +187,11 @@ class TrainStep:
     def _take_statistics(self) -> list[keras.Variable]:
         """Returns the float weights that layers assigned since the last call: moving averages."""
         assigned, self._replica.assigned = self._replica.assigned, {}
+        ruled = {id(each.variable) for each in self._rules.states if not each.is_averaged}
         return [
             weight
             for weight in self._model.non_trainable_weights
-            if id(weight) in assigned and weight.value.dtype.is_floating
+            if id(weight) in assigned and id(weight) not in ruled and weight.value.dtype.is_floating
         ]
 
     def _weighted(self, statistics: list[keras.Variable]) -> list[tf.Tensor]:
@@ -165,19 +212,34 @@ class TrainStep:
         replica = self._replica
         with (
             keras_private.seeds_drawn_from(self._draws_from + step),
-            keras_private.reduced_first(self._reduce),
+            random_draws.stateless(random_draws.of_step(self._draws_from + step)),
+            keras_private.reduced_first(self._at_apply),
+            tapes.adapted(self._at_tape),
             batch_norm.fused(),
             keras_private.assignments_noted(lambda each: replica.assigned.update({id(each): each})),
-            contextlib.nullcontext()
-            if self.is_one_share
-            else keras_private.losses_as_shares(self._losses, lambda: replica.micro_share),
+            self.logs.noted(),
+            contextlib.nullcontext() if self.is_one_share else self._losses.adapted(),
         ):
             yield
 
     def report_losses(self) -> None:
-        """Warns people, once, of losses that several shares may not compute as one does."""
-        if not self.is_one_share:
-            self._losses.report(accumulates=self._accumulate_steps > 1)
+        """Warns people, once, of losses that micro-batches don't compute as a whole batch does."""
+        if self._accumulate_steps > 1:
+            for note in sorted(self._losses.notes):
+                say_once_on_chief(keras_private.NOTES[note])
+
+
+class TrainSteps(NamedTuple):
+    """The updates of a model.
+
+    Args:
+        run: runs updates; a function of an iterator over batches, the number of earlier updates,
+            and the number of updates to run.
+        read_logs: returns the logs of the last update by name, over all replicas; a collective.
+    """
+
+    run: Callable[[Any, int, int], StepsReport]
+    read_logs: Callable[[], dict[str, Any]]
 
 
 def train_steps(
@@ -187,8 +249,8 @@ def train_steps(
     draws_from: int = 0,
     accumulate_steps: int = 1,
     all_reduce: GradientAllReduce,
-) -> Callable[[Any, int, int], StepSeconds]:
-    """Returns a function that runs many updates in one call into TensorFlow.
+) -> TrainSteps:
+    """Returns what runs many updates in one call into TensorFlow.
 
     Args:
         model: a built and compiled model.
@@ -197,13 +259,10 @@ def train_steps(
         accumulate_steps: see ``TrainStep``.
         all_reduce: see ``TrainStep``.
 
-    Returns:
-        A function of an iterator over ``batches``, the number of earlier updates, and the number of
-        updates to run.
     """
     train_step = TrainStep(
         model,
-        batches.order,
+        batches.smallest_batch,
         draws_from=draws_from,
         accumulate_steps=accumulate_steps,
         all_reduce=all_reduce,
@@ -213,25 +272,29 @@ def train_steps(
     @tf.function
     def run(iterator: Any, first_step: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
         input_s = reduce_s = tf.constant(0.0, tf.float64)
+        digest = tf.constant(0, tf.int64)
         for i in tf.range(steps):
             batch, waited_s = _next_batch(iterator)
             input_s += waited_s
+            if isinstance(batch, ReplicaBatch):
+                digest = model.distribute_strategy.experimental_local_results(batch.digest)[0]
             update = functools.partial(train_step.update, batch, first_step + i)
             reduce_s += with_periodic_work(model.optimizer, update, replicas)
-        return input_s, reduce_s
+        return input_s, reduce_s, digest
 
-    def call(iterator: Any, first_step: int, steps: int) -> StepSeconds:
+    def call(iterator: Any, first_step: int, steps: int) -> StepsReport:
         # Within one call, TensorFlow requires a collective to keep its first shape. The gradient of
         # an embedding has a row for every token, and the last batch may have fewer of them.
         per_call = 1 if train_step.has_sparse_gradients and replicas > 1 else steps
-        input_s = reduce_s = 0.0
+        input_s, reduce_s, digest = 0.0, 0.0, 0
         for step in range(first_step, first_step + steps, per_call):
             took = run(iterator, tf.constant(step, tf.int64), tf.constant(per_call, tf.int64))
             input_s, reduce_s = input_s + float(took[0]), reduce_s + float(took[1])
+            digest = int(took[2])
         train_step.report_losses()
-        return StepSeconds(input_s, reduce_s)
+        return StepsReport(input_s, reduce_s, digest)
 
-    return call
+    return TrainSteps(call, train_step.logs.read)
 
 
 def _next_batch(iterator: Any) -> tuple[Any, tf.Tensor]:

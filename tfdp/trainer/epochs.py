@@ -12,10 +12,8 @@ import tensorflow as tf
 
 from tfdp.data.pipeline import Batches
 from tfdp.errors import PeerFailed, Stopped
-from tfdp.step import exactness, keras_private
 from tfdp.step.gradients import GradientAllReduce
-from tfdp.step.metrics import read_metrics
-from tfdp.step.optimizers import check_optimizers_are_built
+from tfdp.step.preparation import prepare_step
 from tfdp.trainer import callbacks as callbacks_module
 from tfdp.trainer.callbacks import StepCallback
 from tfdp.trainer.timing import StepTime
@@ -72,11 +70,7 @@ def run_epochs(
         Stopped: if ``should_stop`` returned true on a worker.
         PeerFailed: if another worker failed.
     """
-    keras_private.build(model, batches.element_spec)
-    if workers.replicas > 1:
-        check_optimizers_are_built(model)
-        exactness.check_own_terms(model, batches.element_spec)
-        exactness.check_metrics(model, batches.element_spec)
+    prepare_step(model, "train_step", batches, accumulate_steps)
     local_callbacks = callbacks_module.for_worker(callbacks, workers)
     callback_list = keras.callbacks.CallbackList(
         local_callbacks,
@@ -181,7 +175,7 @@ class _Epochs:
         """Ends the last epoch and training; a run that is killed in here repeats all of it."""
         epoch, batch = divmod(self.loop.step, self.steps_per_epoch)
         if batch and not self.model.stop_training:
-            self.logs = read_metrics(self.model)
+            self.logs = self.loop.read_logs()
             self._end_epoch(epoch)
         if self.loop.step and self.model.optimizer:
             # With use_ema, weights become their averages here.
@@ -194,7 +188,7 @@ class _Epochs:
             self.hooks.are_open = True
             self.callbacks.on_train_batch_begin(first % self.steps_per_epoch)
             self.loop.call()
-            self.logs = read_metrics(self.model)
+            self.logs = self.loop.read_logs()
             self.observe(self.loop.times)
             batch = (next_step - 1) % self.steps_per_epoch
             self.callbacks.on_train_batch_end(batch, dict(self.logs))

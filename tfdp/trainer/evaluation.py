@@ -14,12 +14,11 @@ import tensorflow as tf
 
 from tfdp.choices import AutoShard
 from tfdp.data import pipeline
-from tfdp.data.pipeline import Preprocess
+from tfdp.data.preprocessing import Preprocess
 from tfdp.data.sources import Source, as_data
 from tfdp.errors import BadInput
-from tfdp.step import keras_private
-from tfdp.step.eval_step import test_next, test_steps
-from tfdp.step.metrics import read_metrics
+from tfdp.step.eval_step import test_logs, test_next, test_steps
+from tfdp.step.preparation import prepare_step
 from tfdp.trainer.update_loop import CALL_S, MAX_GROWTH
 from tfdp.workers.collectives import Workers, workers_of
 
@@ -62,25 +61,29 @@ def evaluate(
     if isinstance(data, Source):
         if steps is not None:
             raise BadInput(f"steps is {steps}, which is for datasets: a source has a known end")
-        batches, order = pipeline.in_order(data, batch_size, workers, preprocess)
-        keras_private.build(model, batches.element_spec)
+        batches = pipeline.in_order(data, batch_size, workers, preprocess)
+        prepare_step(model, "test_step", batches)
         model.reset_metrics()
         if callbacks is not None:
             callbacks.on_test_begin()
-        run = functools.partial(test_steps(model), batches.iterator(), order)
+        run = functools.partial(test_steps(model), batches.iterator(), batches.smallest_batch)
         _run_all(run, batches.steps_per_epoch, workers, between_calls)
     else:
-        dataset = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
-        keras_private.build(model, dataset.element_spec)
+        batches = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
+        prepare_step(model, "test_step", batches)
         model.reset_metrics()
         if callbacks is not None:
             callbacks.on_test_begin()
-        iterator = iter(workers.strategy.experimental_distribute_dataset(dataset))
+        iterator = batches.iterator()
         for step in range(steps) if steps is not None else itertools.count():
-            if not test_next(model)(iterator, step):
+            has_batch, is_alike = test_next(model)(iterator, step)
+            if not is_alike:
+                workers.settle()
+                raise BadInput(pipeline.describe_difference(f"batches (batch {step} or earlier)"))
+            if not has_batch:
                 break
             between_calls()
-    logs = read_metrics(model)
+    logs = test_logs(model).read()
     workers.settle()
     if callbacks is not None:
         callbacks.on_test_end(logs)
@@ -90,9 +93,9 @@ def evaluate(
 def check(data: Source | tf.data.Dataset, auto_shard: AutoShard, workers: Workers) -> None:
     """Raises BadInput, on all workers, if data can't be evaluated; a collective."""
     if isinstance(data, Source):
-        pipeline.check_same_length(data, workers)
+        pipeline.check_sources_are_alike(data, workers)
     else:
-        pipeline.for_evaluation(data, workers, None, None, auto_shard)
+        pipeline.check_evaluation(data, workers, None, auto_shard)
 
 
 def _run_all(

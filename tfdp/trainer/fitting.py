@@ -94,7 +94,7 @@ def fit(
         raise BadInput(f"accumulate_steps is {accumulate_steps}: it has to be 1 or more")
     workers = workers_of(model.distribute_strategy)
     _check_scope(workers)
-    data = as_data(x, y, sample_weight)
+    data = as_data(x, y, sample_weight, shuffle=shuffle, needs_length=steps_per_epoch is None)
     transform = _class_weighting(class_weight)
     updates_before = keras_private.batches_seen(model.optimizer)
     if isinstance(data, Source):

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from tfdp.choices import AutoShard
 from tfdp.data import pipeline
-from tfdp.data.order import Order
-from tfdp.data.pipeline import Preprocess
+from tfdp.data.preprocessing import Preprocess
+from tfdp.data.replica_batch import ReplicaBatch, bounds
 from tfdp.data.sources import Source, as_data
 from tfdp.errors import BadInput
 from tfdp.step.eval_step import predict_step
@@ -45,28 +45,33 @@ def predict(
         ``auto_shard="file"``, in an order of TensorFlow's).
     """
     workers = workers_of(model.distribute_strategy)
-    strategy = workers.strategy
-    data = as_data(x)
+    local_results = workers.strategy.experimental_local_results
+    data = as_data(x, is_prediction=True)
     predict_batch = predict_step(model)
     if isinstance(data, Source):
-        batches, order = pipeline.in_order(data, batch_size, workers, preprocess)
-        iterator = batches.iterator()
-        own_rows: list[Any] = []
-        for step in range(batches.steps_per_epoch):
-            rows = predict_batch(next(iterator), step)
-            own_rows += map(_as_arrays, strategy.experimental_local_results(rows))
-        rows = _gathered(_concatenated(own_rows), order, workers)
-        workers.settle()
-        return rows
-    dataset = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
-    rows_of_batches = []
-    distributed = iter(strategy.experimental_distribute_dataset(dataset))
-    for step, batch in enumerate(itertools.islice(distributed, steps)):
-        rows_of_batches.append(_as_arrays(strategy.gather(predict_batch(batch, step), axis=0)))
-    if not rows_of_batches:
+        batches = pipeline.in_order(data, batch_size, workers, preprocess)
+        steps = batches.steps_per_epoch
+    else:
+        batches = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
+    parts: list[Any] = []
+    sizes, digest = [], 0  # of the global batches
+    for step, batch in enumerate(itertools.islice(batches.iterator(), steps)):
+        rows = predict_batch(batch, step)
+        if isinstance(batch, ReplicaBatch):
+            sizes.append(int(local_results(batch.total_examples)[0]))
+            digest = int(local_results(batch.digest)[0])
+            parts += map(_as_arrays, local_results(rows))
+        else:  # TensorFlow shards, and no worker can tell which rows another one has
+            parts.append(_as_arrays(workers.strategy.gather(rows, axis=0)))
+    if workers.count > 1 and bool(sizes) == bool(parts):  # of no batch at all, too
+        pipeline.check_batches_are_alike(len(sizes), digest, workers)
+    if not parts:
         raise BadInput("the dataset is empty: it has to have at least one example")
+    rows = _concatenated(parts)
+    if sizes:
+        rows = _gathered(rows, sizes, workers)
     workers.settle()
-    return _concatenated(rows_of_batches)
+    return rows
 
 
 def _as_arrays(rows: Any) -> Any:
@@ -77,14 +82,20 @@ def _concatenated(parts: list[Any]) -> Any:
     return tf.nest.map_structure(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _gathered(rows: Any, order: Order, workers: Workers) -> Any:
-    """Returns the rows of all workers, in the data's order, on all of them."""
+def _gathered(rows: Any, sizes: list[int], workers: Workers) -> Any:
+    """Returns the rows of all workers, in the data's order, on all of them.
+
+    Args:
+        rows: this worker's.
+        sizes: examples of each global batch.
+        workers: the workers.
+    """
     if workers.count == 1:
         return rows
-    places = [_places_of(worker, order, workers) for worker in range(workers.count)]
+    places = [_places_of(worker, sizes, workers) for worker in range(workers.count)]
 
     def gathered(leaf: np.ndarray) -> np.ndarray:
-        whole = np.empty((order.examples, *leaf.shape[1:]), leaf.dtype)
+        whole = np.empty((sum(sizes), *leaf.shape[1:]), leaf.dtype)
         for place, data in zip(places, workers.gather_bytes(leaf.tobytes()), strict=True):
             part = np.frombuffer(data, leaf.dtype)
             whole[place] = part.reshape(-1, *leaf.shape[1:])
@@ -93,14 +104,11 @@ def _gathered(rows: Any, order: Order, workers: Workers) -> Any:
     return tf.nest.map_structure(gathered, rows)
 
 
-def _places_of(worker: int, order: Order, workers: Workers) -> np.ndarray:
+def _places_of(worker: int, sizes: list[int], workers: Workers) -> np.ndarray:
     """Returns the places in the data of the rows of a worker: its slice of every global batch."""
     slices = []
-    for step in range(order.steps_per_epoch):
-        first, size = order.examples_before(step), order.batch_size(step)
-        start, stop = (
-            first + size * replica // workers.replicas
-            for replica in (worker * workers.local_replicas, (worker + 1) * workers.local_replicas)
-        )
-        slices.append(np.arange(start, stop))
+    for first, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
+        start, _ = bounds(size, worker * workers.local_replicas, workers.replicas)
+        stop, _ = bounds(size, (worker + 1) * workers.local_replicas, workers.replicas)
+        slices.append(np.arange(first + start, first + stop))
     return np.concatenate(slices)

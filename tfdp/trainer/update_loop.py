@@ -12,12 +12,14 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
 
+from tfdp.data import pipeline
 from tfdp.data.pipeline import Batches
-from tfdp.errors import PeerFailed, Stopped
+from tfdp.errors import BadInput, PeerFailed, Stopped
 from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.train_step import train_steps
 from tfdp.trainer import timing
@@ -69,7 +71,7 @@ class UpdateLoop:
         self._model = model
         self._workers = workers
         self._iterator = batches.iterator()
-        self._run = train_steps(
+        self._train_steps = train_steps(
             model,
             batches,
             draws_from=draws_from,
@@ -82,6 +84,8 @@ class UpdateLoop:
         self._max_steps = 1  # of the next call
         self._steps = 1  # of the call that ``until`` has announced
         self._own_times: tuple[float, ...] | None = None  # a mean step of the last call
+        self._digest = 0  # of the global batches read so far
+        self._compared_step = first_step  # to which workers have read the same
 
     def until(self, last_step: int) -> Iterator[tuple[int, int]]:
         """Splits the way to ``last_step`` into calls; the caller runs each by ``call``.
@@ -102,7 +106,8 @@ class UpdateLoop:
         if self._one_by_one_on_any:
             self.agree()  # a callback may just have set the learning rate for this very step
         began_s = time.perf_counter()
-        waited = self._run(self._iterator, self.step, self._steps)
+        took = self._train_steps.run(self._iterator, self.step, self._steps)
+        *waited, self._digest = took
         took_s = time.perf_counter() - began_s
         # The first call spends its time on tracing.
         self._own_times = (
@@ -119,10 +124,15 @@ class UpdateLoop:
             Whether to go on: false if ``model.stop_training`` is set on any worker.
 
         Raises:
+            BadInput: if the workers have read different global batches.
             Stopped: if ``should_stop`` returned true on a worker.
             PeerFailed: if another worker has failed.
         """
         of_workers = self._gather_states(None)
+        if len(set(of_workers["digest"])) > 1:
+            steps = f"batches (at step {self._compared_step + 1} to {self.step})"
+            raise BadInput(pipeline.describe_difference(steps))
+        self._compared_step = self.step
         self._model.stop_training = bool(of_workers["stop_training"].any())
         rates = of_workers["learning_rate"]
         if not math.isnan(rates[0]) and len(set(rates)) > 1:
@@ -138,6 +148,10 @@ class UpdateLoop:
             fitting = int(CALL_S / max(slowest_s, 1e-9))
             self._max_steps = max(1, min(fitting, MAX_GROWTH * self._max_steps))
         return not self._model.stop_training
+
+    def read_logs(self) -> dict[str, Any]:
+        """Returns the logs of the last update by name, over all replicas; a collective."""
+        return self._train_steps.read_logs()
 
     def report_failure(self, error: BaseException) -> None:
         """Reports to the other workers that this one ends by a fault of its own.
@@ -157,6 +171,7 @@ class UpdateLoop:
             "stop_training": bool(self._model.stop_training),
             "learning_rate": _learning_rate(self._model),
             "one_by_one": self._one_by_one,
+            "digest": self._digest,
             **dict(zip(_TIMES, self._own_times or _UNKNOWN_TIMES, strict=True)),
         }
         rows = self._workers.gather(np.array(list(own.values()), np.float64))

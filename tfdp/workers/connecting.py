@@ -18,6 +18,7 @@ from tfdp.errors import BadInput, PeerMissing
 from tfdp.log import say
 from tfdp.workers.collectives import workers_of
 from tfdp.workers.faults import FAULTS
+from tfdp.workers.random_state import share_random_state
 
 
 def connect(
@@ -28,6 +29,9 @@ def connect(
     Call it before any other use of TensorFlow in the process. From then on the workers watch each
     other. If one is lost, the process ends with 138; if one ends by an exception, the process ends
     with 1. This holds wherever the main thread is (docs/faults.md).
+
+    All workers get the chief's random state (``random``, ``np.random``, TensorFlow's global seed),
+    unless theirs are equal already. So what they draw for their data is alike.
 
     Args:
         communication: implementation of the all-reduce: ``"nccl"`` (GPUs), ``"ring"`` (any device)
@@ -75,7 +79,9 @@ def connect(
                 "and models in functions that run after tfdp.connect(), not at import"
             ) from error
     FAULTS.join(liveness, cluster.names[cluster.index])
-    workers_of(strategy).settle()
+    workers = workers_of(strategy)
+    share_random_state(workers)
+    workers.settle()
     liveness.start_heartbeats()  # every worker has started TensorFlow by now
     return strategy
 

@@ -49,7 +49,8 @@ def global_batches(
     ]
     batches = []
     for _ in range(steps):
-        shares = [tuple(leaf.numpy() for leaf in next(stream)) for stream in streams]
+        own = [next(stream) for stream in streams]
+        shares = [tuple(leaf.numpy()[: each.examples] for leaf in each.data) for each in own]
         sizes = [len(numbers) for numbers, _ in shares]
         assert max(sizes) - min(sizes) <= 1
         numbers = np.concatenate([numbers for numbers, _ in shares]).tolist()
@@ -148,7 +149,7 @@ def test_a_worker_reads_and_preprocesses_only_its_own_share() -> None:
             preprocess=source.preprocess,
         )
         iterator = batches.iterator()
-        used = [next(iterator)[0].numpy().tolist() for _ in range(steps)]
+        used = [next(iterator).data.numpy().tolist() for _ in range(steps)]
         del iterator  # stops reading ahead
         calls = list(source.calls)
         assert {len(call) for call in calls} == {share}

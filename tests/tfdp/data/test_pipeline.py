@@ -25,8 +25,15 @@ def steps_of(batches: Batches, workers: Workers, steps: int) -> list[list[tuple[
     """For each step, each replica's share of the batch."""
     taken = itertools.islice(batches.iterator(), steps)
     return [
-        list(zip(*(on_replicas(leaf, workers) for leaf in batch), strict=True)) for batch in taken
+        list(zip(*(counted(leaf, batch.examples, workers) for leaf in batch.data), strict=True))
+        for batch in taken
     ]
+
+
+def counted(leaf: Any, examples: Any, workers: Workers) -> list[Any]:
+    """Each replica's rows that count."""
+    pairs = zip(on_replicas(leaf, workers), on_replicas(examples, workers), strict=True)
+    return [rows[:count] for rows, count in pairs]
 
 
 def joined(step: list[tuple[np.ndarray, ...]], leaf: int = 0) -> list[Any]:
@@ -50,7 +57,10 @@ def test_replicas_read_the_global_batches_in_order(
         assert joined(step, 1) == (expected * 2).numpy().tolist()
         assert len(step) == replicas
     assert batches.steps_per_epoch == 5
-    assert batches.order is order
+    assert batches.smallest_batch == 3
+    for rows in (2, 40):
+        sample = [leaf.numpy().tolist() for leaf in batches.sample(rows)]
+        assert sample == [ROWS[:rows].tolist(), (ROWS * 2)[:rows].tolist()]
     assert batches.examples_before is not None
     assert batches.examples_before(6) == EXAMPLES + 5
     assert batches.element_spec == (tf.TensorSpec([None], tf.int64),) * 2
@@ -70,7 +80,7 @@ def test_batches_keep_their_order_if_one_is_slow(strategies: Any) -> None:
             _, work = tf.while_loop(
                 lambda i, _: i < turns, lambda i, m: (i + 1, tf.tanh(m @ m)), (0, work)
             )
-            return (indices + tf.cast(tf.reduce_sum(work) * 0, tf.int64),)
+            return (indices + tf.cast(tf.reduce_sum(work) * 0, tf.int64), indices)
 
     batches = pipeline.from_source(Slow(), order, workers)
     rows = [joined(step) for step in steps_of(batches, workers, 12)]
@@ -92,7 +102,7 @@ def seeds(strategies: Any, replicas: int, batch_size: int, seed: int = 6) -> dic
     batches = pipeline.from_source(tfdp.from_arrays(ROWS), order, workers, preprocess=with_seed)
     received = {}
     taken = itertools.islice(batches.iterator(), 2 * order.steps_per_epoch)
-    for step, (batch,) in enumerate(taken):
+    for step, (batch, *_) in enumerate(taken):
         leaves = {
             name: np.concatenate(on_replicas(value, workers)) for name, value in batch.items()
         }
@@ -128,7 +138,7 @@ def test_preprocess_takes_structures_one_example_at_a_time(strategies: Any) -> N
         (tf.TensorSpec([None, 3], tf.float32), tf.TensorSpec([None], tf.int32)),
         tf.TensorSpec([None], tf.int64),
     )
-    (_, lengths), labels = next(batches.iterator())
+    (_, lengths), labels = next(batches.iterator()).data
     expected = dict(enumerate([1, 1, 1, 0]))
     assert lengths.numpy().tolist() == [expected[label] for label in labels.numpy().tolist()]
 
@@ -172,7 +182,9 @@ def test_a_dataset_is_preprocessed_by_step_and_place(strategies: Any) -> None:
             dataset, workers, first_step=first_step, preprocess=with_seed, seed=5
         )
         taken = itertools.islice(batches.iterator(), 6 - first_step)
-        return [np.concatenate(on_replicas(x["draw"], workers)).tolist() for x, _ in taken]
+        return [
+            np.concatenate(on_replicas(batch.data[0]["draw"], workers)).tolist() for batch in taken
+        ]
 
     all_draws = draws(0)
     flat = list(itertools.chain(*all_draws))

@@ -154,7 +154,7 @@ workers = workers_of(tf.distribute.get_strategy())
 def read(features):
     source = tfdp.from_arrays({"features": features}, np.zeros(len(features), "uint8"))
     batches = pipeline.from_source(source, Order(len(source), 64), workers)
-    (first, _), *_ = itertools.islice(batches.iterator(), 20)
+    ((first, _), *_), *_ = itertools.islice(batches.iterator(), 20)
     assert first["features"].dtype == tf.float32
     in_order = Order(len(source), 64, shuffle=False)
     batches = pipeline.from_source(source, in_order, workers, training=False)

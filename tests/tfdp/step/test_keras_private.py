@@ -191,15 +191,17 @@ def losses_on(
     def on_replica() -> tf.Tensor:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         first, stop = tf.gather(firsts, replica), tf.gather(firsts, replica + 1)
+        share = Share(tf.cast(stop - first, tf.int32), tf.constant(sum(sizes)), len(sizes), True)
+        first = tf.minimum(first, len(rows) - 1)
+        stop = tf.maximum(stop, first + 1)  # an empty share has a row, too
         here = {name: tf.constant(values)[first:stop] for name, values in options.items()}
         mask = here.pop("mask", None)
         values = tf.constant(rows)[first:stop]
-        share = Share(tf.cast(stop - first, tf.int32), tf.constant(sum(sizes)), len(sizes), True)
         shares[threading.get_ident()] = share
-        prediction = share.padded(values)
+        prediction = values
         if mask is not None:
-            keras.src.backend.set_keras_mask(prediction, share.padded(mask))
-        return loss(tf.zeros_like(prediction), prediction, **share.padded(here))
+            keras.src.backend.set_keras_mask(prediction, mask)
+        return loss(tf.zeros_like(prediction), prediction, **here)
 
     @tf.function
     def run() -> Any:

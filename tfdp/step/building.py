@@ -1,0 +1,90 @@
+"""Creating the variables of a model, its metrics and its optimizers before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdp.step import keras_private
+from tfdp.step.rehearsal import EXAMPLES, make_variables
+
+STEPS = ("train_step", "test_step")
+
+
+def build(
+    model: keras.Model,
+    batch_spec: Any,
+    *,
+    step: str = "train_step",
+    sample: Callable[[], Any] | None = None,
+) -> None:
+    """Creates all variables that a step needs, of the model, its metrics and its optimizers.
+
+    If the model has a step of its own, that step is run on a few examples, because nothing else
+    shows which layers and optimizers it uses; a ``call`` may be missing, or be for other inputs.
+
+    Args:
+        model: a compiled model.
+        batch_spec: a batch as ``tf.TensorSpec``, batch dimension first.
+        step: ``"train_step"`` or ``"test_step"``.
+        sample: returns a few examples; by default they are made up from ``batch_spec``.
+    """
+    if not overrides(model, step):
+        keras_private.build(model, batch_spec)
+        return
+    key = f"tfdp.returned.{step}"
+    compilation = keras_private.compilation(model)
+    if key in vars(model) and vars(model)[key][0] is compilation:
+        return
+    batch = made_up(batch_spec) if sample is None else sample()
+    returned = make_variables(model, getattr(model, step), batch)
+    vars(model)[key] = (compilation, numbers_in(returned))
+
+
+def returned_numbers(model: keras.Model, step: str) -> dict[str, tf.DType]:
+    """Returns the dtypes of the numbers that a model's own step returned to ``build``, by name."""
+    return vars(model)[f"tfdp.returned.{step}"][1]  # type: ignore[no-any-return]
+
+
+def numbers_in(returned: Any) -> dict[str, Any]:
+    """Returns the dtypes of the numbers in what a step returned, by name; others are left out."""
+    return {
+        name: tf.convert_to_tensor(value).dtype
+        for name, value in flat(returned).items()
+        if np.ndim(value) == 0
+    }
+
+
+def flat(returned: Any) -> dict[str, Any]:
+    """Returns the values that a step returned by name; those of nested dicts too, as in Keras."""
+    values: dict[str, Any] = {}
+    for name, value in returned.items() if isinstance(returned, Mapping) else ():
+        values |= flat(value) if isinstance(value, Mapping) else {name: value}
+    return values
+
+
+def overrides(model: keras.Model, *names: str) -> bool:
+    """Returns whether a model has one of these methods of its own, in place of Keras's."""
+    return any(
+        not getattr(type(model), name).__module__.startswith("keras.") or name in vars(model)
+        for name in names
+    )
+
+
+def made_up(batch_spec: Any) -> Any:
+    """Returns a few examples that fit a spec: small random numbers, empty strings."""
+    random = np.random.default_rng(0)
+
+    def leaf(spec: tf.TensorSpec) -> tf.Tensor:
+        shape = [EXAMPLES, *(1 if size is None else size for size in spec.shape[1:])]
+        if spec.dtype.is_floating:
+            return tf.cast(random.uniform(0.1, 0.9, shape), spec.dtype)
+        if spec.dtype == tf.string:
+            return tf.fill(shape, "")
+        return tf.cast(random.integers(0, 2, shape), spec.dtype)
+
+    return tf.nest.map_structure(leaf, batch_spec)
