@@ -405,8 +405,14 @@ def make_variables(model: keras.Model, step: Callable[[Any], Any], batch: Any) -
             is_inside = False
 
     def build_optimizer(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:
+        nonlocal is_inside
         if not optimizer.built:
-            optimizer.build(variables)
+            is_inside = True
+            try:
+                with strategy.scope():
+                    optimizer.build(variables)
+            finally:
+                is_inside = False
 
     def run(_: int) -> Any:
         keras.config.set_dtype_policy(policy)
