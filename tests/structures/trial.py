@@ -15,6 +15,17 @@ import tensorflow as tf
 import tfdp
 
 
+class Forgetting(keras.callbacks.Callback):
+    """Drops what was drawn before training, where tfdp tries a step on a few examples."""
+
+    def __init__(self, draws: list[np.ndarray]) -> None:
+        super().__init__()
+        self._draws = draws
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        self._draws.clear()
+
+
 class Trial:
     """Trains by ``Model.fit``, or by ``tfdp.fit`` under a strategy, and keeps all numbers.
 
@@ -41,6 +52,7 @@ class Trial:
             options.setdefault("shuffle", False)
         if y is not None:
             options["y"] = y
+        options["callbacks"] = [*options.get("callbacks", ()), Forgetting(self._draws)]
         if self._strategy is None:
             history = model.fit(x, **options)
         else:
