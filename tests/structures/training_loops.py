@@ -324,8 +324,9 @@ def adversarial_training(trial: Trial) -> None:
     fit_with_steps(trial, Adversarial)
 
 
-@structure("arxiv.org/abs/1703.03400 (MAML)", "a loss after an inner update")
-def learning_to_learn(trial: Trial) -> None:
+def fit_meta(trial: Trial, is_of_the_batch: bool) -> None:
+    """The examples are tasks, which have an inner update each, or one for all of the batch."""
+
     class Meta(keras.Model):
         def __init__(self) -> None:
             super().__init__()
@@ -339,14 +340,15 @@ def learning_to_learn(trial: Trial) -> None:
         def train_step(self, data: Any) -> Any:
             (x_support, y_support), (x_query, y_query) = data
             with tf.GradientTape() as outer:
-                kernel = tf.convert_to_tensor(self.kernel)
+                kernels = self.kernel[None] + 0.0
+                if not is_of_the_batch:
+                    kernels = tf.repeat(kernels, tf.shape(x_query)[0], axis=0)
                 with tf.GradientTape() as inner:
-                    inner.watch(kernel)
-                    # One task for each example: its support rows and query rows.
-                    errors = tf.square(tf.einsum("bsi,io->bso", x_support, kernel) - y_support)
+                    inner.watch(kernels)
+                    errors = tf.square(tf.matmul(x_support, kernels) - y_support)
                     loss = tf.reduce_sum(tf.reduce_mean(errors, axis=(1, 2)))
-                fast = kernel - 0.01 * inner.gradient(loss, kernel)
-                errors = tf.square(tf.einsum("bsi,io->bso", x_query, fast) - y_query)
+                fast = kernels - 0.05 * inner.gradient(loss, kernels)
+                errors = tf.square(tf.matmul(x_query, fast) - y_query)
                 loss = tf.reduce_mean(errors)
             self.optimizer.apply([outer.gradient(loss, self.kernel.value)], [self.kernel])
             self.tracker.update_state(loss)
@@ -357,6 +359,16 @@ def learning_to_learn(trial: Trial) -> None:
         model = Meta()
         model.compile(keras.optimizers.SGD(0.1))
     trial.fit(model, batches((x, y), (x[::-1].copy(), y[::-1].copy()), size=4), epochs=2)
+
+
+@structure("arxiv.org/abs/1703.03400 (MAML)", "nested tapes: an inner update for each example")
+def learning_to_learn(trial: Trial) -> None:
+    fit_meta(trial, is_of_the_batch=False)
+
+
+@structure("arxiv.org/abs/1703.03400 (MAML)", "nested tapes: an inner update for the batch")
+def inner_update_of_the_batch(trial: Trial) -> None:
+    fit_meta(trial, is_of_the_batch=True)
 
 
 @structure(
