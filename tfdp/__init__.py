@@ -18,23 +18,25 @@ if importlib.util.find_spec("tensorflow") is None:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 if TYPE_CHECKING:
+    from tfdp.chief import is_chief as is_chief
     from tfdp.data.sources import Source as Source
     from tfdp.data.sources import from_arrays as from_arrays
     from tfdp.data.sources import from_files as from_files
     from tfdp.data.tfrecords import from_tfrecords as from_tfrecords
     from tfdp.errors import BadInput as BadInput
     from tfdp.publishing.exporting import export as export
+    from tfdp.step.all_gather import all_gather as all_gather
     from tfdp.trainer.evaluation import evaluate as evaluate
     from tfdp.trainer.fitting import fit as fit
     from tfdp.trainer.prediction import predict as predict
     from tfdp.workers.connecting import connect as connect
-    from tfdp.workers.connecting import is_chief as is_chief
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "BadInput": "errors",
     "Source": "data.sources",
+    "all_gather": "step.all_gather",
     "connect": "workers.connecting",
     "evaluate": "trainer.evaluation",
     "export": "publishing.exporting",
@@ -42,7 +44,7 @@ _MODULES = {
     "from_arrays": "data.sources",
     "from_files": "data.sources",
     "from_tfrecords": "data.tfrecords",
-    "is_chief": "workers.connecting",
+    "is_chief": "chief",
     "predict": "trainer.prediction",
 }
 __all__ = sorted(_MODULES)

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from cluster.spec import from_environment
-
 _file: TextIO | None = None
 _captured = b""  # output from before ``open_log``
 _said: set[str] = set()
@@ -89,8 +87,9 @@ def say(message: str) -> None:
 
 def say_on_chief(message: str) -> None:
     """Prints a message that is equal on all workers, on the chief alone."""
-    cluster = from_environment()
-    if cluster is None or cluster.is_chief:
+    from tfdp.chief import is_chief  # imports TensorFlow, which ``open_log`` has to precede
+
+    if is_chief():
         say(message)
 
 

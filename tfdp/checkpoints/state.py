@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from tfdp.errors import BadInput
 from tfdp.step.metrics import local_metric_states, metric_variables, set_local_metric_states
-from tfdp.step.optimizers import optimizers
+from tfdp.step.optimizers import LEARNING_RATE, optimizers
 from tfdp.step.per_compile import once_per_compile
 from tfdp.workers.collectives import Workers
 
+_OPTIMIZER = "optimizer"
 _METRICS = "metrics"  # the group of arrays whose first dimension counts replicas
 
 
@@ -49,14 +50,20 @@ def capture(model: keras.Model, workers: Workers) -> dict[str, np.ndarray]:
     return arrays
 
 
+def without_learning_rates(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a state without learning rates: ``restore`` leaves those of the model as they are."""
+    return {name: array for name, array in arrays.items() if not _is_learning_rate(name)}
+
+
 def check(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises BadInput, with the differences, unless ``arrays`` are a state of this built model.
 
-    Variables are identified by place, shape and dtype. Their paths are only for people: Keras
-    numbers layers over all models of a process.
+    Variables are identified by place, shape and dtype. Their paths are only for people (Keras
+    numbers layers over all models of a process), but for the ends of those of learning rates.
     """
     differences = []
-    for group, variables in (_variables(model) | {_METRICS: metric_variables(model)}).items():
+    groups = _variables_for(model, arrays) | {_METRICS: metric_variables(model)}
+    for group, variables in groups.items():
         skipped_dimensions = 1 if group == _METRICS else 0
         expected = {
             place: (
@@ -68,7 +75,7 @@ def check(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
         }
         saved = {
             place: (path, array.dtype.name, list(array.shape[skipped_dimensions:]))
-            for place, (path, array) in _arrays_of(group, arrays)
+            for place, (path, array) in enumerate(_arrays_of(group, arrays))
         }
         for place in sorted(saved.keys() | expected.keys()):
             saved_one, expected_one = saved.get(place), expected.get(place)
@@ -94,12 +101,12 @@ def restore(model: keras.Model, workers: Workers, arrays: Mapping[str, np.ndarra
         workers: the workers.
         arrays: the state.
     """
-    for group, variables in _variables(model).items():
-        for place, (_, array) in _arrays_of(group, arrays):
-            variables[place].assign(array)
+    for group, variables in _variables_for(model, arrays).items():
+        for variable, (_, array) in zip(variables, _arrays_of(group, arrays), strict=True):
+            variable.assign(array)
     first = workers.index * workers.local_replicas
     local_states = []
-    for _, (_, states) in _arrays_of(_METRICS, arrays):
+    for _, states in _arrays_of(_METRICS, arrays):
         if len(states) != workers.replicas:
             states = np.concatenate(
                 [states.sum(axis=0, keepdims=True, dtype=states.dtype)]
@@ -125,23 +132,36 @@ def _variables_reader(model: keras.Model) -> Callable[[], Any]:
 
 def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
     of_optimizers = [variable for each in optimizers(model) for variable in each.variables]
-    return {"model": model.weights, "optimizer": of_optimizers}
+    return {"model": model.weights, _OPTIMIZER: of_optimizers}
+
+
+def _variables_for(
+    model: keras.Model, arrays: Mapping[str, np.ndarray]
+) -> dict[str, list[keras.Variable]]:
+    """Returns the variables that a state has values for: all, or all but the learning rates."""
+    variables = _variables(model)
+    if not any(map(_is_learning_rate, arrays)):
+        of_optimizers = variables[_OPTIMIZER]
+        variables[_OPTIMIZER] = [each for each in of_optimizers if each.name != LEARNING_RATE]
+    return variables
+
+
+def _is_learning_rate(array_name: str) -> bool:
+    return array_name.startswith(f"{_OPTIMIZER}/") and array_name.endswith(f"/{LEARNING_RATE}")
 
 
 def _array_name(group: str, place: int, variable: keras.Variable) -> str:
     return f"{group}/{place:04d}/{variable.path}"
 
 
-def _arrays_of(
-    group: str, arrays: Mapping[str, np.ndarray]
-) -> list[tuple[int, tuple[str, np.ndarray]]]:
-    """Returns place, and path and array, of each array in a group, by place."""
+def _arrays_of(group: str, arrays: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+    """Returns path and value of each array in a group, in the order of its variables."""
     found = []
     for name, array in arrays.items():
         array_group, place, path = name.split("/", 2) if name.count("/") > 1 else ("", "", "")
         if array_group == group:
             found.append((int(place), (path, array)))
-    return sorted(found, key=lambda each: each[0])
+    return [path_and_array for _, path_and_array in sorted(found, key=lambda each: each[0])]
 
 
 def _described(path_dtype_shape: tuple[str, str, list[int]] | None) -> str:

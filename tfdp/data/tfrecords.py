@@ -11,13 +11,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import tensorflow as tf
 
+from tfdp.chief import is_chief
 from tfdp.data.digest import names_and_sizes, sha256_of
 from tfdp.data.index_file import INDEX_PREFIX, open_index
 from tfdp.data.record_index import Index, count_readable, records_at
 from tfdp.data.sources import Batch, Source, map_and_stack, pad_if_empty
 from tfdp.errors import BadInput
 from tfdp.log import say
-from tfdp.workers.connecting import is_chief
 
 OnCorrupt = Literal["raise", "skip"]
 

@@ -14,20 +14,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdp.chief import is_chief
 from tfdp.data.preprocessing import Preprocess
 from tfdp.data.sources import data_sha256
 from tfdp.errors import BadInput
 from tfdp.files import write_durably
 from tfdp.log import say
 from tfdp.provenance import package_versions, weights_sha256
-from tfdp.publishing import load_check, servable, warmup
+from tfdp.publishing import load_check, saved_model, servable, warmup
 from tfdp.publishing.features import Features, find_features
 from tfdp.publishing.gates import Gates
 from tfdp.publishing.load_check import Outputs
 from tfdp.publishing.models_config import read_served_versions
 from tfdp.publishing.servable import Draft, make_folder
 from tfdp.publishing.settings import WARMUP_BATCH_SIZES, check_options
-from tfdp.publishing.signatures import METHODS, PREDICT, check_preprocess, make_signatures
+from tfdp.publishing.signatures import PREDICT, check_has_call, make_signatures
 
 _TEST_EXAMPLES = 8  # in each request of the load check, besides the warm-up requests
 
@@ -51,12 +52,13 @@ def export(
 ) -> Path:
     """Publishes a model as the next version in ``path``.
 
-    Call it on the chief. The version is written to a hidden folder, loaded in a fresh process as TF
-    Serving loads it, and compared with the model. Then it appears by one rename: readers see a
-    complete version or none.
+    Call it on the chief, ``if tfdp.is_chief():``. The version is written to a hidden folder, loaded
+    in a fresh process as TF Serving loads it, and compared with the model. Then it appears by one
+    rename: readers see a complete version or none.
 
     The signature ``serving_default`` takes the features, batch first, by name (a single tensor is
-    called ``features``) and returns the model's outputs by name (a single one is ``outputs``). A
+    called ``features``) and returns the model's outputs by name: a single one is ``outputs``, those
+    of a list are ``output_0`` and so on, and keys and places of nested ones are joined by ``_``. A
     ragged feature is taken as a padded tensor of shape [n, longest, …], with the lengths, int64[n],
     as ``<name>_length``. ``classify`` and ``regress`` take serialized ``tf.train.Example``
     (``inputs``, string[n]), if it can hold the features and the model has a single output.
@@ -65,7 +67,8 @@ def export(
     ``outputs`` (float32[n, 1]) of another model whose output is [n] or [n, 1].
 
     Args:
-        model: a built model.
+        model: a built model with a ``call``, compiled or not. Of a model that only has a
+            ``train_step``, export a part: ``model.generator``.
         path: folder of the servable, which contains the versions; created if it does not exist.
         preprocess: preprocessing of one example, called with ``training=False``.
         features: a ``tfdp.Source``, or a ``tf.data.Dataset`` of single examples, or
@@ -99,6 +102,8 @@ def export(
     """
     folder = Path(path)
     config = None if models_config is None else Path(models_config)
+    if not is_chief():
+        say("tfdp.export publishes on this worker too: call it on the chief, if tfdp.is_chief():")
     check_options(not_worse_than_current, keep, warmup_batch_sizes)
     gates = Gates(require_min or {}, require_max or {}, not_worse_than_current)
     metrics = _as_floats(eval_metrics or {})
@@ -106,18 +111,19 @@ def export(
     make_folder(folder)
     read_served_versions(config, folder)  # fails now if it can't be read later
 
-    served_features = find_features(model, features, preprocess)
-    signatures = make_signatures(model, preprocess, served_features, class_names)
+    served_features, signatures = _make_signatures(model, preprocess, features, class_names)
     provenance = _describe_provenance(model, features, metrics, about or {})
     _check_gates(gates, folder, config, provenance)
     with Draft(folder) as draft:
-        _save(model, signatures, draft.path)
-        servable_name = folder.resolve().name
-        requests = _make_requests(signatures, served_features, warmup_batch_sizes, servable_name)
+        saved_model.save(signatures, draft.path)
+        name = folder.resolve().name
+        with saved_model.state_kept(model, signatures):  # the version has the state of before
+            requests = _make_requests(signatures, served_features, warmup_batch_sizes, name)
         if requests.warmup:
             warmup.write(draft.path / warmup.PATH, requests.warmup)
         rtol = load_check.choose_rtol(model)
-        load_check.check(draft.path, requests.others, requests.expected, rtol)
+        is_random = saved_model.draws_anew(signatures[PREDICT])
+        load_check.check(draft.path, requests.others, requests.expected, rtol, is_random)
         text = json.dumps(provenance, indent=2) + "\n"
         write_durably(draft.path / servable.PROVENANCE_FILE, text.encode())
         version = draft.publish(confirm or (lambda: None))
@@ -138,15 +144,32 @@ def check(
     """Checks before training arguments that ``export`` would refuse after it.
 
     Raises:
-        BadInput: if the features or classes can't be served, or the folder or ``models_config``
-            can't be used.
+        BadInput: if the features, model or classes can't be served, or the folder or
+            ``models_config`` can't be used.
     """
     servable.check_writable(folder)
     read_served_versions(models_config, folder)
+    _make_signatures(model, preprocess, features, class_names)
+
+
+def _make_signatures(
+    model: keras.Model,
+    preprocess: Preprocess | None,
+    features: Any,
+    class_names: Sequence[str] | None,
+) -> tuple[Features, dict[str, Any]]:
+    """Returns a version's features and functions; raises BadInput if the model can't have them."""
+    check_has_call(model)
     served_features = find_features(model, features, preprocess)
-    check_preprocess(preprocess, served_features)
-    if class_names is not None:
-        make_signatures(model, preprocess, served_features, class_names)
+    weights = len(model.weights)
+    signatures = make_signatures(model, preprocess, served_features, class_names)
+    if len(model.weights) > weights:
+        raise BadInput(
+            f"the model had {weights} weights and has {len(model.weights)} now that it was called: "
+            "layers that were not built can't have been trained; build the model first"
+        )
+    saved_model.check(signatures[PREDICT])  # the others call the same
+    return served_features, signatures
 
 
 def _as_floats(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,20 +208,6 @@ def _check_gates(
     if gates.not_worse_by is not None and data and current_data and data != current_data:
         say(f"{current}, which is served now, was evaluated on other data than this version")
     gates.check(provenance["eval_metrics"], current, current_provenance.get("eval_metrics"))
-
-
-def _save(model: keras.Model, signatures: Mapping[str, Any], path: Path) -> None:
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    for name, function in signatures.items():
-        archive.add_endpoint(name, function)
-    archive.write_out(str(path), verbose=False)
-    methods = METHODS.keys() & signatures.keys()
-    if methods:  # Keras and TensorFlow 2 write the method name of Predict for all
-        updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(path))
-        for name in methods:
-            updater.replace_method_name(name, METHODS[name], tags=tf.saved_model.SERVING)
-        updater.save()
 
 
 @dataclasses.dataclass(frozen=True)

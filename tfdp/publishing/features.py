@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import keyword
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -127,12 +128,23 @@ def by_name(features: Any) -> dict[str, Any]:
     if not isinstance(features, Mapping):
         return {"features": features}
     for name in features:
-        if not name.isidentifier() or keyword.iskeyword(name):
+        if not _is_name(name):
             raise BadInput(
                 f"feature {name!r} can't be an input of a signature: use letters, digits and _, "
-                "and no keyword of Python"
+                f"and no keyword of Python, as in {_as_name(name)!r}. If the model needs the old "
+                "name, preprocess can give it: it may return another dict than it gets"
             )
     return dict(features)
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
+
+
+def _as_name(name: Any) -> str:
+    """Returns a similar name that is an identifier."""
+    text = re.sub(r"\W", "_", str(name))
+    return text if _is_name(text) else f"feature_{text}".rstrip("_")
 
 
 def to_inputs(features: Any) -> dict[str, tf.Tensor]:

@@ -14,10 +14,6 @@ from tfdp.publishing.features import Features, to_inputs
 from tfdp.publishing.heads import find_head
 
 PREDICT = "serving_default"
-METHODS = {  # TF Serving's method name for each other signature
-    "classify": tf.saved_model.CLASSIFY_METHOD_NAME,
-    "regress": tf.saved_model.REGRESS_METHOD_NAME,
-}
 
 
 def make_signatures(
@@ -29,23 +25,34 @@ def make_signatures(
     """Returns the functions to export, by signature: each a ``tf.function`` with its input specs.
 
     Raises:
-        BadInput: if ``class_names`` are given, and do not match the model's outputs.
+        BadInput: if the model can't be called with the features, its outputs can't be served, or
+            ``class_names`` are given and do not match the outputs.
     """
     call = _make_call(model, preprocess, features)
 
-    @tf.function(input_signature=[features.input_specs()])
+    @tf.function(input_signature=[features.input_specs()], autograph=False)
     def predict(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         outputs = call(inputs)
         return {name: tf.identity(value) for name, value in outputs.items()}
 
     signatures = {PREDICT: predict}
-    outputs = predict.get_concrete_function().structured_outputs
+    try:
+        outputs = predict.get_concrete_function().structured_outputs
+    except BadInput:
+        raise
+    except Exception as error:  # whatever the model's or preprocess's code raises
+        raise BadInput(
+            f"the model, after preprocess, can't be called with a batch of the features "
+            f"{features.specs}: {error}"
+        ) from error
     head = find_head(model, outputs, class_names)
     example_specs = features.example_specs()
     if head is None or example_specs is None:
         return signatures
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+    examples_spec = tf.TensorSpec([None], tf.string, name="inputs")
+
+    @tf.function(input_signature=[examples_spec], autograph=False)
     def answer_examples(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         parsed = tf.io.parse_example(inputs, example_specs)
         cast = {name: tf.cast(parsed[name], spec.dtype) for name, spec in features.specs.items()}
@@ -54,43 +61,69 @@ def make_signatures(
     return signatures | {head.signature: answer_examples}
 
 
-def check_preprocess(preprocess: Preprocess | None, features: Features) -> None:
-    """Raises BadInput if preprocess uses a table or variable, which a version would not contain."""
-    if preprocess is None:
-        return
-    preprocess_batch = make_batch_preprocess(preprocess, training=False)
-
-    @tf.function(input_signature=[features.input_specs()])
-    def preprocess_inputs(inputs: dict[str, tf.Tensor]) -> Any:
-        return preprocess_batch(features.from_inputs(inputs), _zero_seeds(inputs))
-
-    captured = preprocess_inputs.get_concrete_function().captured_inputs
-    if any(tensor.dtype == tf.resource for tensor in captured):
-        raise BadInput(
-            "preprocess uses a table or a variable from outside, for example of a StringLookup "
-            "layer, which a SavedModel would not contain: make such layers part of the model, in "
-            "build_model, or use --export_dir=none"
-        )
-
-
 def _make_call(
     model: keras.Model, preprocess: Preprocess | None, features: Features
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]:
     """Returns a function from a signature's inputs to the model's outputs by name."""
-    preprocess_batch = preprocess and make_batch_preprocess(preprocess, training=False)
+    preprocess_batch = preprocess and tf.function(  # with AutoGraph, as tf.data calls it
+        make_batch_preprocess(preprocess, training=False)
+    )
 
     def call(inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         model_inputs = features.from_inputs(inputs)
         if preprocess_batch is not None:
             model_inputs = preprocess_batch(model_inputs, _zero_seeds(inputs))
-        outputs = model(model_inputs, training=False)
-        if isinstance(outputs, Mapping):
-            return dict(outputs)
-        if isinstance(outputs, (list, tuple)):
-            return {f"output_{i}": value for i, value in enumerate(outputs)}
-        return {"outputs": outputs}
+        return _by_name(model(model_inputs, training=False))
 
     return call
+
+
+def _by_name(outputs: Any) -> dict[str, tf.Tensor]:
+    """Returns outputs by name: keys and places of nested outputs are joined by ``_``.
+
+    Raises:
+        BadInput: if two have the same name, or one is not a dense tensor.
+    """
+    if not isinstance(outputs, (Mapping, list, tuple)):
+        return {"outputs": _as_tensor("outputs", outputs)}
+    named: dict[str, tf.Tensor] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, (Mapping, list, tuple)):
+            for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+                add(f"{name}_{key}" if name else str(key), each)
+        elif name in named:
+            raise BadInput(
+                f"two outputs of the model would be called {name!r}, because keys and places of "
+                "nested outputs are joined by _: rename one of them"
+            )
+        else:
+            named[name] = _as_tensor(name, value)
+
+    add("" if isinstance(outputs, Mapping) else "output", outputs)
+    return named
+
+
+def _as_tensor(name: str, value: Any) -> tf.Tensor:
+    if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)) or value is None:
+        raise BadInput(
+            f"the model's output {name!r} is a {type(value).__name__}: TF Serving returns dense "
+            "tensors only, so return one, as to_tensor() of a ragged tensor gives it"
+        )
+    return tf.convert_to_tensor(value)
+
+
+def check_has_call(model: Any) -> None:
+    """Raises BadInput, with the parts that can be published instead, if a model has no call()."""
+    if type(model).call not in (keras.Model.call, keras.layers.Layer.call):
+        return
+    parts = [name for name, each in vars(model).items() if isinstance(each, keras.layers.Layer)]
+    ways = [f"tfdp.export(model.{name}, …)" for name in parts if not name.startswith("_")]
+    raise BadInput(
+        f"the model, a {type(model).__name__}, has no call(), so no request can be answered: "
+        f"publish a part of it by {' or '.join(ways) or 'tfdp.export(model.part, …)'}, or write a "
+        "call() that takes the features. A recipe's model needs a call(), or --export_dir=none"
+    )
 
 
 def _zero_seeds(inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from tfdp.checkpoints.saving import Saver
+from tfdp.checkpoints.state import without_learning_rates
 from tfdp.checkpoints.store import CheckpointStore
 from tfdp.data import pipeline
 from tfdp.data.pipeline import Batches
@@ -50,7 +51,9 @@ def prepare(settings: TrainSettings, recipe: Recipe, workers: Workers) -> Run:
     run_callbacks = _callbacks(recipe, workers, metric_names)
     _check_publishing(settings, recipe, workers, model, data, metric_names)
     all_reduce = _all_reduce(resume_point, model, workers)
-    checkpoint = resume_point.checkpoint
+    arrays = {} if resume_point.checkpoint is None else resume_point.checkpoint.arrays()
+    if resume_point.is_adopted:
+        arrays = without_learning_rates(arrays)
     saver = Saver(
         model,
         workers,
@@ -59,7 +62,7 @@ def prepare(settings: TrainSettings, recipe: Recipe, workers: Workers) -> Run:
         local_callbacks=callbacks.for_worker(run_callbacks, workers),
         step=resume_point.step,
         about=resume_point.about,
-        arrays={} if checkpoint is None else checkpoint.arrays(),
+        arrays=arrays,
         keep_best=settings.keep_best,
     )
     saver.restore_model()

@@ -26,12 +26,15 @@ class ResumePoint:
             callback ``stopped_early``, and the ``best`` evaluation so far.
         summary: the summary of the last time that the run finished; empty if it never did.
         checkpoint: the checkpoint of ``step``; None at the beginning.
+        is_adopted: whether the checkpoint is of another run. Then learning rates are those that
+            the recipe sets now, and all else is the checkpoint's.
     """
 
     step: int
     about: dict[str, Any]
     summary: dict[str, Any]
     checkpoint: Checkpoint | None
+    is_adopted: bool
 
 
 def find_resume_point(
@@ -65,18 +68,21 @@ def find_resume_point(
                 "another --workdir, or the values that it was started with, or --adopt_checkpoints"
             )
         if checkpoint is None:
-            return None, {"about": _about_new_run(settings), "summary": summary}
+            return None, {"about": _about_new_run(settings), "summary": summary, "adopted": False}
         if differences:
-            say(f"going on from another run's checkpoint: {'; '.join(differences)}")
-            return checkpoint, {"about": _about_new_run(settings), "summary": {}}
+            say(
+                f"going on from another run's checkpoint: {'; '.join(differences)}; learning rates "
+                "are those of the recipe"
+            )
+            return checkpoint, {"about": _about_new_run(settings), "summary": {}, "adopted": True}
         was_finished = summary.get("steps") == checkpoint.step
         restarts = checkpoint.about["restarts"] + (not was_finished)
         about = checkpoint.about | {"restarts": restarts}
-        return checkpoint, {"about": about, "summary": summary}
+        return checkpoint, {"about": about, "summary": summary, "adopted": False}
 
     checkpoint, found = read_on_all_workers(workers, find)
     step = 0 if checkpoint is None else checkpoint.step
-    return ResumePoint(step, found["about"], found["summary"], checkpoint)
+    return ResumePoint(step, found["about"], found["summary"], checkpoint, found["adopted"])
 
 
 def _about_new_run(settings: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import tensorflow as tf
@@ -19,6 +19,7 @@ BYTES_PER_HOP = 1 << 18
 _GROUP_KEY = 1 << 20
 _instance_keys = itertools.count()
 _rehearsed = threading.local()
+_varying_notes: list[Callable[[], None]] = []
 
 
 def all_reduce_sum(values: Any) -> Any:
@@ -32,9 +33,26 @@ def all_reduce_sum(values: Any) -> Any:
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return values
+    if any(_varies(each) for each in tf.nest.flatten(values)):
+        for note in _varying_notes:
+            note()
     if is_gathered(values, context.strategy):
         return _sum_of_gathered(values, context.num_replicas_in_sync)
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+@contextlib.contextmanager
+def varying_noted(note: Callable[[], None]) -> Iterator[None]:
+    """Inside the block, ``note`` is called for each all-reduce whose shape may vary by step."""
+    _varying_notes.append(note)
+    try:
+        yield
+    finally:
+        _varying_notes.remove(note)
+
+
+def _varies(values: Any) -> bool:
+    return isinstance(values, tf.IndexedSlices) or not values.shape.is_fully_defined()
 
 
 def replica_index() -> Any:

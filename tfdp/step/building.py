@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,10 +68,24 @@ def flat(returned: Any) -> dict[str, Any]:
     return values
 
 
+def traceable_step(model: keras.Model, step: str) -> Callable[[Any], Any]:
+    """Returns a model's step, without a ``tf.function`` that the user put around it.
+
+    Within a function of its own, a replica can't exchange anything with the others.
+    """
+    decorated = getattr(type(model), step)
+    function = getattr(decorated, "python_function", None)
+    if function is None:
+        return getattr(model, step)  # type: ignore[no-any-return]
+    # What the decorator would do: translate conditions and loops over tensors.
+    return functools.partial(tf.autograph.to_graph(function), model)
+
+
 def overrides(model: keras.Model, *names: str) -> bool:
     """Returns whether a model has one of these methods of its own, in place of Keras's."""
     return any(
-        not getattr(type(model), name).__module__.startswith("keras.") or name in vars(model)
+        not str(getattr(getattr(type(model), name), "__module__", "")).startswith("keras.")
+        or name in vars(model)
         for name in names
     )
 

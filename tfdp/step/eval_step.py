@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tfdp.data.replica_batch import ReplicaBatch
 from tfdp.step import keras_private, random_draws
-from tfdp.step.all_reduce import all_reduce_sum
+from tfdp.step.all_reduce import all_reduce_sum, varying_noted
+from tfdp.step.building import traceable_step
 from tfdp.step.logs import StepLogs
 from tfdp.step.losses import ShareLosses
 from tfdp.step.per_compile import once_per_compile
@@ -29,6 +30,7 @@ def test_steps(model: keras.Model) -> Callable[[Any, int, int, int], None]:
     """
     test_step = _test_step(model)
     replicas = model.distribute_strategy.num_replicas_in_sync
+    varies: list[bool] = []  # not empty once a step that gathers is traced
 
     @tf.function
     def run(iterator: Any, smallest_batch: int, first_step: tf.Tensor, steps: tf.Tensor) -> None:
@@ -36,8 +38,13 @@ def test_steps(model: keras.Model) -> Callable[[Any, int, int, int], None]:
             test_step(next(iterator), smallest_batch, first_step + i)
 
     def call(iterator: Any, smallest_batch: int, first_step: int, steps: int) -> None:
-        first, count = tf.constant(first_step, tf.int64), tf.constant(steps, tf.int64)
-        run(iterator, min(smallest_batch, replicas), first, count)  # each other size is traced
+        # As in training: within one call, the shape of what is gathered has to stay the same.
+        per_call = 1 if varies else steps
+        for step in range(first_step, first_step + steps, per_call):
+            first, count = tf.constant(step, tf.int64), tf.constant(per_call, tf.int64)
+            with varying_noted(lambda: varies.append(True)):
+                # Each other size is traced.
+                run(iterator, min(smallest_batch, replicas), first, count)
 
     return call
 
@@ -120,6 +127,7 @@ def _test_step(model: keras.Model) -> Callable[[Any, int, tf.Tensor], None]:
     strategy = model.distribute_strategy
     losses = ShareLosses(kept_rules(model, "test_step") or Rules())
     logs = test_logs(model)
+    test_step = traceable_step(model, "test_step")
 
     def run(batch: Any, smallest_batch: int, step: tf.Tensor) -> None:
         @tf.autograph.experimental.do_not_convert
@@ -127,7 +135,7 @@ def _test_step(model: keras.Model) -> Callable[[Any, int, tf.Tensor], None]:
             batch = as_replica_batch(batch)
             share = share_of(batch, smallest_batch)
             with losses.of(share, model):
-                logs.keep(model.test_step(batch.data), share, is_first=True)
+                logs.keep(test_step(batch.data), share, is_first=True)
 
         with (
             # Without it, draws of layers would depend on everything evaluated before.

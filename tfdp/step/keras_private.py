@@ -306,6 +306,73 @@ def assignments_noted(note: Callable[[keras.Variable], Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def assignments_aside(of_thread: Callable[[], dict[int, Any]]) -> Iterator[None]:
+    """Inside the block, values that are assigned to Keras variables are kept elsewhere.
+
+    Variables keep theirs; reading one gives what was kept, if anything was.
+    ``keras.StatelessScope`` does that for all variables or none: it loses weights' regularizers.
+
+    Relies on ``Variable.assign`` and ``value``, ``_convert_to_tensor`` and ``_maybe_autocast``.
+
+    Args:
+        of_thread: returns the values that this thread keeps, by variables' ids.
+    """
+    value = KerasVariable.value
+
+    def assign(self: keras.Variable, given: Any) -> Any:
+        tensor = self._convert_to_tensor(given, dtype=self._dtype)
+        if not self.shape.is_compatible_with(tensor.shape):
+            raise ValueError(f"{self.path} has shape {self.shape} and is assigned {tensor.shape}")
+        of_thread()[id(self)] = tensor
+        return tensor
+
+    def current(self: keras.Variable) -> Any:
+        kept = of_thread().get(id(self))
+        return value.fget(self) if kept is None else self._maybe_autocast(kept)
+
+    with (
+        replaced(KerasVariable, "assign", assign),
+        replaced(KerasVariable, "value", property(current)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def losses_by_thread(note: Callable[[keras.Layer, Any], Any]) -> Iterator[None]:
+    """Inside the block, each thread has values of ``add_loss`` of its own.
+
+    Relies on ``Layer._get_own_losses`` and ``Layer._clear_losses`` being all that reads and clears
+    them, and on ``Layer._layers``.
+
+    Args:
+        note: called with each layer and value.
+    """
+    of_thread = threading.local()
+
+    def kept() -> dict[int, list[Any]]:
+        if not hasattr(of_thread, "losses"):
+            of_thread.losses = {}
+        return of_thread.losses  # type: ignore[no-any-return]
+
+    def add_loss(self: keras.Layer, loss: Any) -> None:
+        for each in tf.nest.flatten(loss):
+            kept().setdefault(id(self), []).append(each)
+            note(self, each)
+
+    def clear(self: keras.Layer) -> None:
+        kept().pop(id(self), None)
+        for layer in self._layers:
+            clear(layer)
+
+    with (
+        replaced(keras.Layer, "add_loss", add_loss),
+        replaced(keras.Layer, "_get_own_losses", lambda self: list(kept().get(id(self), ()))),
+        replaced(keras.Layer, "_clear_losses", clear),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def assignments_left_out() -> Iterator[None]:
     """Inside the block, assigning to a Keras variable has no effect; see ``assignments_noted``."""
     with replaced(KerasVariable, "assign", lambda self, value: value):

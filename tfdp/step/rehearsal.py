@@ -151,7 +151,8 @@ class _Stage:
         self._step = step
         self._batch = batch
         count = int(tf.shape(tf.nest.flatten(batch)[0])[0])
-        cut = max(1, count * _PARTS[0] // EXAMPLES)
+        cut = max(1, round(count * _PARTS[0] / EXAMPLES))
+        cut += 2 * cut == count > 2  # rules differ only for unequal parts
         self.whole = range(count)
         self.parts = [range(cut), range(cut, count)]
         model.reset_metrics()
@@ -171,10 +172,10 @@ class _Stage:
         local = threading.local()
         exchange = _Exchange(len(parts))
         policy = keras.config.dtype_policy()
-        states = [
-            (self._variables[key], value)
+        states = {
+            key: tf.convert_to_tensor(value, self._variables[key].dtype)
             for key, value in (self._metric_states | self.before).items()
-        ]
+        }
 
         def run_part(index: int) -> _Outcome:
             local.rows, local.outcome = parts[index], _Outcome()
@@ -186,14 +187,14 @@ class _Stage:
             )
             keras.config.set_dtype_policy(policy)  # each thread has its own
             rows = tf.nest.map_structure(lambda leaf: _rows(leaf, parts[index]), self._batch)
+            local.values = {**states}
             with (
-                keras.StatelessScope(states, collect_losses=True) as scope,
                 all_reduce.rehearsed(exchange.part(index)),
                 share_module.computed(local.share),
             ):
                 logs = self._step(rows)
             outcome: _Outcome = local.outcome
-            outcome.states = {key: _array(scope.state_mapping[key]) for key in outcome.assigned}
+            outcome.states = {key: _array(local.values[key]) for key in outcome.assigned}
             for name, value in logs.items() if isinstance(logs, Mapping) else ():
                 if not isinstance(value, Mapping) and np.ndim(value) == 0:
                     outcome.logs[name] = _array(value)
@@ -229,24 +230,19 @@ class _Stage:
 
         names: dict[int, str] = {}  # of loss terms, by the tensor's id
 
-        def naming(add_loss: Callable[..., Any]) -> Callable[..., Any]:
-            def wrapper(self: keras.Layer, loss: Any) -> Any:
-                for each in tf.nest.flatten(loss):
-                    names[id(each)] = f"add_loss of layer {self.name}"
-                return add_loss(self, loss)
-
-            return wrapper
-
         with (
             _eagerly_and_quietly(),
             _replicas_in_sync(len(parts)),
             random_draws.of_rows(lambda: local.rows, len(self.whole)),
             keras_private.seeds_drawn_from(tf.constant(0, tf.int64)),
-            keras_private.replaced(keras.Layer, "add_loss", naming(keras.Layer.add_loss)),
+            keras_private.losses_by_thread(
+                lambda layer, loss: names.update({id(loss): f"add_loss of layer {layer.name}"})
+            ),
             keras_private.reduced_first(keep_update),
             tapes.adapted(keep_tape),
             keras_private.losses_of_shares(lambda: local.share, keep_term, lambda kind: None),
             keras_private.means_of_scalars(keep_scalar),
+            keras_private.assignments_aside(lambda: local.values),
             keras_private.assignments_noted(lambda each: self._note(local.outcome, each)),
             _normalized_without_statistics(),
         ):
@@ -295,7 +291,8 @@ class _Stage:
         total, old = np.sum(parts, axis=0, dtype=np.float64), before.astype(np.float64)
         square = (len(parts) - 1) * float((old * old).sum())
         keeps = float(((total - whole) * old).sum()) / square if square else 1.0
-        keeps = round(keeps) if abs(keeps - round(keeps)) < _TOLERANCE else keeps
+        is_whole = abs(keeps - round(keeps)) < _TOLERANCE or "int" in variable.dtype
+        keeps = round(keeps) if is_whole else keeps
         if 0 <= keeps <= 1 and _are_near([total - (len(parts) - 1) * keeps * old], [whole]):
             return State(variable, "sum", keeps)
         return State(variable, "unknown")
@@ -393,26 +390,26 @@ def make_variables(model: keras.Model, step: Callable[[Any], Any], batch: Any) -
     policy = keras.config.dtype_policy()
     is_inside = False
 
-    def in_scope(create: Callable[..., Any], **options: Any) -> Any:
+    @contextlib.contextmanager
+    def scope() -> Iterator[None]:
         nonlocal is_inside
-        if is_inside:
-            return create(**options)
         is_inside = True
         try:
             with strategy.scope():
-                return tf.Variable(**{name: options[name] for name in _VARIABLE_OPTIONS})
+                yield
         finally:
             is_inside = False
 
+    def in_scope(create: Callable[..., Any], **options: Any) -> Any:
+        if is_inside:
+            return create(**options)
+        with scope():
+            return tf.Variable(**{name: options[name] for name in _VARIABLE_OPTIONS})
+
     def build_optimizer(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:
-        nonlocal is_inside
         if not optimizer.built:
-            is_inside = True
-            try:
-                with strategy.scope():
-                    optimizer.build(variables)
-            finally:
-                is_inside = False
+            with scope():
+                optimizer.build(variables)
 
     def run(_: int) -> Any:
         keras.config.set_dtype_policy(policy)

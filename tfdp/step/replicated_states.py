@@ -31,7 +31,9 @@ class ReplicatedStates:
         for state, before in self._before:
             variable = state.variable.value
             if state.kind == "sum":
-                kept = before if state.keeps == 1 else before * tf.cast(state.keeps, before.dtype)
+                kept = (
+                    before if state.keeps == 1 else before * tf.constant(state.keeps, before.dtype)
+                )
                 added = variable - kept
                 added = tf.where(share.examples > 0, added, tf.zeros_like(added))
                 total = all_reduce_sum(added)

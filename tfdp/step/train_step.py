@@ -24,7 +24,8 @@ from tfdp.data.pipeline import Batches
 from tfdp.data.replica_batch import ReplicaBatch, micro_batches
 from tfdp.log import say_once_on_chief
 from tfdp.step import batch_norm, keras_private, random_draws, tapes
-from tfdp.step.all_reduce import all_reduce_sum
+from tfdp.step.all_reduce import all_reduce_sum, varying_noted
+from tfdp.step.building import traceable_step
 from tfdp.step.clock import time_s
 from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.logs import StepLogs
@@ -94,9 +95,10 @@ class TrainStep:
         self._rules = kept_rules(model, "train_step") or Rules()
         self._losses = ShareLosses(self._rules)
         self._replica = _Replica()
+        self._step = traceable_step(model, "train_step")
         self.logs = StepLogs(model, "train_step", self._rules)
         self.is_one_share = self._replicas * accumulate_steps == 1
-        self.has_sparse_gradients = False  # known once the step is traced
+        self.has_varying_shapes = False  # in all-reduces; known once the step is traced
 
     def update(self, batch: Any, step: tf.Tensor) -> tf.Tensor:
         """Runs one update; returns the seconds (float64 scalar) of this worker's all-reduce."""
@@ -118,7 +120,7 @@ class TrainStep:
             micro_share = dataclasses.replace(replica.share, examples=piece.examples)
             replica.micro_share = micro_share
             with self._losses.of(micro_share, model):
-                returned = model.train_step(piece.data)
+                returned = self._step(piece.data)
                 self.logs.keep(returned, micro_share, is_first=replica.micro_step == 0)
         if self._replicas > 1:
             if late := self._take_statistics():  # assigned after the updates
@@ -144,7 +146,6 @@ class TrainStep:
     ) -> list[Any] | None:
         """Replaces the start of every ``optimizer.apply``."""
         replica = self._replica
-        self.has_sparse_gradients |= any(isinstance(each, tf.IndexedSlices) for each in gradients)
         call, replica.applies = replica.applies, replica.applies + 1
         if self.is_one_share or self._rules.summed_at == "tape":
             return gradients
@@ -216,11 +217,15 @@ class TrainStep:
             keras_private.reduced_first(self._at_apply),
             tapes.adapted(self._at_tape),
             batch_norm.fused(),
+            varying_noted(self._note_varying_shapes),
             keras_private.assignments_noted(lambda each: replica.assigned.update({id(each): each})),
             self.logs.noted(),
             contextlib.nullcontext() if self.is_one_share else self._losses.adapted(),
         ):
             yield
+
+    def _note_varying_shapes(self) -> None:
+        self.has_varying_shapes = True
 
     def report_losses(self) -> None:
         """Warns people, once, of losses that micro-batches don't compute as a whole batch does."""
@@ -284,8 +289,9 @@ def train_steps(
 
     def call(iterator: Any, first_step: int, steps: int) -> StepsReport:
         # Within one call, TensorFlow requires a collective to keep its first shape. The gradient of
-        # an embedding has a row for every token, and the last batch may have fewer of them.
-        per_call = 1 if train_step.has_sparse_gradients and replicas > 1 else steps
+        # an embedding has a row for every token, rows that are gathered have one for every example,
+        # and the last batch may have fewer of them.
+        per_call = 1 if train_step.has_varying_shapes and replicas > 1 else steps
         input_s, reduce_s, digest = 0.0, 0.0, 0
         for step in range(first_step, first_step + steps, per_call):
             took = run(iterator, tf.constant(step, tf.int64), tf.constant(per_call, tf.int64))

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdp.chief import cluster_from_environment, count_workers
 from tfdp.choices import GradientDtype
 from tfdp.data import pipeline
 from tfdp.data.order import Order
@@ -20,7 +21,6 @@ from tfdp.step.gradients import GradientAllReduce
 from tfdp.trainer import evaluation
 from tfdp.trainer.epochs import run_epochs
 from tfdp.workers.collectives import Workers, workers_of
-from tfdp.workers.connecting import cluster_from_environment
 
 
 def fit(
@@ -170,10 +170,11 @@ def check_model(model: keras.Model) -> None:
 
 
 def _check_scope(workers: Workers) -> None:
-    cluster = cluster_from_environment()
-    if workers.count == 1 and cluster is not None and cluster.size > 1:
+    count = count_workers()
+    if workers.count == 1 and count > 1:
+        origin = "a ClusterResolver" if cluster_from_environment() is None else "TF_CONFIG"
         raise BadInput(
-            f"TF_CONFIG names {cluster.size} workers, but the model was built outside of their "
+            f"{origin} names {count} workers, but the model was built outside of their "
             "strategy's scope and would train alone: build and compile it in "
             "`with strategy.scope():`"
         )

@@ -1,4 +1,4 @@
-"""``tfdp.connect`` and ``tfdp.is_chief``: joining the cluster that TF_CONFIG describes."""
+"""``tfdp.connect``: joining the cluster that TF_CONFIG describes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from cluster import rendezvous
 from cluster.liveness import Liveness
-from cluster.spec import Cluster, ClusterError, from_environment
+from tfdp.chief import cluster_from_environment
 from tfdp.choices import Communication
 from tfdp.errors import BadInput, PeerMissing
 from tfdp.log import say
@@ -84,20 +84,6 @@ def connect(
     workers.settle()
     liveness.start_heartbeats()  # every worker has started TensorFlow by now
     return strategy
-
-
-def cluster_from_environment() -> Cluster | None:
-    """Returns the cluster that TF_CONFIG describes, or None; raises BadInput if it is wrong."""
-    try:
-        return from_environment()
-    except ClusterError as error:
-        raise BadInput(str(error)) from None
-
-
-def is_chief() -> bool:
-    """Returns whether this process is the chief, which writes files (true without TF_CONFIG)."""
-    cluster = cluster_from_environment()
-    return cluster is None or cluster.is_chief
 
 
 @contextlib.contextmanager

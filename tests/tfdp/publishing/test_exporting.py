@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -264,22 +266,172 @@ def test_a_published_version_is_published_again_only_with_other_weights(
     assert publish("others, which a callback has put back") == tmp_path / "2"
 
 
-def test_a_table_in_preprocess_is_refused_before_training(tmp_path: Path) -> None:
-    words = tf.constant(["a", "b"])
-    table = tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(words, tf.constant([0.0, 1.0])), -1.0
+def test_tables_and_layers_in_preprocess_become_part_of_a_version(tmp_path: Path) -> None:
+    vocabulary = tmp_path / "words.txt"
+    vocabulary.write_text("one\ntwo\n")
+    lengths = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(tf.constant(["one", "two"]), tf.constant([3.0, 4.0])),
+        -1.0,
     )
+    lines = tf.lookup.TextFileInitializer(
+        *(str(vocabulary), tf.string, tf.lookup.TextFileIndex.WHOLE_LINE),
+        *(tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER),
+    )
+    from_file = tf.lookup.StaticVocabularyTable(lines, 1)
+    words = keras.layers.TextVectorization(output_sequence_length=2)
+    words.adapt(["one two", "two"])
+    scale = tf.Variable(10.0)
 
     def look_up(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
-        return table.lookup(features)
+        numbers = [lengths.lookup(features), scale * tf.cast(from_file.lookup(features), "float32")]
+        return tf.concat([numbers, tf.cast(words(features), tf.float32)], axis=0)
 
-    def check(preprocess: Any, features: tfdp.Source) -> None:
-        more: dict[str, Any] = {"class_names": None, "models_config": None}
-        exporting.check(dense(), tmp_path, preprocess=preprocess, features=features, **more)
+    identity = keras.Sequential([keras.layers.Input((4,)), keras.layers.Activation("linear")])
+    source = tfdp.from_arrays(np.array(["one", "two", "three"]))
+    check(identity, tmp_path / "m", look_up, source)
+    version = tfdp.export(identity, tmp_path / "m", preprocess=look_up, features=source)
+    vocabulary.unlink()
+    with loaded(version) as servable:
+        answer = servable.ask(features=["one", "two", "three"])["outputs"]
+    np.testing.assert_array_equal(answer, [[3, 0, 3, 0], [4, 10, 2, 0], [-1, 20, 1, 0]])
 
-    with pytest.raises(tfdp.BadInput, match="preprocess uses a table or a variable"):
-        check(look_up, tfdp.from_arrays(np.full((3, 4), "a")))
-    check(scaled, tfdp.from_arrays(ROWS))
+
+def check(model: keras.Model, folder: Path, preprocess: Any, features: Any) -> None:
+    """What ``python -m tfdp.train`` checks before the first step."""
+    more: dict[str, Any] = {"class_names": None, "models_config": None}
+    exporting.check(model, folder, preprocess=preprocess, features=features, **more)
+
+
+class Returning(keras.Model):
+    """A model whose outputs ``make`` makes of its inputs."""
+
+    def __init__(self, make: Callable[[tf.Tensor], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def call(self, inputs: tf.Tensor) -> Any:
+        return self.make(inputs)
+
+
+class Pair(keras.Model):
+    """A model that its own ``train_step`` would train, as a GAN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(4)])
+        self.critic = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)])
+
+
+ITERATOR = iter(tf.data.Dataset.range(9).repeat())
+
+
+@pytest.mark.parametrize(
+    ("model", "preprocess", "message"),
+    [
+        (Pair, None, r"a Pair, has no call\(\), .*tfdp\.export\(model\.generator, …\) or tfdp"),
+        (lambda: Returning(lambda x: {"a": [x], "a_0": x}), None, "would be called 'a_0'"),
+        (lambda: Returning(keras.layers.Dense(1)), None, "had 0 weights and has 2 now"),
+        (lambda: Returning(tf.RaggedTensor.from_tensor), None, "'outputs' is a RaggedTensor"),
+        (lambda: Returning(lambda x: (x, None)), None, "'output_1' is a NoneType"),
+        (
+            lambda: Returning(lambda x: x["no"]),
+            None,
+            "can't be called with a batch of the features",
+        ),
+        (
+            lambda: Returning(lambda x: tf.numpy_function(lambda each: each, [x], tf.float32)),
+            None,
+            "a server has no Python",
+        ),
+        (
+            lambda: Returning(lambda x: x),
+            lambda x, training, seed: x + tf.cast(next(ITERATOR), tf.float32),
+            "uses a resource that a SavedModel can't contain",
+        ),
+    ],
+)
+def test_models_that_can_not_be_served_are_refused_before_training(
+    model: Callable[[], keras.Model], preprocess: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(tfdp.BadInput, match=message):
+        check(model(), tmp_path, preprocess, tf.TensorSpec([4]))
+    with pytest.raises(tfdp.BadInput, match=message):
+        tfdp.export(model(), tmp_path, preprocess=preprocess, features=tf.TensorSpec([4]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_a_model_is_exported(tmp_path: Path) -> None:
+    model = Pair()
+    version = tfdp.export(model.generator, tmp_path)
+    rows = np.array([[1.0, -2.0]], np.float32)
+    with loaded(version) as servable:
+        answer = servable.ask(features=rows)["outputs"]
+    np.testing.assert_allclose(answer, model.generator(rows), rtol=1e-5)
+
+
+def test_nested_outputs_are_named_by_keys_and_places(tmp_path: Path) -> None:
+    nested = Returning(lambda x: {"a": [x, (x + 1, {"b": x + 2})], "c": {0: {"d e": x + 3}}})
+    version = tfdp.export(nested, tmp_path, features=tf.TensorSpec([1]))
+    with loaded(version) as servable:
+        answer = servable.ask(features=np.zeros((1, 1), np.float32))
+    assert {name: value.item() for name, value in answer.items()} == {
+        **{"a_0": 0, "a_1_0": 1, "a_1_1_b": 2, "c_0_d e": 3}
+    }
+    listed = Returning(lambda x: ([x], x))
+    specs = exporting.make_signatures(
+        listed, None, exporting.find_features(listed, tf.TensorSpec([1]), None), None
+    )["serving_default"]
+    assert specs.get_concrete_function().structured_outputs.keys() == {"output_0_0", "output_1"}
+
+
+class Draws(keras.layers.Layer):
+    """Adds random numbers of Keras, of Keras without a seed, or of TensorFlow, or drops units."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.seeds = keras.random.SeedGenerator(1)
+        self.dropout = keras.layers.Dropout(0.5, seed=2)
+
+    def build(self, shape: Any) -> None:
+        self.calls = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        if self.kind == "counted":
+            self.calls.assign_add(1)
+            return inputs + keras.ops.cast(self.calls, "float32")
+        if self.kind == "dropped":
+            return self.dropout(inputs, training=True)
+        shape = keras.ops.shape(inputs)
+        if self.kind == "tensorflow":
+            return inputs + tf.random.normal(shape)
+        return inputs + keras.random.normal(
+            shape, seed=self.seeds if self.kind == "seeds" else None
+        )
+
+
+@pytest.mark.parametrize("kind", ["seeds", "global", "dropped", "counted", "tensorflow"])
+def test_models_that_draw_or_count_when_they_answer_do_so_when_served(
+    kind: str, strategies: Any, tmp_path: Path
+) -> None:
+    with strategies(2).scope():
+        model = keras.Sequential([keras.layers.Input((50,)), Draws(kind)])
+    before = [variable.numpy() for variable in model.variables]
+    version = tfdp.export(model, tmp_path / "ours", warmup_batch_sizes=[])
+    for variable, value in zip(model.variables, before, strict=True):
+        for each in strategies(2).experimental_local_results(variable.value):
+            np.testing.assert_array_equal(each, value)
+    rows = np.ones((3, 50), np.float32)
+    with loaded(version) as servable:
+        answers = [servable.ask(features=rows)["outputs"] for _ in range(3)]
+    for first, second in itertools.combinations(answers, 2):
+        assert (first != second).any()
+    if kind in ("seeds", "dropped", "counted"):  # as plain Keras exports the model of one replica
+        alone = keras.Sequential([keras.layers.Input((50,)), Draws(kind)])
+        alone.export(tmp_path / "plain", verbose=False)
+        plain = tf.saved_model.load(str(tmp_path / "plain"))
+        for answer in answers:
+            np.testing.assert_allclose(answer, plain.serve(rows), rtol=1e-6)
 
 
 def test_a_version_contains_its_provenance(tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ def test_ragged_features_are_sent_with_their_lengths() -> None:
             ({name: FLOATS}, f"feature '{name}' can't be an input")
             for name in ("a b", "a/b", "1st", "", "a-b", "class")
         ),
+        ({"passenger count": FLOATS}, "no keyword of Python, as in 'passenger_count'"),
+        ({"class": FLOATS}, "as in 'feature_class'. If the model needs the old name, preprocess"),
+        ({0: FLOATS, 1: FLOATS}, "feature 0 can't be an input of a signature: .* 'feature_0'"),
         (
             {"a": tf.RaggedTensorSpec([None, None], tf.int64, ragged_rank=1)},
             "ragged in several dimensions, or",

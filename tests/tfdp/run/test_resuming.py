@@ -128,6 +128,77 @@ def train_data(hparams):
 def eval_data(hparams):
     return train_data(hparams)
 """
+RATES = """
+import dataclasses
+import keras, numpy as np, tfdp
+
+@dataclasses.dataclass(frozen=True)
+class HParams:
+    rate: float = 0.01
+    rate_from_step_4: float = 0.0
+    is_schedule: bool = False
+    is_scaled: bool = False
+
+class Both(keras.Model):
+    def __init__(self, rates):
+        super().__init__()
+        self.nets = [keras.layers.Dense(2), keras.layers.Dense(3)]
+        self.more = {"second": [keras.optimizers.Adam(rates(2))]}
+
+    def build(self, shape):
+        for net in self.nets:
+            net.build((None, 3))
+        self.more["second"][0].build(self.nets[1].trainable_variables)
+
+    def call(self, inputs):
+        return self.nets[1](inputs)
+
+    def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+        return super().compute_loss(x, y, y_pred, sample_weight) + super().compute_loss(
+            x, y[:, :2], self.nets[0](x), sample_weight
+        )
+
+    def train_step(self, data):
+        import tensorflow as tf
+        x, y = data
+        with tf.GradientTape(persistent=True) as tape:
+            loss = self.compute_loss(x, y, self(x))
+        for net, optimizer in zip(self.nets, [self.optimizer, self.more["second"][0]]):
+            weights = net.trainable_variables
+            scaled = tape.gradient(loss, weights)
+            optimizer.apply(scaled, weights)
+        return {"loss": loss}
+
+class Sets(keras.callbacks.Callback):
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == 4:
+            self.model.optimizer.learning_rate = self.rate
+            self.model.more["second"][0].learning_rate = 2 * self.rate
+
+def build_model(hparams):
+    def rates(factor):
+        rate = factor * hparams.rate
+        return keras.optimizers.schedules.ExponentialDecay(rate, 1, 1.0) if (
+            hparams.is_schedule) else rate
+    model = Both(rates)
+    first = keras.optimizers.Adam(rates(1))
+    if hparams.is_scaled:
+        first = keras.optimizers.LossScaleOptimizer(first, initial_scale=1.0)
+    model.compile(first, "mse")
+    model.build((None, 3))
+    return model
+
+def callbacks(hparams):
+    return [Sets(hparams.rate_from_step_4)] if hparams.rate_from_step_4 else []
+
+def train_data(hparams):
+    rows = np.random.default_rng(1).normal(size=(50, 3))
+    return tfdp.from_arrays(rows, rows)
+"""
 STEPS = 19  # of 5 in an epoch
 
 
@@ -351,6 +422,37 @@ def test_checkpoints_of_another_run_are_refused_unless_adopted(alone: Runs) -> N
     assert alone.summary("one")["seed"] == 3
     with pytest.raises(BadInput, match="seed was 3 and is 0"):
         alone.start("one", plain, steps=6)
+
+
+@pytest.mark.parametrize("is_scaled", ["false", "true"])
+def test_an_adopted_checkpoint_gets_the_learning_rates_of_the_recipe(
+    is_scaled: str, alone: Runs
+) -> None:
+    """As if a callback had set them in a run that goes on."""
+    alone.set_recipe(RATES)
+    scaled = f"is_scaled={is_scaled}"
+    alone.start("undisturbed", scaled, "rate_from_step_4=0.5")
+    alone.start("adopted", scaled, steps=4)
+    with pytest.raises(BadInput, match="recipe_sha256"):
+        alone.start("adopted", scaled, "rate=0.5")
+    alone.start("adopted", scaled, "rate=0.5", steps=6, adopt_checkpoints=True)
+    alone.start("adopted", scaled, "rate=0.5", adopt_checkpoints=True)  # its own: resumed
+    alone.start("schedule", scaled, steps=4)
+    alone.start("schedule", scaled, "rate=0.5", "is_schedule=true", adopt_checkpoints=True)
+    adopted, expected = (alone.states(name)[STEPS] for name in ("adopted", "undisturbed"))
+    for name, array in expected.items():
+        if name.startswith(("model/", "optimizer/")):
+            np.testing.assert_array_equal(adopted[name], array)
+    summaries = [alone.summary(name) for name in ("undisturbed", "adopted", "schedule")]
+    assert len({summary["weights_sha256"] for summary in summaries}) == 1
+
+
+def test_a_learning_rate_that_a_callback_set_is_resumed(alone: Runs) -> None:
+    alone.set_recipe(RATES)
+    alone.start("undisturbed", "rate_from_step_4=0.5")
+    stops = alone.finish("disturbed", [3, 2], "rate_from_step_4=0.5")
+    assert stops
+    alone.assert_alike("disturbed", "undisturbed")
 
 
 def test_accumulation_changes_rounding_alone_and_mixed_precision_the_numbers(alone: Runs) -> None:

@@ -75,7 +75,7 @@ def applied(
         update = optimizer()
         update.build([weight])
 
-    def counted(gradients: list[Any]) -> list[Any]:
+    def counted(_: Any, gradients: list[Any], variables: list[Any]) -> list[Any]:
         calls.append(1)
         return reduce(gradients)
 
@@ -149,16 +149,22 @@ def test_keras_is_as_it_was_afterwards(fails: bool) -> None:
         (BaseOptimizer, "_backend_apply_gradients"),
         (KerasVariable, "assign"),
         *((loss_module, name) for name in LOSS_FUNCTIONS),
-        (compile_utils, "loss_module"),
+        (TFTrainer, "_aggregate_additional_loss"),
+        (keras.metrics.Mean, "update_state"),
     ]
     before = [vars(owner)[name] for owner, name in owners]
     try:
         with (
-            keras_private.reduced_first(list),
+            keras_private.reduced_first(lambda _, gradients, variables: gradients),
             keras_private.seeds_drawn_from(tf.constant(0, tf.int64)),
             keras_private.periods_decided(is_update=True, overwrites=False),
             keras_private.assignments_noted(lambda each: None),
-            keras_private.losses_as_shares(keras_private.TracedLosses(), lambda: None),
+            keras_private.losses_of_shares(
+                lambda: Share(tf.constant(1), tf.constant(1), 1, may_be_empty=False),
+                lambda value, given: value,
+                lambda kind: None,
+            ),
+            keras_private.means_of_scalars(lambda value: (value, 1.0)),
         ):
             during = [vars(owner)[name] for owner, name in owners]
             if fails:
@@ -181,9 +187,8 @@ def test_every_optimizer_applies_by_the_function_that_is_replaced() -> None:
 
 def losses_on(
     strategy: tf.distribute.Strategy, loss: keras.losses.Loss, sizes: list[int], **options: Any
-) -> tuple[list[float], keras_private.TracedLosses]:
-    """The loss on each replica, for shares of these sizes of a batch of six rows."""
-    record = keras_private.TracedLosses()
+) -> list[float]:
+    """Each replica's contribution to the loss, for shares of these sizes of a batch of six rows."""
     shares: dict[int, Share] = {}
     firsts = np.cumsum([0, *sizes])
     rows = np.arange(1, 13, dtype=np.float32).reshape(6, 2) ** 1.5
@@ -201,14 +206,16 @@ def losses_on(
         prediction = values
         if mask is not None:
             keras.src.backend.set_keras_mask(prediction, mask)
-        return loss(tf.zeros_like(prediction), prediction, **here)
+        return share.contribution(loss(tf.zeros_like(prediction), prediction, **here))
 
     @tf.function
     def run() -> Any:
-        with keras_private.losses_as_shares(record, lambda: shares[threading.get_ident()]):
+        with keras_private.losses_of_shares(
+            lambda: shares[threading.get_ident()], lambda value, given: value, lambda kind: None
+        ):
             return strategy.run(on_replica)
 
-    return [float(each) for each in strategy.experimental_local_results(run())], record
+    return [float(each) for each in strategy.experimental_local_results(run())]
 
 
 WEIGHTS = np.array([1.0, 0.0, 2.0, 4.0, 0.5, 3.0], np.float32)
@@ -236,8 +243,8 @@ def test_shares_of_a_loss_add_up_to_it(
             squares = tf.square(y_true - y_pred)
             return squares if "mask" in options else tf.reduce_mean(squares, axis=-1)
 
-    found, record = losses_on(strategies(2), Squares(reduction=reduction), sizes, **options)
-    whole, _ = losses_on(strategies(1), Squares(reduction=reduction), [6], **options)
+    found = losses_on(strategies(2), Squares(reduction=reduction), sizes, **options)
+    whole = losses_on(strategies(1), Squares(reduction=reduction), [6], **options)
     rows = np.arange(1, 13, dtype=np.float32).reshape(6, 2) ** 1.5
     prediction = tf.constant(rows)
     if "mask" in options:
@@ -246,17 +253,11 @@ def test_shares_of_a_loss_add_up_to_it(
         tf.zeros_like(prediction), prediction, sample_weight=options.get("sample_weight")
     )
     np.testing.assert_allclose([sum(found), *whole], [expected] * 2, rtol=1e-5)
-    assert record.are_shares
 
 
-def test_a_metric_of_an_outputs_loss_and_of_the_whole_are_known_apart() -> None:
-    sources = {
-        "trainer": (loss_module.__name__, inspect.getsource(TFTrainer.train_step)),
-        "compile_utils": (compile_utils.__name__, inspect.getsource(compile_utils.CompileLoss)),
-    }
-    for name, (_, source) in sources.items():
-        assert source.count("loss_module.unscale_loss_for_distribution(") == 1, name
-    assert inspect.getsource(compile_utils).count("loss_module.") == 1
+def test_trackers_of_losses_get_what_is_unscaled() -> None:
+    for user in (TFTrainer.train_step, compile_utils.CompileLoss):
+        assert inspect.getsource(user).count("loss_module.unscale_loss_for_distribution(") == 1
 
 
 @pytest.mark.parametrize(
