@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
+import tfdp
 from tests.structures.registry import (
     BATCH,
     CLASSES,
@@ -115,6 +116,17 @@ def fit_contrastive(trial: Trial, kind: type[Contrastive]) -> None:
 )
 def simclr(trial: Trial) -> None:
     fit_contrastive(trial, Contrastive)
+
+
+@structure("keras.io/examples/vision/semisupervised_simclr", "the same, from tfdp.all_gather")
+def simclr_of_gathered_rows(trial: Trial) -> None:
+    class Gathered(Contrastive):
+        def contrastive_loss(self, first: Any, second: Any) -> Any:
+            return ops.mean(
+                super().contrastive_loss(tfdp.all_gather(first), tfdp.all_gather(second))
+            )
+
+    fit_contrastive(trial, Gathered)
 
 
 @structure(
@@ -234,21 +246,31 @@ def byol(trial: Trial) -> None:
     fit_two_views(trial, Bootstrap)
 
 
-@structure("keras.io/examples/vision/barlow_twins", "a cross-correlation over the batch")
-def barlow_twins(trial: Trial) -> None:
+def cross_correlated(gather: Any) -> type[OfTwoViews]:
+    """A loss that makes the features of two views alike, and those of one view unlike."""
+
     class Twins(OfTwoViews):
         def of_views(self, first: Any, second: Any) -> Any:
             sides = []
             for view in (first, second):
-                z = self.encoder(view)
-                centered = z - ops.mean(z, axis=0)
-                sides.append(centered / (ops.std(z, axis=0) + 1e-3))
-            count = ops.cast(ops.shape(first)[0], sides[0].dtype)
+                z = gather(self.encoder(view))
+                sides.append((z - ops.mean(z, axis=0)) / (ops.std(z, axis=0) + 1e-3))
+            count = ops.cast(ops.shape(sides[0])[0], sides[0].dtype)
             correlation = ops.matmul(ops.transpose(sides[0]), sides[1]) / count
             weights = ops.eye(4) + 0.05 * (1 - ops.eye(4))
             return ops.sum(weights * (correlation - ops.eye(4)) ** 2)
 
-    fit_two_views(trial, Twins)
+    return Twins
+
+
+@structure("keras.io/examples/vision/barlow_twins", "a cross-correlation over the batch")
+def barlow_twins(trial: Trial) -> None:
+    fit_two_views(trial, cross_correlated(lambda rows: rows))
+
+
+@structure("keras.io/examples/vision/barlow_twins", "the same, from tfdp.all_gather")
+def barlow_twins_of_gathered_rows(trial: Trial) -> None:
+    fit_two_views(trial, cross_correlated(tfdp.all_gather))
 
 
 @structure(
