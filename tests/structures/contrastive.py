@@ -268,7 +268,9 @@ def barlow_twins(trial: Trial) -> None:
     fit_two_views(trial, cross_correlated(lambda rows: rows))
 
 
-@structure("keras.io/examples/vision/barlow_twins", "the same, from tfdp.all_gather")
+@structure(
+    "keras.io/examples/vision/barlow_twins", "the same, from tfdp.all_gather", tolerance=1e-7
+)
 def barlow_twins_of_gathered_rows(trial: Trial) -> None:
     fit_two_views(trial, cross_correlated(tfdp.all_gather))
 
