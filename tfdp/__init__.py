@@ -26,18 +26,20 @@ if TYPE_CHECKING:
     from tfdp.errors import BadInput as BadInput
     from tfdp.publishing.exporting import export as export
     from tfdp.step.all_gather import all_gather as all_gather
+    from tfdp.trainer.connecting import connect as connect
     from tfdp.trainer.evaluation import evaluate as evaluate
     from tfdp.trainer.fitting import fit as fit
     from tfdp.trainer.prediction import predict as predict
-    from tfdp.workers.connecting import connect as connect
+    from tfdp.trainer.scores import Scores as Scores
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "BadInput": "errors",
+    "Scores": "trainer.scores",
     "Source": "data.sources",
     "all_gather": "step.all_gather",
-    "connect": "workers.connecting",
+    "connect": "trainer.connecting",
     "evaluate": "trainer.evaluation",
     "export": "publishing.exporting",
     "fit": "trainer.fitting",

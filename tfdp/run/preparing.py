@@ -21,10 +21,10 @@ from tfdp.run.recipe_model import build_model
 from tfdp.run.resume_point import ResumePoint, find_resume_point
 from tfdp.run.run import Run
 from tfdp.run.settings import TrainSettings
-from tfdp.step.building import build
 from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.metrics import read_metrics
-from tfdp.trainer import callbacks, evaluation
+from tfdp.step.rehearsal import EXAMPLES
+from tfdp.trainer import callbacks, compiled, evaluation
 from tfdp.workers.collectives import Workers
 
 DEFAULT_EPOCHS = 10
@@ -120,8 +120,9 @@ def _check_model_and_data(
     batches: Batches,
 ) -> list[str]:
     """Builds the model, and checks model and data; returns the names of evaluation metrics."""
+    compiled.check_batch_size(model, workers.replicas * settings.accumulate_steps)
     try:
-        build(model, batches.element_spec)
+        compiled.build(model, batches.element_spec, sample=lambda: batches.sample(EXAMPLES))
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"recipe {recipe.name}: the model does not take the batches of train_data and "
@@ -156,7 +157,6 @@ def _callbacks(
     of_recipe: Any = recipe.callbacks(recipe.hparams)
     try:
         callbacks.check(of_recipe, [f"val_{name}" for name in metric_names])
-        callbacks.for_worker(of_recipe, workers)
     except BadInput as error:
         raise BadInput(f"recipe {recipe.name}: {error}") from None
     return [*of_recipe, keras.callbacks.History()]

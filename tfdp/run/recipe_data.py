@@ -81,7 +81,7 @@ class RecipeData:
         """Evaluates a model on the evaluation data; see ``tfdp.evaluate``."""
         assert self.eval is not None
         data, batch_size = self.eval, settings.global_batch_size
-        return evaluation.evaluate(
+        return evaluation.evaluate_all(
             model,
             data if isinstance(data, Source) else data.batch(batch_size),
             batch_size=batch_size if isinstance(data, Source) else None,

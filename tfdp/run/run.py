@@ -122,6 +122,7 @@ class Run:
                     *([] if profile is None else [profile]),
                 ],
                 validate=self._evaluate_during_training if can_validate else None,
+                may_compile=False,
                 restore=self.saver.restore_after_hooks,
                 should_stop=should_stop_or_fail,
                 observe=observe,

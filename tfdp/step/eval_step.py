@@ -15,7 +15,7 @@ from tfdp.step.all_reduce import all_reduce_sum, varying_noted
 from tfdp.step.building import traceable_step
 from tfdp.step.logs import StepLogs
 from tfdp.step.losses import ShareLosses
-from tfdp.step.per_compile import once_per_compile
+from tfdp.step.per_compile import function_of, once_per_compile
 from tfdp.step.rules import Rules, kept_rules
 from tfdp.step.share import as_replica_batch, share_of
 
@@ -32,10 +32,13 @@ def test_steps(model: keras.Model) -> Callable[[Any, int, int, int], None]:
     replicas = model.distribute_strategy.num_replicas_in_sync
     varies: list[bool] = []  # not empty once a step that gathers is traced
 
-    @tf.function
-    def run(iterator: Any, smallest_batch: int, first_step: tf.Tensor, steps: tf.Tensor) -> None:
+    def run_steps(
+        iterator: Any, smallest_batch: int, first_step: tf.Tensor, steps: tf.Tensor
+    ) -> None:
         for i in tf.range(steps):
             test_step(next(iterator), smallest_batch, first_step + i)
+
+    run = function_of(model, run_steps)
 
     def call(iterator: Any, smallest_batch: int, first_step: int, steps: int) -> None:
         # As in training: within one call, the shape of what is gathered has to stay the same.
@@ -76,8 +79,7 @@ def test_next(model: keras.Model) -> Callable[[Any, int], tuple[bool, bool]]:
         total = strategy.experimental_local_results(total)[0]
         return tf.equal(total, digest * strategy.num_replicas_in_sync)
 
-    @tf.function
-    def run(iterator: Any, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_next(iterator: Any, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch = iterator.get_next_as_optional()
         has_batch, digest = batch.has_value(), tf.constant(-1, tf.int64)
         if has_batch:
@@ -86,6 +88,8 @@ def test_next(model: keras.Model) -> Callable[[Any, int], tuple[bool, bool]]:
         if has_batch and is_alike:
             test_step(batch.get_value(), 0, step)
         return has_batch, is_alike
+
+    run = function_of(model, run_next)
 
     def call(iterator: Any, step: int) -> tuple[bool, bool]:
         has_batch, is_alike = run(iterator, tf.constant(step, tf.int64))
@@ -109,11 +113,11 @@ def predict_step(model: keras.Model) -> Callable[[Any, int], Any]:
         rows = model.predict_step(batch.data)
         return tf.nest.map_structure(lambda leaf: leaf[: batch.examples], rows)
 
-    @tf.function(reduce_retracing=True)
-    def run(batch: Any, step: tf.Tensor) -> Any:
+    def run_batch(batch: Any, step: tf.Tensor) -> Any:
         with keras_private.seeds_drawn_from(step):
             return strategy.run(on_replica, args=(batch,))
 
+    run = function_of(model, run_batch, reduce_retracing=True)
     return lambda batch, step: run(batch, tf.constant(step, tf.int64))
 
 

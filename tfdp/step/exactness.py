@@ -102,6 +102,12 @@ def _report(found: Rehearsal, step: str) -> None:
             "others than one process. If a loss compares examples or multiplies means over the "
             f"batch: {remedy[0].lower()}{remedy[1:]}. If it adds sums to means: use means"
         )
+    elif found.wrong_logs and not found.wrong_terms:
+        say_on_chief(
+            f"{step} returns {' and '.join(found.wrong_logs)}, whose value for a whole batch is "
+            "neither the mean nor the sum of those of its parts: the mean of the replicas' values "
+            "is shown. Use a metric of Keras for it"
+        )
     if found.wrong_metrics:
         say_on_chief(
             f"metric {' and '.join(found.wrong_metrics)} keeps states that are not sums over "

@@ -3,8 +3,9 @@
 Keras 3 has no public way to (1) create a compiled model's metric and optimizer variables without
 training, (2) give an optimizer gradients that are already summed over the replicas, (3) make a
 replica's loss a share of the global batch's loss, (4) decide outside of a replica whether an
-optimizer's periodic work is due, (5) find the statistics that layers update, or (6) choose the
-seeds of random layers. Each function below lists the names that it relies on;
+optimizer's periodic work is due, (5) find the statistics that layers update, (6) choose the
+seeds of random layers, or (7) move a model's variables into a strategy's scope or out of it. Each
+function below lists the names that it relies on;
 ``tests/tfdp/step/test_keras_private.py`` fails if a version of Keras moves one.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -23,6 +24,8 @@ from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer as TFTrainer
 from keras.src.losses import loss as loss_module
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.trainers import compile_utils
+from tensorflow.python.distribute.values import DistributedVariable
 
 from tfdp.step.all_reduce import all_reduce_sum
 from tfdp.step.share import Share
@@ -63,9 +66,162 @@ def layers(model: keras.Model) -> list[keras.Layer]:
 def compilation(model: keras.Model) -> Any:
     """Returns an object that each ``compile`` creates; None before the first.
 
-    Relies on ``Trainer._compile_loss``. The public ``metrics`` won't do: a model may override it.
+    Relies on ``Trainer._compile_config``. The public ``metrics`` won't do: a model may override it,
+    and a loss of None keeps the earlier one.
     """
-    return model._compile_loss
+    return getattr(model, "_compile_config", None)
+
+
+def is_built(model: keras.Model) -> bool:
+    """Returns whether a compiled model has its weights and the variables of losses and metrics.
+
+    Relies on ``Trainer._compile_metrics`` and ``Trainer._compile_loss``.
+    """
+    parts = (model, model._compile_metrics, model._compile_loss)
+    return all(part.built for part in parts if part is not None)
+
+
+def move_into_scope(model: keras.Model, optimizers: Iterable[Any]) -> None:
+    """Moves variables that were made outside of the strategy's scope into it, in place.
+
+    That is: of a ``compile`` outside of the scope, or of single layers. Without it, replicas could
+    not sum metrics, and an optimizer would apply to one replica. Call it before ``build``, and once
+    more after it, which completes the list of metrics. Where there is something to move, it is a
+    collective; all workers get the chief's values.
+
+    Relies on ``TFOptimizer._distribution_strategy``, and on ``Variable._initialize`` making the
+    variable of TensorFlow as it does for a new ``keras.Variable``.
+    """
+    strategy = model.distribute_strategy
+    if strategy is not model._distribute_strategy:
+        return  # the model belongs to no scope
+    variables = [variable for metric in model.metrics for variable in metric.variables]
+    variables += model.variables
+    for optimizer in optimizers:
+        for each in {id(each): each for each in (optimizer, _inner(optimizer))}.values():
+            each._distribution_strategy = strategy
+            variables += each.variables
+    with strategy.scope():
+        for variable in variables:
+            if not strategy.extended.variable_created_in_scope(variable.value):
+                variable._initialize(variable.numpy())
+
+
+@contextlib.contextmanager
+def on_this_worker(model: keras.Model) -> Iterator[None]:
+    """Inside the block, a model of a strategy is one of this process alone.
+
+    Its variables are those of this worker's first replica, without the strategy. So Keras computes
+    what it computes in one process, and needs no other worker. Afterwards, the metrics have the
+    states of before.
+
+    A new ``compile`` may precede the functions that build its metrics, in the scope; until then it
+    is evaluated with metrics that are made anew for each call.
+
+    Relies on ``Variable._value``, on ``TensorFlowTrainer._distribute_strategy``, and on the names
+    of the functions that a model caches; those for one process are kept until the next ``compile``.
+    """
+    strategy = model.distribute_strategy
+    metrics = [*model.metrics, *_given_metrics(model)]
+    of_metrics = {id(each): each for metric in metrics for each in metric.variables}
+    variables = of_metrics | {id(each): each for each in model.variables}
+    kept = vars(model).setdefault("tfdp.on_this_worker", {})
+    if kept.get("of") is not compilation(model) or not is_built(model):
+        kept.clear()
+        kept["of"] = compilation(model)
+    with contextlib.ExitStack() as stack:
+        for variable in variables.values():
+            own = strategy.experimental_local_results(variable._value)[0]
+            stack.enter_context(replaced(variable, "_value", own))
+        for variable in of_metrics.values():
+            stack.callback(variable.assign, variable.numpy())
+        stack.enter_context(replaced(model, "_distribute_strategy", None))
+        if not is_built(model):
+            stack.callback(kept.clear)
+            stack.enter_context(_with_metrics_anew(model))
+        for name in ("test_function", "predict_function"):
+            stack.enter_context(replaced(model, name, kept.get(name)))
+            stack.callback(_keep, kept, model, name)
+        yield
+
+
+def _given_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns the metrics among the arguments of ``compile``.
+
+    Relies on ``Trainer._compile_config``, which holds the arguments.
+    """
+    arguments = getattr(compilation(model), "config", {})
+    given = [arguments.get("metrics"), arguments.get("weighted_metrics")]
+    return [each for each in keras.tree.flatten(given) if isinstance(each, keras.metrics.Metric)]
+
+
+@contextlib.contextmanager
+def _with_metrics_anew(model: keras.Model) -> Iterator[None]:
+    """Inside the block, a model has other objects for losses and metrics, not built yet.
+
+    Relies on ``CompileLoss`` and ``CompileMetrics``, which ``compile`` makes of its arguments.
+    """
+    arguments = getattr(compilation(model), "config", {})
+    names = {"output_names": getattr(model, "output_names", None)}
+    parts = {
+        "_compile_loss": (compile_utils.CompileLoss, "loss", "loss_weights"),
+        "_compile_metrics": (compile_utils.CompileMetrics, "metrics", "weighted_metrics"),
+    }
+    before = {name: vars(model)[name] for name in parts}
+    for name, (kind, *of_compile) in parts.items():
+        if before[name] is not None and not before[name].built:
+            vars(model)[name] = kind(*(arguments[each] for each in of_compile), **names)
+    try:
+        yield
+    finally:
+        vars(model).update(before)
+
+
+def let_distributed_variables_be_numbers() -> None:
+    """Makes ``float(…)`` and ``int(…)`` work for variables of a strategy, as for all others.
+
+    Relies on ``DistributedVariable`` of TensorFlow, which lacks these two conversions of
+    ``tf.Variable``, and on ``keras.Variable`` passing them on.
+    """
+    DistributedVariable.__float__ = lambda self: float(self.numpy())
+    DistributedVariable.__int__ = lambda self: int(self.numpy())
+
+
+def names_in_order(model: keras.Model, scores: dict[str, Any]) -> list[str]:
+    """Returns the names of scores in the order of the list that ``Model.evaluate`` returns.
+
+    Relies on ``Trainer._flatten_metrics_in_order``.
+    """
+    names = model._flatten_metrics_in_order({name: name for name in scores})
+    return [names] if isinstance(names, str) else list(names)
+
+
+def asks_for_xla(model: keras.Model) -> bool:
+    """Returns whether ``compile`` got ``jit_compile=True`` where ``"auto"`` would mean False.
+
+    Relies on ``Trainer._resolve_auto_jit_compile``.
+    """
+    return bool(model.jit_compile) and not model._resolve_auto_jit_compile()
+
+
+def restored_epoch(model: keras.Model, backup: keras.callbacks.BackupAndRestore) -> int | None:
+    """Restores a model, and returns the epoch to go on with; None if nothing is saved.
+
+    Relies on ``Trainer._initial_epoch``, by which the callback passes the epoch on. It is reset, or
+    every later ``fit`` would begin there, too.
+    """
+    backup.set_model(model)
+    backup.on_train_begin()
+    epoch, model._initial_epoch = model._initial_epoch, None
+    return epoch  # type: ignore[no-any-return]
+
+
+def trainable_of_layers(model: keras.Model) -> list[tuple[keras.Layer, bool]]:
+    """Returns every layer of a model, outer ones first, and whether it is trainable.
+
+    Relies on ``Layer._flatten_layers``.
+    """
+    return [(layer, layer.trainable) for layer in model._flatten_layers()]
 
 
 @contextlib.contextmanager
@@ -429,6 +585,10 @@ def seeds_drawn_from(step: tf.Tensor) -> Iterator[None]:
 
     with replaced(keras.random.SeedGenerator, "next", next_seed):
         yield
+
+
+def _keep(kept: dict[str, Any], model: keras.Model, name: str) -> None:
+    kept[name] = getattr(model, name)
 
 
 def _inner(optimizer: Any) -> Any:

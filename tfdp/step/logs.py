@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdp.step import keras_private, metrics
+from tfdp.step import metrics
 from tfdp.step.building import flat, overrides, returned_numbers
 from tfdp.step.rules import Rules
 from tfdp.step.share import Share
@@ -54,11 +54,7 @@ class StepLogs:
         if not self._is_own:
             yield
             return
-        with contextlib.ExitStack() as stack:
-            for kind in _definers_of_result(self._model.metrics):
-                stack.enter_context(
-                    keras_private.replaced(kind, "result", self._noting(kind.result))
-                )
+        with metrics.results_noted(self._model, self._note):
             yield
 
     def keep(self, returned: Any, share: Share, *, is_first: bool) -> None:
@@ -101,25 +97,9 @@ class StepLogs:
         values = self._reader()
         return {name: values[name].numpy().tolist() for name in sorted(values)}
 
-    def _noting(self, result: Callable[..., Any]) -> Callable[..., Any]:
-        def noting(metric: keras.metrics.Metric) -> Any:
-            value = result(metric)
-            if not hasattr(self._results, "by_id"):
-                self._results.by_id = {}
-            leaves = value if isinstance(value, dict) else {"": value}
-            for key, leaf in leaves.items():
-                # The tensor is kept, or another one might get its id.
-                self._results.by_id[id(leaf)] = (metric, key, leaf)
-            return value
-
-        return noting
-
-
-def _definers_of_result(of_metrics: list[keras.metrics.Metric]) -> set[Any]:
-    return {
-        kind
-        for metric in of_metrics
-        for each in (metric, *getattr(metric, "metrics", ()))
-        for kind in type(each).__mro__
-        if "result" in vars(kind) and issubclass(kind, keras.metrics.Metric)
-    }
+    def _note(self, metric: keras.metrics.Metric, result: Any) -> None:
+        if not hasattr(self._results, "by_id"):
+            self._results.by_id = {}
+        for key, leaf in (result if isinstance(result, dict) else {"": result}).items():
+            # The tensor is kept, or another one might get its id.
+            self._results.by_id[id(leaf)] = (metric, key, leaf)

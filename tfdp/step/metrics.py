@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdp.step.keras_private import replaced
 from tfdp.step.per_compile import once_per_compile
 from tfdp.step.share import Share
 
+_EVALUATED = "tfdp.evaluated"  # an attribute of the model
 LocalStates = list[np.ndarray]  # for each metric variable, [local replicas, *shape]
 
 
@@ -49,6 +51,38 @@ def set_local_metric_states(model: keras.Model, states: LocalStates) -> None:
         _local_states_writer(model)([tf.constant(state) for state in states])
 
 
+def note_evaluation(model: keras.Model) -> None:
+    """Notes the states of metrics after an evaluation on this worker alone."""
+    vars(model)[_EVALUATED] = [variable.numpy() for variable in metric_variables(model)]
+
+
+def forget_evaluation(model: keras.Model) -> None:
+    """Drops what ``note_evaluation`` has noted."""
+    vars(model).pop(_EVALUATED, None)
+
+
+def has_evaluation(model: keras.Model) -> bool:
+    """Returns whether an evaluation is noted."""
+    return _EVALUATED in vars(model)
+
+
+def go_on_from_evaluation(model: keras.Model, is_own: bool) -> None:
+    """Lets the metrics of training go on from an evaluation, as in Keras, which resets them first.
+
+    Args:
+        model: the model.
+        is_own: whether the evaluation that counts is that of this worker. Every evaluation is one
+            of all data, so one worker's is enough.
+    """
+    evaluated = vars(model).pop(_EVALUATED, [])
+    model.reset_metrics()
+    if is_own:
+        of_replicas = local_metric_states(model)
+        for states, of_first in zip(of_replicas, evaluated, strict=True):
+            states[0] = of_first
+        set_local_metric_states(model, of_replicas)
+
+
 @contextlib.contextmanager
 def restored_if_empty(model: keras.Model, share: Share) -> Iterator[None]:
     """Restores the metrics after a step on a share that turns out to be empty."""
@@ -57,6 +91,38 @@ def restored_if_empty(model: keras.Model, share: Share) -> Iterator[None]:
     yield
     for state, old in zip(states, before, strict=True):
         state.assign(tf.where(share.examples > 0, state, old))
+
+
+@contextlib.contextmanager
+def results_noted(
+    model: keras.Model, note: Callable[[keras.metrics.Metric, Any], None]
+) -> Iterator[None]:
+    """Inside the block, ``note`` is called with the model's metrics and the results that they give.
+
+    Args:
+        model: the model.
+        note: a function of a metric and its result.
+    """
+    kinds: set[Any] = {
+        kind
+        for metric in model.metrics
+        for each in (metric, *getattr(metric, "metrics", ()))
+        for kind in type(each).__mro__
+        if "result" in vars(kind) and issubclass(kind, keras.metrics.Metric)
+    }
+
+    def noting(result: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def wrapper(metric: keras.metrics.Metric) -> Any:
+            value = result(metric)
+            note(metric, value)
+            return value
+
+        return wrapper
+
+    with contextlib.ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(replaced(kind, "result", noting(kind.result)))
+        yield
 
 
 @once_per_compile

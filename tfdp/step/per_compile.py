@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import keras
+import tensorflow as tf
 
 from tfdp.step import keras_private
 
@@ -29,3 +30,12 @@ def once_per_compile(make: Callable[[keras.Model], Made]) -> Callable[[keras.Mod
         return vars(model)[key][1]  # type: ignore[no-any-return]
 
     return cached
+
+
+def function_of(
+    model: keras.Model, steps: Callable[..., Any], **options: Any
+) -> Callable[..., Any]:
+    """Returns ``steps`` as a ``tf.function``, or as it is where ``run_eagerly`` is honoured."""
+    if model.run_eagerly and model.distribute_strategy.num_replicas_in_sync == 1:
+        return steps
+    return tf.function(steps, **options)  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.step import all_reduce, keras_private, random_draws, tapes
+from tfdp.step import all_reduce, keras_private, metrics, random_draws, tapes
 from tfdp.step import share as share_module
 from tfdp.step.rules import Queue, Rules, State
 from tfdp.step.share import Combination, Share
@@ -48,6 +48,7 @@ class Rehearsal:
         rules: how the results of replicas combine.
         wrong_updates: names of optimizers whose gradients replicas can't compute from their shares.
         wrong_terms: names of such loss terms.
+        wrong_logs: names of such numbers that the step returns, metrics' results aside.
         wrong_states: such variables.
         wrong_metrics: names of metrics whose states are not sums over examples.
     """
@@ -55,6 +56,7 @@ class Rehearsal:
     rules: Rules
     wrong_updates: tuple[str, ...] = ()
     wrong_terms: tuple[str, ...] = ()
+    wrong_logs: tuple[str, ...] = ()
     wrong_states: tuple[keras.Variable, ...] = ()
     wrong_metrics: tuple[str, ...] = ()
 
@@ -95,22 +97,24 @@ def rehearse(model: keras.Model, step: Callable[[Any], Any], batch: Any) -> Rehe
     rules = Rules(is_rehearsed=True, terms=_or_mean(terms))
     if any(each in ("sum", "divided") for each in terms):
         parts = stage.run(stage.parts, rules)
+    are_updates_right, rules, parts = _rules_of_gradients(stage, rules, whole, parts)
+    logs = {
+        name: stage.rule([value], [[part.logs[name]] for part in parts])
+        for name, value in whole.logs.items()
+    }
     rules = dataclasses.replace(
         rules,
         scalars=_or_mean([stage.rule(*each) for each in _beside("scalars", whole, parts)]),
-        logs={
-            name: stage.rule([value], [[part.logs[name]] for part in parts]) or "mean"
-            for name, value in whole.logs.items()
-        },
+        logs={name: rule or "mean" for name, rule in logs.items()},
     )
-    found = _rules_of_gradients(stage, rules, whole, parts)
     states = stage.state_rules(whole, parts)
     return Rehearsal(
-        rules=dataclasses.replace(found or rules, states=states),
-        wrong_updates=() if found else tuple(dict.fromkeys(whole.optimizers)),
+        rules=dataclasses.replace(rules, states=states),
+        wrong_updates=() if are_updates_right else tuple(dict.fromkeys(whole.optimizers)),
         wrong_terms=tuple(
             dict.fromkeys(whole.term_names[i] for i, rule in enumerate(terms) if rule is None)
         ),
+        wrong_logs=tuple(name for name, rule in logs.items() if rule is None),
         wrong_states=tuple(each.variable for each in states if each.kind == "unknown"),
         wrong_metrics=tuple(stage.metrics_that_do_not_add_up(whole, parts)),
     )
@@ -118,8 +122,12 @@ def rehearse(model: keras.Model, step: Callable[[Any], Any], batch: Any) -> Rehe
 
 def _rules_of_gradients(
     stage: _Stage, rules: Rules, whole: _Outcome, parts: list[_Outcome]
-) -> Rules | None:
-    """Returns rules by which the optimizers get the whole batch's gradients, or None."""
+) -> tuple[bool, Rules, list[_Outcome]]:
+    """Finds rules by which the optimizers get the whole batch's gradients.
+
+    Returns:
+        Whether there are any; the rules, and what the parts computed by them.
+    """
     tapes = [stage.rule(*each) for each in _beside("tapes", whole, parts)]
     rules = dataclasses.replace(rules, updates=_or_mean(tapes))
     if any(each in ("sum", "divided") for each in tapes):
@@ -128,19 +136,22 @@ def _rules_of_gradients(
         _are_near(_weighted_sums(of_parts, [1.0] * len(parts)), expected)
         for expected, of_parts in _beside("updates", whole, parts)
     ):
-        return rules
-    at_tape = dataclasses.replace(rules, summed_at="tape")
-    if None not in tapes and all(
-        _are_near(own, expected)
-        for part in stage.run(stage.parts, at_tape)
-        for own, expected in zip(part.updates, whole.updates, strict=True)
-    ):
-        return at_tape
-    parts = stage.run(stage.parts, dataclasses.replace(rules, weighted_at="apply"))
-    updates = [stage.rule(*each) for each in _beside("updates", whole, parts)]
+        return True, rules, parts
+    if None not in tapes:
+        at_tape = dataclasses.replace(rules, summed_at="tape")
+        again = stage.run(stage.parts, at_tape)
+        if all(
+            _are_near(own, expected)
+            for part in again
+            for own, expected in zip(part.updates, whole.updates, strict=True)
+        ):
+            return True, at_tape, again
+    at_apply = dataclasses.replace(rules, weighted_at="apply")
+    again = stage.run(stage.parts, at_apply)
+    updates = [stage.rule(*each) for each in _beside("updates", whole, again)]
     if None in updates:
-        return None
-    return dataclasses.replace(rules, weighted_at="apply", updates=_or_mean(updates))
+        return False, rules, parts
+    return True, dataclasses.replace(at_apply, updates=_or_mean(updates)), again
 
 
 class _Stage:
@@ -196,7 +207,8 @@ class _Stage:
             outcome: _Outcome = local.outcome
             outcome.states = {key: _array(local.values[key]) for key in outcome.assigned}
             for name, value in logs.items() if isinstance(logs, Mapping) else ():
-                if not isinstance(value, Mapping) and np.ndim(value) == 0:
+                is_number = not isinstance(value, Mapping) and np.ndim(value) == 0
+                if is_number and id(value) not in results:
                     outcome.logs[name] = _array(value)
             return outcome
 
@@ -228,7 +240,12 @@ class _Stage:
             local.outcome.scalars.append([_array(value)])
             return value, local.share.contribution(tf.ones_like(value))
 
+        def keep_result(metric: keras.metrics.Metric, result: Any) -> None:
+            for each in result.values() if isinstance(result, dict) else (result,):
+                results[id(each)] = each
+
         names: dict[int, str] = {}  # of loss terms, by the tensor's id
+        results: dict[int, Any] = {}  # of metrics, by the tensor's id
 
         with (
             _eagerly_and_quietly(),
@@ -244,6 +261,7 @@ class _Stage:
             keras_private.means_of_scalars(keep_scalar),
             keras_private.assignments_aside(lambda: local.values),
             keras_private.assignments_noted(lambda each: self._note(local.outcome, each)),
+            metrics.results_noted(self._model, keep_result),
             _normalized_without_statistics(),
         ):
             return _in_threads(run_part, len(parts), exchange.barrier.abort)

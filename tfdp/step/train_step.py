@@ -31,6 +31,7 @@ from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.logs import StepLogs
 from tfdp.step.losses import ShareLosses
 from tfdp.step.optimizers import with_periodic_work
+from tfdp.step.per_compile import function_of, once_per_compile
 from tfdp.step.replicated_states import ReplicatedStates
 from tfdp.step.rules import Rules, kept_rules
 from tfdp.step.share import Combination, Share, add_gradients, as_replica_batch, share_of
@@ -103,7 +104,7 @@ class TrainStep:
     def update(self, batch: Any, step: tf.Tensor) -> tf.Tensor:
         """Runs one update; returns the seconds (float64 scalar) of this worker's all-reduce."""
         strategy = self._model.distribute_strategy
-        with self._keras_adapted(step):
+        with self._keras_adapted(step), _trainable_as_at_first(self._model):
             reduce_s = strategy.run(self._on_replica, args=(batch,))
         return strategy.experimental_local_results(reduce_s)[0]
 
@@ -247,6 +248,30 @@ class TrainSteps(NamedTuple):
     read_logs: Callable[[], dict[str, Any]]
 
 
+@once_per_compile
+def _trainable_at_first(model: keras.Model) -> list[tuple[keras.Layer, bool]]:
+    return keras_private.trainable_of_layers(model)
+
+
+@contextlib.contextmanager
+def _trainable_as_at_first(model: keras.Model) -> Iterator[None]:
+    """Inside the block, those layers are trainable that were so in the first update of a compile.
+
+    Keras traces its step once per ``compile``: a later change of ``trainable`` has no effect.
+    """
+    now, at_first = keras_private.trainable_of_layers(model), _trainable_at_first(model)
+    if now == at_first or model.run_eagerly:
+        yield
+        return
+    try:
+        for layer, trainable in at_first:
+            layer.trainable = trainable
+        yield
+    finally:
+        for layer, trainable in now:
+            layer.trainable = trainable
+
+
 def train_steps(
     model: keras.Model,
     batches: Batches,
@@ -274,8 +299,7 @@ def train_steps(
     )
     replicas = model.distribute_strategy.num_replicas_in_sync
 
-    @tf.function
-    def run(iterator: Any, first_step: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def run_steps(iterator: Any, first_step: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
         input_s = reduce_s = tf.constant(0.0, tf.float64)
         digest = tf.constant(0, tf.int64)
         for i in tf.range(steps):
@@ -286,6 +310,8 @@ def train_steps(
             update = functools.partial(train_step.update, batch, first_step + i)
             reduce_s += with_periodic_work(model.optimizer, update, replicas)
         return input_s, reduce_s, digest
+
+    run = function_of(model, run_steps)
 
     def call(iterator: Any, first_step: int, steps: int) -> StepsReport:
         # Within one call, TensorFlow requires a collective to keep its first shape. The gradient of

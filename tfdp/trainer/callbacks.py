@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -12,13 +12,14 @@ from tfdp.workers.collectives import Workers
 
 # Keras's callbacks that write files or print.
 _WRITERS = (
+    keras.callbacks.BackupAndRestore,
     keras.callbacks.CSVLogger,
     keras.callbacks.ModelCheckpoint,
     keras.callbacks.ProgbarLogger,
     keras.callbacks.RemoteMonitor,
     keras.callbacks.TensorBoard,
 )
-_BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+_Kind = Literal["train", "test", "predict"]
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -44,17 +45,15 @@ class StepCallback(keras.callbacks.Callback):
 def for_worker(callbacks: Iterable[keras.callbacks.Callback], workers: Workers) -> list[Any]:
     """Returns the callbacks that this worker runs: all on the chief, elsewhere only non-writers.
 
-    Raises:
-        BadInput: for BackupAndRestore, which can't work on several workers.
+    Elsewhere, those of Keras don't print either (``verbose``).
     """
-    callbacks = list(callbacks)
-    for callback in callbacks:
-        if isinstance(callback, keras.callbacks.BackupAndRestore):
-            raise BadInput(
-                "BackupAndRestore does not restore the place in an epoch and fails when workers "
-                "share its folder: use python -m tfdp.train, which resumes exactly"
-            )
-    return [each for each in callbacks if workers.is_chief or not isinstance(each, _WRITERS)]
+    if workers.is_chief:
+        return list(callbacks)
+    own = [each for each in callbacks if not isinstance(each, _WRITERS)]
+    for callback in own:
+        if type(callback).__module__.startswith("keras.") and hasattr(callback, "verbose"):
+            callback.verbose = 0
+    return own
 
 
 def check(callbacks: Any, validated: Sequence[str]) -> Sequence[keras.callbacks.Callback]:
@@ -74,6 +73,11 @@ def check(callbacks: Any, validated: Sequence[str]) -> Sequence[keras.callbacks.
             raise BadInput(
                 f"callbacks returned a list with a {type(callback).__name__} in it: each element "
                 "has to be a keras.callbacks.Callback"
+            )
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            raise BadInput(
+                "BackupAndRestore has nothing to do here: leave it out. python -m tfdp.train saves "
+                "checkpoints in its workdir, and goes on at the very step"
             )
         if hasattr(callback, "get_state") != hasattr(callback, "set_state"):
             raise BadInput(
@@ -95,14 +99,60 @@ def check(callbacks: Any, validated: Sequence[str]) -> Sequence[keras.callbacks.
     return callbacks
 
 
-def observe_each_batch(callbacks: Iterable[keras.callbacks.Callback]) -> bool:
-    """Returns whether a callback observes single batches; Keras's own do only if asked to."""
+def observe_each_batch(callbacks: Iterable[keras.callbacks.Callback], kind: _Kind) -> bool:
+    """Returns whether a callback observes single batches; Keras's own do only if asked to.
+
+    Args:
+        callbacks: the callbacks of this worker.
+        kind: the batches of training, evaluation or prediction.
+    """
+    of_train = kind == "train"
+    hooks = [f"on_{kind}_batch_begin", f"on_{kind}_batch_end"]
+    hooks += ["on_batch_begin", "on_batch_end"] * of_train
     return any(
-        any(_is_own(callback, hook) for hook in _BATCH_HOOKS)
-        or getattr(callback, "save_freq", "epoch") != "epoch"  # ModelCheckpoint
-        or getattr(callback, "update_freq", "epoch") != "epoch"  # TensorBoard
+        any(_is_own(callback, hook) for hook in hooks)
+        or (of_train and getattr(callback, "save_freq", "epoch") != "epoch")  # ModelCheckpoint
+        or (of_train and getattr(callback, "update_freq", "epoch") != "epoch")  # TensorBoard
         for callback in callbacks
     )
+
+
+def listed(
+    callbacks: Any,
+    model: keras.Model,
+    workers: Workers,
+    *,
+    verbose: str | int,
+    steps: int | None,
+) -> keras.callbacks.CallbackList:
+    """Returns the callbacks of an evaluation or prediction as Keras's list.
+
+    Args:
+        callbacks: as for ``Model.evaluate``: None, one, several, or a list of Keras, which is
+            returned as it is.
+        model: the model.
+        workers: the workers.
+        verbose: as for ``Model.evaluate``; on other workers than the chief it is 0.
+        steps: number of batches, for the progress bar; None if it is unknown.
+    """
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks
+    verbose = (1 if verbose == "auto" else int(verbose)) if workers.is_chief else 0
+    return keras.callbacks.CallbackList(
+        for_worker(flat(callbacks), workers),
+        add_progbar=verbose != 0,
+        verbose=verbose,
+        epochs=1,
+        steps=steps,
+        model=model,
+    )
+
+
+def flat(callbacks: Any) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks among None, one callback, a list of Keras, or nested sequences."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    return keras.tree.flatten(callbacks) if callbacks else []
 
 
 def _is_own(callback: keras.callbacks.Callback, hook: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,8 +13,9 @@ import tensorflow as tf
 from tfdp.data.pipeline import Batches
 from tfdp.errors import PeerFailed, Stopped
 from tfdp.step.gradients import GradientAllReduce
-from tfdp.step.preparation import prepare_step
+from tfdp.step.train_step import TrainSteps, train_steps
 from tfdp.trainer import callbacks as callbacks_module
+from tfdp.trainer import compiled, keras_methods
 from tfdp.trainer.callbacks import StepCallback
 from tfdp.trainer.timing import StepTime
 from tfdp.trainer.update_loop import UpdateLoop
@@ -36,7 +37,8 @@ def run_epochs(
     callbacks: Sequence[keras.callbacks.Callback],
     verbose: int = 0,
     validate: Callable[..., dict[str, Any]] | None = None,
-    validation_freq: int = 1,
+    validation_freq: int | Collection[int] = 1,
+    may_compile: bool = True,
     restore: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
     observe: Callable[[Sequence[StepTime]], None] = lambda times: None,
@@ -57,7 +59,10 @@ def run_epochs(
         callbacks: Keras's and users' callbacks; each ``StepCallback`` acts at its own steps.
         verbose: as for Keras's progress bar.
         validate: evaluates the model; called with the callback list as ``callbacks``.
-        validation_freq: epochs from one validation to the next.
+        validation_freq: epochs from one validation to the next, or the numbers (from 1) of the
+            epochs to validate after.
+        may_compile: whether a callback may compile the model anew. A resumed run could not repeat
+            that.
         restore: called after ``on_train_begin`` and, if the run starts in the middle of an epoch,
             after ``on_epoch_begin``. It restores the state after ``first_step``.
         should_stop: called between calls into TensorFlow; true on one worker stops all.
@@ -70,7 +75,19 @@ def run_epochs(
         Stopped: if ``should_stop`` returned true on a worker.
         PeerFailed: if another worker failed.
     """
-    prepare_step(model, "train_step", batches, accumulate_steps)
+    keras_methods.adapt()
+
+    def updates_as_compiled() -> TrainSteps:
+        compiled.prepare(model, "train_step", batches, accumulate_steps)
+        return train_steps(
+            model,
+            batches,
+            draws_from=draws_from,
+            accumulate_steps=accumulate_steps,
+            all_reduce=all_reduce.with_pack_size(model, workers.replicas),
+        )
+
+    updates = updates_as_compiled()
     local_callbacks = callbacks_module.for_worker(callbacks, workers)
     callback_list = keras.callbacks.CallbackList(
         local_callbacks,
@@ -84,13 +101,12 @@ def run_epochs(
     hooks = _HookState()
     loop = UpdateLoop(
         model,
-        batches,
+        batches.iterator(),
         workers,
+        updates,
         first_step=first_step,
-        draws_from=draws_from,
-        accumulate_steps=accumulate_steps,
-        all_reduce=all_reduce.with_pack_size(model, workers.replicas),
-        one_by_one=callbacks_module.observe_each_batch(local_callbacks),
+        updates_anew=updates_as_compiled if may_compile else None,
+        one_by_one=callbacks_module.observe_each_batch(local_callbacks, "train"),
         should_stop=lambda: not hooks.are_open and should_stop(),
     )
     epochs = _Epochs(
@@ -137,7 +153,7 @@ class _Epochs:
     steps_per_epoch: int
     last_step: int
     validate: Callable[..., dict[str, Any]] | None
-    validation_freq: int
+    validation_freq: int | Collection[int]
     observe: Callable[[Sequence[StepTime]], None]
     logs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -196,7 +212,9 @@ class _Epochs:
         self.hooks.are_open = True
 
     def _end_epoch(self, epoch: int) -> None:
-        if self.validate is not None and (epoch + 1) % self.validation_freq == 0:
+        freq, number = self.validation_freq, epoch + 1
+        is_due = number % freq == 0 if isinstance(freq, int) else number in freq
+        if self.validate is not None and is_due:
             scores = self.validate(callbacks=self.callbacks)
             self.logs |= {f"val_{name}": score for name, score in scores.items()}
         self.callbacks.on_epoch_end(epoch, dict(self.logs))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -17,76 +15,133 @@ from tfdp.data import pipeline
 from tfdp.data.preprocessing import Preprocess
 from tfdp.data.sources import Source, as_data
 from tfdp.errors import BadInput
+from tfdp.step import keras_private
 from tfdp.step.eval_step import test_logs, test_next, test_steps
-from tfdp.step.preparation import prepare_step
+from tfdp.trainer import callbacks as callbacks_module
+from tfdp.trainer import compiled, keras_methods
+from tfdp.trainer.scores import Scores
 from tfdp.trainer.update_loop import CALL_S, MAX_GROWTH
 from tfdp.workers.collectives import Workers, workers_of
 
 
 def evaluate(
     model: keras.Model,
-    x: Any,
+    x: Any = None,
     y: Any = None,
-    *,
     batch_size: int | None = None,
+    verbose: str | int = "auto",
     sample_weight: Any = None,
     steps: int | None = None,
+    callbacks: Any = None,
+    return_dict: bool | None = None,
+    *,
     preprocess: Preprocess | None = None,
     auto_shard: AutoShard | None = None,
-    callbacks: keras.callbacks.CallbackList | None = None,
-    between_calls: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> Any:
     """Computes a compiled model's loss and metrics over all data, by all workers.
 
     Every worker calls it with the same arguments. It resets the model's metrics first.
 
     Args:
-        model: a model that was compiled in the strategy's scope.
+        model: a model of the strategy's scope, compiled.
         x: a source, a batched ``tf.data.Dataset``, or arrays.
         y: labels, if ``x`` is arrays.
         batch_size: examples per step over all replicas, for a source or arrays; 32 by default.
+        verbose: 0 prints nothing, 1 ("auto") a progress bar, 2 one line; on the chief.
         sample_weight: float[examples], if ``x`` is arrays.
-        steps: batches of a dataset to evaluate; all by default.
+        steps: batches to evaluate; all by default.
+        callbacks: Keras callbacks, whose ``on_test_…`` are called. One that overrides
+            ``on_test_batch_begin`` or ``on_test_batch_end`` is called for every batch.
+        return_dict: True returns a plain dict, False what Keras returns: a list of the values, or
+            the value if there is only one.
         preprocess: applied to the features of each example.
         auto_shard: how TensorFlow shards a dataset; None uses the dataset's options.
-        callbacks: their ``on_test_begin`` and ``on_test_end`` are called.
-        between_calls: called between calls into TensorFlow, at the same points on all workers; an
-            exception that it raises ends the evaluation.
 
     Returns:
-        The value of each metric by name, "loss" first; equal on all workers.
+        ``Scores``: the value of each metric by name, "loss" first. It is a dict, and can be used as
+        Keras's list, too. Equal on all workers.
     """
+    logs = evaluate_all(
+        model,
+        as_data(x, y, sample_weight),
+        batch_size=batch_size,
+        steps=steps,
+        preprocess=preprocess,
+        auto_shard=auto_shard,
+        callbacks=callbacks,
+        verbose=verbose,
+    )
+    if return_dict:
+        return logs
+    scores = Scores({name: logs[name] for name in keras_private.names_in_order(model, logs)})
+    return scores if return_dict is None else scores.as_keras()
+
+
+def evaluate_all(
+    model: keras.Model,
+    data: Source | tf.data.Dataset,
+    *,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    preprocess: Preprocess | None = None,
+    auto_shard: AutoShard | None = None,
+    callbacks: Any = None,
+    verbose: str | int = 0,
+    between_calls: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Evaluates as ``evaluate`` does, and returns a plain dict.
+
+    Args:
+        model: as for ``evaluate``, like all that is not named here.
+        data: a source or a batched dataset.
+        batch_size: see ``evaluate``.
+        steps: see ``evaluate``.
+        preprocess: see ``evaluate``.
+        auto_shard: see ``evaluate``.
+        callbacks: see ``evaluate``.
+        verbose: see ``evaluate``.
+        between_calls: called between calls into TensorFlow, at the same points on all workers; an
+            exception that it raises ends the evaluation.
+    """
+    keras_methods.adapt()
     workers = workers_of(model.distribute_strategy)
-    data = as_data(x, y, sample_weight)
     if isinstance(data, Source):
-        if steps is not None:
-            raise BadInput(f"steps is {steps}, which is for datasets: a source has a known end")
         batches = pipeline.in_order(data, batch_size, workers, preprocess)
-        prepare_step(model, "test_step", batches)
-        model.reset_metrics()
-        if callbacks is not None:
-            callbacks.on_test_begin()
-        run = functools.partial(test_steps(model), batches.iterator(), batches.smallest_batch)
-        _run_all(run, batches.steps_per_epoch, workers, between_calls)
+        compiled.prepare(model, "test_step", batches)
+        steps = min(steps or batches.steps_per_epoch, batches.steps_per_epoch)
+        iterator = batches.iterator()
+
+        def run_steps(first_step: int, count: int) -> bool:
+            test_steps(model)(iterator, batches.smallest_batch, first_step, count)
+            return True
+
+        batches_to_run = _Batches(run_steps, steps, steps, MAX_GROWTH)
     else:
         batches = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
-        prepare_step(model, "test_step", batches)
-        model.reset_metrics()
-        if callbacks is not None:
-            callbacks.on_test_begin()
+        compiled.prepare(model, "test_step", batches)
         iterator = batches.iterator()
-        for step in range(steps) if steps is not None else itertools.count():
-            has_batch, is_alike = test_next(model)(iterator, step)
+
+        def run_next(first_step: int, count: int) -> bool:
+            has_batch, is_alike = test_next(model)(iterator, first_step)
             if not is_alike:
                 workers.settle()
-                raise BadInput(pipeline.describe_difference(f"batches (batch {step} or earlier)"))
-            if not has_batch:
-                break
-            between_calls()
+                read = f"batches (batch {first_step} or earlier)"
+                raise BadInput(pipeline.describe_difference(read))
+            return has_batch
+
+        length = int(data.cardinality())
+        announced = steps if steps is not None or length < 0 else length
+        batches_to_run = _Batches(run_next, steps, announced, max_growth=1)
+    hooks = callbacks_module.listed(
+        callbacks, model, workers, verbose=verbose, steps=batches_to_run.announced
+    )
+    model.stop_evaluating = False
+    hooks.on_test_begin()
+    model.reset_metrics()
+    _run_all(batches_to_run, model, hooks, workers, between_calls)
     logs = test_logs(model).read()
     workers.settle()
-    if callbacks is not None:
-        callbacks.on_test_end(logs)
+    hooks.on_test_end(logs)
     return logs
 
 
@@ -98,24 +153,53 @@ def check(data: Source | tf.data.Dataset, auto_shard: AutoShard, workers: Worker
         pipeline.check_evaluation(data, workers, None, auto_shard)
 
 
+class _Batches(NamedTuple):
+    """Batches to evaluate.
+
+    Args:
+        run: evaluates some batches, from a step on; returns False if there is none left.
+        steps: number of batches; None if the data's end decides.
+        announced: number of batches as far as known; as TensorFlow shards, there may be more.
+        max_growth: from one call to the next, in batches; 1 for calls of one batch.
+    """
+
+    run: Callable[[int, int], bool]
+    steps: int | None
+    announced: int | None
+    max_growth: int
+
+
 def _run_all(
-    run: Callable[[int, int], None],
-    steps: int,
+    batches: _Batches,
+    model: keras.Model,
+    callbacks: keras.callbacks.CallbackList,
     workers: Workers,
     between_calls: Callable[[], None],
 ) -> None:
-    """Calls ``run(first step, number of steps)`` in calls of about ``CALL_S``.
+    """Runs batches in calls of about ``CALL_S``, which have the same sizes on all workers.
 
-    The calls have the same sizes on all workers.
+    A callback ends it by ``model.stop_evaluating``, if one observes each batch.
     """
-    size, done = 1, 0
-    while done < steps:
-        size = min(size, steps - done)
+    observes = callbacks_module.observe_each_batch(callbacks.callbacks, "test")
+    is_observed = bool(workers.gather(np.array([observes], np.int32)).any())
+    size, done = model.steps_per_execution if is_observed else 1, 0
+    while batches.steps is None or done < batches.steps:
+        left = 1 if batches.steps is None or batches.max_growth == 1 else batches.steps - done
+        count = min(size, left)
+        if done != batches.announced:
+            callbacks.on_test_batch_begin(done)
         began_s = time.perf_counter()
-        run(done, size)
-        step_s = (time.perf_counter() - began_s) / size
-        done += size
-        if done < steps:
-            between_calls()
+        if not batches.run(done, count):
+            return
+        step_s = (time.perf_counter() - began_s) / count
+        done += count
+        callbacks.on_test_batch_end(done - 1, test_logs(model).read() if is_observed else None)
+        if done == batches.steps:
+            return
+        between_calls()
+        if is_observed:
+            if workers.gather(np.array([model.stop_evaluating], np.int32)).any():
+                return
+        elif batches.max_growth > 1:
             slowest_s = float(workers.gather(np.array([step_s])).max())
-            size = max(1, min(int(CALL_S / max(slowest_s, 1e-9)), MAX_GROWTH * size))
+            size = max(1, min(int(CALL_S / max(slowest_s, 1e-9)), batches.max_growth * size))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
@@ -18,20 +19,21 @@ from tfdp.data.sources import Source, as_data
 from tfdp.errors import BadInput
 from tfdp.step import exactness, keras_private
 from tfdp.step.gradients import GradientAllReduce
-from tfdp.trainer import evaluation
+from tfdp.trainer import backup, evaluation
+from tfdp.trainer import callbacks as callbacks_module
 from tfdp.trainer.epochs import run_epochs
 from tfdp.workers.collectives import Workers, workers_of
 
 
 def fit(
     model: keras.Model,
-    x: Any,
+    x: Any = None,
     y: Any = None,
-    *,
     batch_size: int | None = None,
     epochs: int = 1,
     verbose: str | int = "auto",
-    callbacks: Sequence[keras.callbacks.Callback] | None = None,
+    callbacks: Any = None,
+    validation_split: float = 0.0,
     validation_data: Any = None,
     shuffle: bool = True,
     class_weight: Mapping[int, float] | None = None,
@@ -40,7 +42,8 @@ def fit(
     steps_per_epoch: int | None = None,
     validation_steps: int | None = None,
     validation_batch_size: int | None = None,
-    validation_freq: int = 1,
+    validation_freq: int | Collection[int] = 1,
+    *,
     accumulate_steps: int = 1,
     gradient_dtype: GradientDtype = "float32",
     bytes_per_pack: int | None = None,
@@ -52,7 +55,7 @@ def fit(
     one replica and on many.
 
     Args:
-        model: a model that was built and compiled in the strategy's scope.
+        model: a compiled model that was built in the strategy's scope.
         x: a ``tfdp.Source``, a batched ``tf.data.Dataset`` of ``(features, labels[, weights])``
             whose batches are global batches, or arrays (examples along the first dimension).
         y: labels, if ``x`` is arrays.
@@ -60,7 +63,9 @@ def fit(
         epochs: the epoch (from 0) before which training ends; without ``initial_epoch``, the number
             of epochs.
         verbose: 0 prints nothing, 1 a progress bar, 2 one line per epoch; on the chief.
-        callbacks: Keras callbacks; Keras's own callbacks that write run on the chief only.
+        callbacks: one Keras callback or several; Keras's own that write run on the chief only.
+        validation_split: fraction of the arrays, from their end, that is validated on instead of
+            trained on, unless ``validation_data`` is given.
         validation_data: a source, a batched dataset, or ``(x, y[, sample_weight])`` arrays, to
             evaluate at the end of an epoch.
         shuffle: whether a source or arrays get a new order in every epoch.
@@ -68,9 +73,10 @@ def fit(
         sample_weight: float[examples], if ``x`` is arrays.
         initial_epoch: index of the epoch to start with.
         steps_per_epoch: updates per epoch; required for an infinite dataset.
-        validation_steps: batches of a validation dataset to evaluate; all by default.
+        validation_steps: batches of the validation data to evaluate; all by default.
         validation_batch_size: like ``batch_size``, for validation.
-        validation_freq: epochs from one validation to the next.
+        validation_freq: epochs from one validation to the next, or the numbers (from 1) of the
+            epochs to validate after.
         accumulate_steps: number of micro-batches in which each replica computes its share of a
             batch, to save memory. Their gradients are added and all-reduced once.
         gradient_dtype: ``"bfloat16"`` halves the bytes that workers send: gradients are rounded and
@@ -94,7 +100,13 @@ def fit(
         raise BadInput(f"accumulate_steps is {accumulate_steps}: it has to be 1 or more")
     workers = workers_of(model.distribute_strategy)
     _check_scope(workers)
+    callbacks = callbacks_module.flat(callbacks)
+    if validation_split and validation_data is None:
+        (x, y, sample_weight), validation_data = _split((x, y, sample_weight), validation_split)
     data = as_data(x, y, sample_weight, shuffle=shuffle, needs_length=steps_per_epoch is None)
+    backed_up_epoch = backup.restore(model, callbacks, workers)
+    if backed_up_epoch is not None:
+        initial_epoch = backed_up_epoch
     transform = _class_weighting(class_weight)
     updates_before = keras_private.batches_seen(model.optimizer)
     if isinstance(data, Source):
@@ -107,11 +119,6 @@ def fit(
         batches = pipeline.from_source(
             data, order, workers, first_step=first_step, transform=transform
         )
-    elif batch_size is not None:
-        raise BadInput(
-            f"batch_size is {batch_size}, but a tf.data.Dataset comes in batches already: "
-            "batch it by the global batch size and leave batch_size out"
-        )
     else:
         batches = pipeline.from_dataset(
             data, workers, steps_per_epoch=steps_per_epoch, transform=transform
@@ -121,15 +128,12 @@ def fit(
 
     validate = None
     if validation_data is not None:
-        if validation_steps is not None and not isinstance(validation_data, tf.data.Dataset):
-            raise BadInput(
-                f"validation_steps is {validation_steps}, which is for datasets: "
-                "arrays and sources are evaluated to their end"
-            )
         validate = functools.partial(
-            evaluation.evaluate,
+            evaluation.evaluate_all,
             model,
-            as_data(*validation_data) if isinstance(validation_data, tuple) else validation_data,
+            as_data(*validation_data)
+            if isinstance(validation_data, (list, tuple))
+            else as_data(validation_data),
             batch_size=validation_batch_size or batch_size,
             steps=validation_steps,
         )
@@ -144,7 +148,7 @@ def fit(
         draws_from=max(0, updates_before - first_step),
         accumulate_steps=accumulate_steps,
         all_reduce=all_reduce,
-        callbacks=callbacks or (),
+        callbacks=callbacks,
         verbose=(1 if verbose == "auto" else int(verbose)) if workers.is_chief else 0,
         validate=validate,
         validation_freq=validation_freq,
@@ -178,6 +182,29 @@ def _check_scope(workers: Workers) -> None:
             "strategy's scope and would train alone: build and compile it in "
             "`with strategy.scope():`"
         )
+
+
+def _split(arrays: Any, validation_split: float) -> tuple[Any, Any]:
+    """Returns the first part of all arrays, to train on, and the rest, to validate on."""
+    leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
+    if any(not hasattr(leaf, "shape") for leaf in leaves):
+        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves}))
+        raise BadInput(
+            f"validation_split is {validation_split}, which divides arrays, and the data is "
+            f"{kinds}: divide it yourself, and pass a part as validation_data"
+        )
+    examples = int(leaves[0].shape[0])
+    first = math.floor(examples * (1.0 - validation_split))
+    if not 0 < first < examples:
+        raise BadInput(
+            f"validation_split is {validation_split}: of {examples} examples, {first} would be "
+            "left to train on, and both parts have to have at least one"
+        )
+
+    def part(places: slice) -> Any:
+        return keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[places], arrays)
+
+    return part(slice(first)), part(slice(first, examples))
 
 
 def _class_weighting(class_weight: Mapping[int, float] | None) -> Callable[..., Any] | None:

@@ -16,27 +16,35 @@ from tfdp.data.replica_batch import ReplicaBatch, bounds
 from tfdp.data.sources import Source, as_data
 from tfdp.errors import BadInput
 from tfdp.step.eval_step import predict_step
+from tfdp.trainer import callbacks as callbacks_module
+from tfdp.trainer import keras_methods
 from tfdp.workers.collectives import Workers, workers_of
 
 
 def predict(
     model: keras.Model,
     x: Any,
-    *,
     batch_size: int | None = None,
+    verbose: str | int = "auto",
     steps: int | None = None,
+    callbacks: Any = None,
+    *,
     preprocess: Preprocess | None = None,
     auto_shard: AutoShard | None = None,
 ) -> Any:
     """Computes a model's outputs for all data, by all workers.
 
-    Every worker calls it with the same arguments and gets all rows.
+    Every worker calls it with the same arguments and gets all rows. (``model.predict`` computes all
+    rows on each worker that calls it.)
 
     Args:
         model: a model that was built in the strategy's scope.
         x: a source, a batched ``tf.data.Dataset``, or arrays; labels are ignored.
         batch_size: examples per step over all replicas, for a source or arrays; 32 by default.
-        steps: batches of a dataset to predict; all by default.
+        verbose: 0 prints nothing, 1 ("auto") a progress bar, 2 one line; on the chief.
+        steps: batches to predict; all by default.
+        callbacks: Keras callbacks, whose ``on_predict_…`` are called. If one overrides
+            ``on_predict_batch_end``, workers exchange the outputs of each batch.
         preprocess: applied to the features of each example.
         auto_shard: how TensorFlow shards a dataset; None uses the dataset's options.
 
@@ -44,31 +52,49 @@ def predict(
         The model's outputs as arrays with one row per example, in the data's order (with
         ``auto_shard="file"``, in an order of TensorFlow's).
     """
+    keras_methods.adapt()
     workers = workers_of(model.distribute_strategy)
     local_results = workers.strategy.experimental_local_results
     data = as_data(x, is_prediction=True)
     predict_batch = predict_step(model)
     if isinstance(data, Source):
         batches = pipeline.in_order(data, batch_size, workers, preprocess)
-        steps = batches.steps_per_epoch
+        steps = min(steps or batches.steps_per_epoch, batches.steps_per_epoch)
     else:
         batches = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
-    parts: list[Any] = []
+    hooks = callbacks_module.listed(callbacks, model, workers, verbose=verbose, steps=steps)
+    observes = callbacks_module.observe_each_batch(hooks.callbacks, "predict")
+    is_observed = bool(workers.gather(np.array([observes], np.int32)).any())
+    iterator = batches.iterator()
+    parts: list[Any] = []  # this worker's rows; if observed, or TensorFlow shards: all rows
     sizes, digest = [], 0  # of the global batches
-    for step, batch in enumerate(itertools.islice(batches.iterator(), steps)):
+    model.stop_predicting = False
+    hooks.on_predict_begin()
+    for step in range(steps) if steps is not None else itertools.count():
+        batch = next(iterator, None)
+        if batch is None:
+            break
+        hooks.on_predict_batch_begin(step)
         rows = predict_batch(batch, step)
         if isinstance(batch, ReplicaBatch):
             sizes.append(int(local_results(batch.total_examples)[0]))
             digest = int(local_results(batch.digest)[0])
-            parts += map(_as_arrays, local_results(rows))
+            part = _concatenated(list(map(_as_arrays, local_results(rows))))
+            if is_observed:
+                part = _gathered(part, sizes[-1:], workers)
         else:  # TensorFlow shards, and no worker can tell which rows another one has
-            parts.append(_as_arrays(workers.strategy.gather(rows, axis=0)))
+            part = _as_arrays(workers.strategy.gather(rows, axis=0))
+        parts.append(part)
+        hooks.on_predict_batch_end(step, {"outputs": part} if is_observed else None)
+        if is_observed and workers.gather(np.array([model.stop_predicting], np.int32)).any():
+            break
     if workers.count > 1 and bool(sizes) == bool(parts):  # of no batch at all, too
         pipeline.check_batches_are_alike(len(sizes), digest, workers)
+    hooks.on_predict_end()
     if not parts:
         raise BadInput("the dataset is empty: it has to have at least one example")
     rows = _concatenated(parts)
-    if sizes:
+    if sizes and not is_observed:
         rows = _gathered(rows, sizes, workers)
     workers.settle()
     return rows

@@ -18,10 +18,9 @@ import keras
 import numpy as np
 
 from tfdp.data import pipeline
-from tfdp.data.pipeline import Batches
 from tfdp.errors import BadInput, PeerFailed, Stopped
-from tfdp.step.gradients import GradientAllReduce
-from tfdp.step.train_step import train_steps
+from tfdp.step import keras_private, metrics
+from tfdp.step.train_step import TrainSteps
 from tfdp.trainer import timing
 from tfdp.trainer.timing import StepTime
 from tfdp.workers.collectives import Workers
@@ -39,13 +38,14 @@ class UpdateLoop:
 
     Args:
         model: a built and compiled model.
-        batches: its training batches, starting with the batch of ``first_step``.
+        iterator: over its training batches, starting with the batch of ``first_step``.
         workers: the workers.
+        updates: runs updates of the model as it is compiled now.
         first_step: number of earlier updates.
-        draws_from: added to the step that random layers draw from.
-        accumulate_steps: number of micro-batches in which a replica computes its share of a batch.
-        all_reduce: how gradients are summed over replicas, its pack size chosen.
-        one_by_one: run one update per call, for callbacks that observe each batch.
+        updates_anew: returns other ``updates`` after a callback has compiled the model anew, on all
+            workers; None if no callback may do so.
+        one_by_one: run one update per call (or ``steps_per_execution``), for callbacks that observe
+            each batch.
         should_stop: called between calls; true stops the run on all workers.
 
     Attributes:
@@ -56,13 +56,12 @@ class UpdateLoop:
     def __init__(
         self,
         model: keras.Model,
-        batches: Batches,
+        iterator: Any,
         workers: Workers,
+        updates: TrainSteps,
         *,
         first_step: int = 0,
-        draws_from: int = 0,
-        accumulate_steps: int = 1,
-        all_reduce: GradientAllReduce,
+        updates_anew: Callable[[], TrainSteps] | None = None,
         one_by_one: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -70,14 +69,11 @@ class UpdateLoop:
         self.times: list[StepTime] = []
         self._model = model
         self._workers = workers
-        self._iterator = batches.iterator()
-        self._train_steps = train_steps(
-            model,
-            batches,
-            draws_from=draws_from,
-            accumulate_steps=accumulate_steps,
-            all_reduce=all_reduce,
-        )
+        self._iterator = iterator
+        self._updates = updates
+        self._compilation = keras_private.compilation(model)
+        self._updates_anew = updates_anew
+        metrics.forget_evaluation(model)
         self._one_by_one = one_by_one
         self._one_by_one_on_any = False
         self._should_stop = should_stop
@@ -106,7 +102,7 @@ class UpdateLoop:
         if self._one_by_one_on_any:
             self.agree()  # a callback may just have set the learning rate for this very step
         began_s = time.perf_counter()
-        took = self._train_steps.run(self._iterator, self.step, self._steps)
+        took = self._updates.run(self._iterator, self.step, self._steps)
         *waited, self._digest = took
         took_s = time.perf_counter() - began_s
         # The first call spends its time on tracing.
@@ -127,12 +123,18 @@ class UpdateLoop:
             BadInput: if the workers have read different global batches.
             Stopped: if ``should_stop`` returned true on a worker.
             PeerFailed: if another worker has failed.
+            BadInput: if a callback compiled the model on some of the workers only, or may not.
         """
         of_workers = self._gather_states(None)
         if len(set(of_workers["digest"])) > 1:
             steps = f"batches (at step {self._compared_step + 1} to {self.step})"
             raise BadInput(pipeline.describe_difference(steps))
         self._compared_step = self.step
+        if of_workers["is_compiled_anew"].any():
+            self._follow_compilation(of_workers["is_compiled_anew"])
+        if of_workers["is_evaluated"].any():
+            first = int(of_workers["is_evaluated"].argmax())
+            metrics.go_on_from_evaluation(self._model, is_own=first == self._workers.index)
         self._model.stop_training = bool(of_workers["stop_training"].any())
         rates = of_workers["learning_rate"]
         if not math.isnan(rates[0]) and len(set(rates)) > 1:
@@ -140,6 +142,8 @@ class UpdateLoop:
         if of_workers["should_stop"].any():
             raise Stopped(self.step, int(of_workers["should_stop"].argmax()))
         self._one_by_one_on_any = bool(of_workers["one_by_one"].any())
+        if self._one_by_one_on_any:
+            self._max_steps = self._model.steps_per_execution
         slowest_s = of_workers["step_s"].max()
         if math.isnan(slowest_s):
             return not self._model.stop_training
@@ -151,7 +155,24 @@ class UpdateLoop:
 
     def read_logs(self) -> dict[str, Any]:
         """Returns the logs of the last update by name, over all replicas; a collective."""
-        return self._train_steps.read_logs()
+        return self._updates.read_logs()
+
+    def _follow_compilation(self, is_compiled_anew: np.ndarray) -> None:
+        if self._updates_anew is None:
+            raise BadInput(
+                "a callback compiled the model during training, which a resumed run can't repeat: "
+                "train the parts of the model in two runs, or use tfdp.fit in a script"
+            )
+        if not is_compiled_anew.all():
+            where = np.flatnonzero(is_compiled_anew).tolist()
+            self._workers.settle()
+            raise BadInput(
+                f"a callback compiled the model on worker(s) {where} of {self._workers.count} "
+                "only: compile it on all workers (not under tfdp.is_chief())"
+            )
+        self._updates = self._updates_anew()
+        self._compilation = keras_private.compilation(self._model)
+        self._own_times = None  # the next call spends its time on tracing
 
     def report_failure(self, error: BaseException) -> None:
         """Reports to the other workers that this one ends by a fault of its own.
@@ -172,6 +193,8 @@ class UpdateLoop:
             "learning_rate": _learning_rate(self._model),
             "one_by_one": self._one_by_one,
             "digest": self._digest,
+            "is_evaluated": metrics.has_evaluation(self._model),
+            "is_compiled_anew": keras_private.compilation(self._model) is not self._compilation,
             **dict(zip(_TIMES, self._own_times or _UNKNOWN_TIMES, strict=True)),
         }
         rows = self._workers.gather(np.array(list(own.values()), np.float64))

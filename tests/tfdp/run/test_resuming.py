@@ -499,13 +499,19 @@ def test_recipes_that_give_something_else_are_refused(
         ("[3]", "a list with a int in it"),
         ("[EarlyStopping('val_nope')]", "monitors val_nope.* gives val_loss, val_mae"),
         ("[SwapEMAWeights(swap_on_epoch=True)]", "SwapEMAWeights.* can't go on"),
-        ("[BackupAndRestore('x')]", "BackupAndRestore does not restore"),
+        ("[BackupAndRestore('x')]", "BackupAndRestore has nothing to do here"),
         ("[type('Half', (Callback,), {'get_state': 1})()]", "Half has one of get_state and set_"),
     ],
 )
 def test_callbacks_that_can_not_work_are_refused(made: str, message: str, alone: Runs) -> None:
     with pytest.raises(BadInput, match=f"recipe .*{message}"):
         alone.start("one", f"callbacks={made}")
+
+
+def test_a_callback_that_compiles_the_model_anew_is_refused(alone: Runs) -> None:
+    hook = "{'on_epoch_end': lambda self, *of_epoch: self.model.compile('sgd', 'mse')}"
+    with pytest.raises(BadInput, match=r"compiled the model during training.* or use tfdp\.fit"):
+        alone.start("one", f"callbacks=[type('Compiles', (Callback,), {hook})()]")
 
 
 def test_a_state_that_can_not_be_saved_is_named(alone: Runs) -> None:

@@ -338,3 +338,112 @@ def test_layers_of_other_seeds_draw_apart() -> None:
         return drawn(tf.distribute.get_strategy(), training, 0)
 
     assert not np.array_equal(noise(1)[0], noise(2)[0])
+
+
+def test_each_compile_makes_an_object_that_tells_it_apart() -> None:
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+    assert keras_private.compilation(model) is None
+    seen = []
+    for loss in ("mse", "mse", None):
+        model.compile("sgd", loss)
+        seen.append(keras_private.compilation(model))
+        assert keras_private.compilation(model) is seen[-1]
+    assert len({id(each) for each in seen}) == 3
+
+
+def test_a_model_is_built_with_its_metrics(strategies: Any) -> None:
+    model = compiled(strategies(1))
+    assert not keras_private.is_built(model)
+    keras_private.build(model, (tf.TensorSpec([None, 3]), tf.TensorSpec([None, 2])))
+    assert keras_private.is_built(model)
+
+
+def test_variables_are_moved_into_the_scope_with_their_values(strategies: Any) -> None:
+    strategy = strategies(2)
+    model = compiled(strategy)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.125))
+    metric = keras.metrics.MeanSquaredError()
+    metric.update_state([[1.0]], [[4.0]])
+    model.compile(optimizer, "mse", metrics=[metric])
+    keras_private.move_into_scope(model, [optimizer])
+    keras_private.build(model, (tf.TensorSpec([None, 3]), tf.TensorSpec([None, 2])))
+    keras_private.move_into_scope(model, [optimizer])
+    inner = optimizer.inner_optimizer
+    of_metrics = [variable for each in model.metrics for variable in each.variables]
+    assert any(each is metric.total for each in of_metrics)
+    for variable in (*optimizer.variables, *inner.variables, *of_metrics):
+        assert strategy.extended.variable_created_in_scope(variable.value)
+    assert {optimizer._distribution_strategy, inner._distribution_strategy} == {strategy}
+    assert inner.learning_rate.numpy() == 0.125
+    assert metric.result().numpy() == 9.0
+    assert metric.total.value.aggregation == tf.VariableAggregation.SUM
+
+
+def test_on_this_worker_a_model_is_one_of_a_single_process(strategies: Any) -> None:
+    model = compiled(strategies(2))
+    keras_private.build(model, (tf.TensorSpec([None, 3]), tf.TensorSpec([None, 2])))
+    variables = [*model.variables, *(each for m in model.metrics for each in m.variables)]
+    before = [variable.value for variable in variables]
+    functions = []
+    for _ in range(2):
+        with keras_private.on_this_worker(model):
+            assert model.distribute_strategy is strategies(1)
+            assert not any(hasattr(variable.value, "values") for variable in variables)
+            loss, _ = model.evaluate(np.ones((3, 3)), np.zeros((3, 2)), verbose=0)
+            functions.append(model.test_function)
+        assert loss == pytest.approx(np.mean(model(np.ones((1, 3))).numpy() ** 2))
+        assert model.distribute_strategy is strategies(2)
+        assert all(a.value is b for a, b in zip(variables, before, strict=True))
+        assert model.get_metrics_result()["loss"] == 0, "the metrics of training are as before"
+    assert functions[0] is functions[1], "traced once"
+    assert model.test_function is None
+
+
+def test_distributed_variables_lack_conversions_that_they_get(strategies: Any) -> None:
+    keras_private.let_distributed_variables_be_numbers()
+    with strategies(2).scope():
+        variable = keras.Variable(2.5)
+        plain = tf.Variable(3, dtype=tf.int64)
+    assert (float(variable), int(variable), f"{float(variable):.3f}") == (2.5, 2, "2.500")
+    assert (float(plain), int(plain)) == (3.0, 3)
+    assert isinstance(plain, keras_private.DistributedVariable)
+
+
+def test_scores_are_named_in_keras_order() -> None:
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"], weighted_metrics=["mse"])
+    expected = model.evaluate(np.ones((2, 3)), np.ones((2, 1)), verbose=0, return_dict=True)
+    names = keras_private.names_in_order(model, dict.fromkeys(sorted(expected), 0.0) | {"own": 1.0})
+    assert names == [*expected, "own"]
+    assert keras_private.names_in_order(model, {"loss": 1.0}) == ["loss"]
+
+
+@pytest.mark.parametrize(("asked", "asks"), [("auto", False), (False, False), (True, True)])
+def test_xla_is_asked_for_by_true(asked: Any, asks: bool) -> None:
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=asked)
+    assert keras_private.asks_for_xla(model) is asks
+
+
+def test_every_layer_is_listed_before_its_own_layers() -> None:
+    inner = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1, trainable=False)])
+    model = keras.Sequential([keras.layers.Input((3,)), inner])
+    trainable = {
+        layer.name: is_trainable for layer, is_trainable in keras_private.trainable_of_layers(model)
+    }
+    names = list(trainable)
+    assert names.index(model.name) < names.index(inner.name) < names.index(inner.layers[0].name)
+    assert trainable[inner.layers[0].name] is False
+
+
+def test_a_backup_names_the_epoch_to_go_on_with(tmp_path: Any) -> None:
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    backup = keras.callbacks.BackupAndRestore(str(tmp_path), delete_checkpoint=False)
+    assert keras_private.restored_epoch(model, backup) is None
+    model.fit(np.ones((2, 3)), np.ones((2, 1)), epochs=3, verbose=0, callbacks=[backup])
+    kernel = model.layers[0].kernel.numpy()
+    model.layers[0].kernel.assign(np.zeros((3, 1)))
+    assert keras_private.restored_epoch(model, backup) == 3
+    np.testing.assert_array_equal(model.layers[0].kernel, kernel)
+    assert model._initial_epoch is None

@@ -15,7 +15,7 @@ from tfdp.data import pipeline
 from tfdp.data.order import Order
 from tfdp.errors import Stopped
 from tfdp.step.gradients import GradientAllReduce
-from tfdp.trainer.callbacks import StepCallback, for_worker, observe_each_batch
+from tfdp.trainer.callbacks import StepCallback, check, for_worker, observe_each_batch
 from tfdp.trainer.epochs import run_epochs
 from tfdp.workers.collectives import workers_of
 
@@ -61,6 +61,7 @@ class Acting(StepCallback):
 
 def test_only_the_chief_runs_what_writes(tmp_path: Path) -> None:
     writing = [
+        callbacks.BackupAndRestore(tmp_path / "backup"),
         callbacks.CSVLogger(tmp_path / "log.csv"),
         callbacks.ModelCheckpoint(tmp_path / "best.keras"),
         callbacks.TensorBoard(tmp_path),
@@ -71,9 +72,12 @@ def test_only_the_chief_runs_what_writes(tmp_path: Path) -> None:
     assert for_worker([*writing, *deciding], Member(is_chief=False)) == deciding
 
 
-def test_backup_and_restore_is_refused(tmp_path: Path) -> None:
+def test_backup_and_restore_is_for_scripts(tmp_path: Path) -> None:
     with pytest.raises(tfdp.BadInput, match=r"BackupAndRestore .* python -m tfdp\.train"):
-        for_worker([callbacks.BackupAndRestore(tmp_path)], Member(is_chief=False))
+        check([callbacks.BackupAndRestore(tmp_path)], [])
+    within_epochs = callbacks.BackupAndRestore(tmp_path, save_freq=3)
+    with pytest.raises(tfdp.BadInput, match=r"save_freq=3\) saves within an epoch"):
+        tfdp.fit(compiled(), ROWS, NUMBERS, callbacks=within_epochs)
 
 
 class OwnLogger(callbacks.CSVLogger):
@@ -113,8 +117,16 @@ class OldName(callbacks.Callback):
     ],
 )
 def test_callbacks_that_look_at_each_batch(make: Callable[[], Any], wants: bool) -> None:
-    assert observe_each_batch([make()]) is wants
-    assert observe_each_batch([callbacks.History(), make()]) is wants
+    assert observe_each_batch([make()], "train") is wants
+    assert observe_each_batch([callbacks.History(), make()], "train") is wants
+
+
+def test_batches_of_evaluation_and_prediction_are_observed_apart() -> None:
+    of_test = callbacks.LambdaCallback(on_test_batch_end=print)
+    of_train = callbacks.ModelCheckpoint("unused.keras", save_freq=3)
+    kinds: list[Any] = ["train", "test", "predict"]
+    assert [observe_each_batch([of_test], kind) for kind in kinds] == [False, True, False]
+    assert [observe_each_batch([of_train], kind) for kind in kinds] == [True, False, False]
 
 
 def compiled(learning_rate: float = 0.05) -> keras.Model:

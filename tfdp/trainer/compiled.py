@@ -1,0 +1,107 @@
+"""A compiled model, made ready for its workers: built in the strategy's scope, and checked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdp.data.pipeline import Batches
+from tfdp.errors import BadInput
+from tfdp.log import say_on_chief
+from tfdp.step import building, exactness, keras_private
+from tfdp.step.optimizers import optimizers
+from tfdp.step.per_compile import once_per_compile
+from tfdp.step.rehearsal import EXAMPLES
+
+
+def prepare(model: keras.Model, step: str, batches: Batches, accumulate_steps: int = 1) -> None:
+    """Builds a compiled model for a step, and finds the rules by which its replicas combine.
+
+    Args:
+        model: a model that was made in the strategy's scope, and compiled.
+        step: ``"train_step"`` or ``"test_step"``.
+        batches: the batches that it will run on.
+        accumulate_steps: number of micro-batches in which a replica computes its share.
+
+    Raises:
+        BadInput: if replicas can't do what the step does; the message names it.
+    """
+    shares = model.distribute_strategy.num_replicas_in_sync * accumulate_steps
+    check_batch_size(model, shares)
+
+    @functools.cache
+    def sample() -> Any:
+        return batches.sample(EXAMPLES)
+
+    build(model, batches.element_spec, step=step, sample=sample)
+    if shares > 1:
+        exactness.check_losses(model)
+        exactness.find_rules(model, step, sample, accumulate_steps=accumulate_steps)
+
+
+def build(
+    model: keras.Model,
+    batch_spec: Any,
+    *,
+    step: str = "train_step",
+    sample: Callable[[], Any] | None = None,
+) -> None:
+    """Builds a compiled model, whether it was compiled in the strategy's scope or outside of it.
+
+    Where a variable is missing or outside of the scope, it is a collective.
+
+    Args:
+        model: a model that was made in the strategy's scope, and compiled.
+        batch_spec: a batch as ``tf.TensorSpec``, batch dimension first.
+        step: ``"train_step"`` or ``"test_step"``.
+        sample: returns a few examples; by default they are made up from ``batch_spec``.
+    """
+    keras_private.move_into_scope(model, optimizers(model))
+    building.build(model, batch_spec, step=step, sample=sample)
+    keras_private.move_into_scope(model, optimizers(model))
+    _say_what_is_ignored(model)
+
+
+def check_batch_size(model: keras.Model, shares: int) -> None:
+    """Raises BadInput if a model fixes its batch size, and a batch is divided into shares."""
+    if shares == 1:
+        return
+    stateful = [each.name for each, _ in keras_private.trainable_of_layers(model) if _keeps(each)]
+    if stateful:
+        raise BadInput(
+            f"layer {stateful[0]} is stateful: it continues each row of a batch where the batch "
+            f"before ended, and {shares} replicas or micro-batches get shares of a batch: use "
+            "stateful=False, or train in one process"
+        )
+    sizes = {each.shape[0] for each in tf.nest.flatten(getattr(model, "inputs", None) or [])}
+    for size in sizes - {None}:
+        raise BadInput(
+            f"the model's input has the fixed batch size {size}, and each of {shares} replicas or "
+            f"micro-batches gets a share of a batch only, of {size} examples {_share(size, shares)}"
+            ": leave the batch size out of the model (keras.Input(shape), without batch_size or "
+            "batch_shape)"
+        )
+
+
+def _share(size: int, shares: int) -> str:
+    fewest, most = size // shares, -(-size // shares)
+    return str(most) if fewest == most else f"{fewest} or {most}"
+
+
+def _keeps(layer: keras.Layer) -> bool:
+    return isinstance(layer, keras.layers.RNN) and bool(layer.stateful)
+
+
+@once_per_compile
+def _say_what_is_ignored(model: keras.Model) -> None:
+    if keras_private.asks_for_xla(model):
+        say_on_chief("jit_compile=True is ignored: tfdp runs steps without XLA")
+    if model.run_eagerly and model.distribute_strategy.num_replicas_in_sync > 1:
+        say_on_chief(
+            "run_eagerly=True is ignored: several replicas run their steps in graphs. To debug, "
+            "run the script in one process without TF_CONFIG"
+        )
