@@ -32,10 +32,17 @@ class Group:
         """For people."""
         if not self.workers:
             return "plain Keras"
-        return f"{self.workers} workers" if self.workers > 1 else f"{self.replicas} replicas"
+        count, what = (self.workers, "worker") if self.workers > 1 else (self.replicas, "replica")
+        return f"{count} {what}" + "s" * (count > 1)
 
-    def start(self, cases: Sequence[str], folder: Path, limit_s: float) -> Running:
-        """Starts the processes; ``folder`` gets a folder for each."""
+    def start(
+        self,
+        cases: Sequence[str],
+        folder: Path,
+        limit_s: float,
+        module: str = "tests.exactness.run",
+    ) -> Running:
+        """Starts the processes, which run ``module``; ``folder`` gets a folder for each."""
         configs = tf_configs(self.workers) if self.workers > 1 else [""]
         with contextlib.ExitStack() as stack:
             processes = []
@@ -43,7 +50,7 @@ class Group:
                 env = {"TF_CONFIG": config} if config else {}
                 if self.workers == 1:
                     env["REPLICAS"] = str(self.replicas)
-                command = ["python", "-m", "tests.exactness.run", str(folder / str(index)), *cases]
+                command = ["python", "-m", module, str(folder / str(index)), *cases]
                 processes.append(stack.enter_context(Process(command, env=env, limit_s=limit_s)))
             return Running(self, folder, processes, stack.pop_all())
 

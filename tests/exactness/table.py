@@ -41,15 +41,20 @@ def main() -> int:
     heads = " | ".join(group.name for group in GROUPS)
     table = [f"| case | {heads} |", "|---|" + "---|" * len(GROUPS), *rows]
     versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}, on CPUs."
-    PAGE.write_text(
+    write_table(PAGE, [versions, "", *table])
+    return 0 if is_exact else 1
+
+
+def write_table(page: Path, lines: list[str]) -> None:
+    """Writes lines between the marks of a page."""
+    page.write_text(
         re.sub(
             r"(<!-- table -->\n).*(<!-- end -->)",
-            lambda match: f"{match[1]}{versions}\n\n" + "\n".join(table) + f"\n{match[2]}",
-            PAGE.read_text(),
+            lambda match: match[1] + "\n".join(lines) + f"\n{match[2]}",
+            page.read_text(),
             flags=re.S,
         )
     )
-    return 0 if is_exact else 1
 
 
 if __name__ == "__main__":
