@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,11 @@ if importlib.util.find_spec("tensorflow") is None:
     raise ImportError("tfdp needs TensorFlow, which the extra brings: pip install 'tfdp[train]'")
 
 # TensorFlow's own messages are hidden unless the user asks for them.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") not in ("0", "1"):
+    logging.getLogger("tensorflow").addFilter(
+        # Advice for who wrote the function: here, that is tfdp, once for each model or shape.
+        lambda record: "triggered tf.function retracing" not in record.getMessage()
+    )
 
 if TYPE_CHECKING:
     from tfdp.chief import is_chief as is_chief

@@ -81,7 +81,9 @@ def stateless(seed: Seed) -> Iterator[None]:
         seed: int | None = None,
         name: str | None = None,
     ) -> tf.Tensor:
-        return tf.nn.experimental.stateless_dropout(x, rate, draw(seed), "auto", noise_shape, name)
+        return tf.nn.experimental.stateless_dropout(
+            x, rate, draw(seed), "auto_select", noise_shape, name
+        )
 
     draw = seed
     with contextlib.ExitStack() as stack:
@@ -142,7 +144,7 @@ def of_rows(rows: Callable[[], range], whole: int) -> Iterator[None]:
         x: Any,
         rate: Any,
         seed: Any,
-        rng_alg: str = "auto",
+        rng_alg: str = "auto_select",
         noise_shape: Any = None,
         name: str | None = None,
     ) -> tf.Tensor:
@@ -150,9 +152,25 @@ def of_rows(rows: Callable[[], range], whole: int) -> Iterator[None]:
         kept = tf.random.stateless_uniform(shape, seed) >= rate
         return tf.where(kept, x / tf.cast(1 - rate, x.dtype), tf.zeros_like(x))
 
+    def categorical(
+        logits: Any, num_samples: Any, seed: Any, dtype: Any = tf.int64, name: str | None = None
+    ) -> tf.Tensor:
+        rows, classes = logits.shape
+        uniform = tf.random.stateless_uniform([rows, num_samples, classes], seed)
+        chances = tf.cast(logits, tf.float32)[:, tf.newaxis] - tf.math.log(-tf.math.log(uniform))
+        return tf.argmax(chances, axis=-1, output_type=dtype)
+
+    def unshuffled(value: Any, seed: Any, alg: str = "auto_select", name: Any = None) -> Any:
+        return value  # a part can't be shuffled as the whole
+
     names = ("stateless_normal", "stateless_truncated_normal", "stateless_uniform")
     with stateless(seed), contextlib.ExitStack() as stack:
         for name in names:
             stack.enter_context(replaced(tf.random, name, cut(getattr(tf.random, name))))
-        stack.enter_context(replaced(tf.nn.experimental, "stateless_dropout", dropout))
+        for owner, name, function in (
+            (tf.random, "stateless_categorical", categorical),
+            (tf.random.experimental, "stateless_shuffle", unshuffled),
+            (tf.nn.experimental, "stateless_dropout", dropout),
+        ):
+            stack.enter_context(replaced(owner, name, function))
         yield

@@ -310,7 +310,7 @@ class _Stage:
         square = (len(parts) - 1) * float((old * old).sum())
         keeps = float(((total - whole) * old).sum()) / square if square else 1.0
         is_whole = abs(keeps - round(keeps)) < _TOLERANCE or "int" in variable.dtype
-        keeps = round(keeps) if is_whole else keeps
+        keeps = round(keeps) if is_whole else round(keeps, 6)  # as people write it
         if 0 <= keeps <= 1 and _are_near([total - (len(parts) - 1) * keeps * old], [whole]):
             return State(variable, "sum", keeps)
         return State(variable, "unknown")

@@ -68,6 +68,11 @@ class Rules:
     states: tuple[State, ...] = ()
     logs: Mapping[str, Combination] = dataclasses.field(default_factory=dict)
 
+    def described(self) -> str:
+        """Returns a text that is equal for equal rules, in any process."""
+        states = [(each.variable.path, each.kind, each.keeps) for each in self.states]
+        return str(dataclasses.replace(self, states=())) + str(states)
+
     def update(self, place: int) -> Combination:
         """Returns how the gradients of a call combine."""
         return _at(place, self.updates)

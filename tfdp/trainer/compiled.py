@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfdp.data.pipeline import Batches
@@ -16,6 +17,8 @@ from tfdp.step import building, exactness, keras_private
 from tfdp.step.optimizers import optimizers
 from tfdp.step.per_compile import once_per_compile
 from tfdp.step.rehearsal import EXAMPLES
+from tfdp.step.rules import kept_rules
+from tfdp.workers.collectives import workers_of
 
 
 def prepare(model: keras.Model, step: str, batches: Batches, accumulate_steps: int = 1) -> None:
@@ -41,6 +44,7 @@ def prepare(model: keras.Model, step: str, batches: Batches, accumulate_steps: i
     if shares > 1:
         exactness.check_losses(model)
         exactness.find_rules(model, step, sample, accumulate_steps=accumulate_steps)
+        _check_rules_are_alike(model, step)
 
 
 def build(
@@ -64,6 +68,21 @@ def build(
     building.build(model, batch_spec, step=step, sample=sample)
     keras_private.move_into_scope(model, optimizers(model))
     _say_what_is_ignored(model)
+
+
+def _check_rules_are_alike(model: keras.Model, step: str) -> None:
+    """Raises BadInput, on all workers, if they found different rules; a collective."""
+    workers = workers_of(model.distribute_strategy)
+    rules = kept_rules(model, step)
+    if rules is None or not workers.gather(np.array([rules.is_rehearsed], np.int32)).any():
+        return
+    described = workers.gather_bytes(rules.described().encode())
+    if len(set(described)) > 1:
+        workers.settle()
+        raise BadInput(
+            f"{step} computed different things on the workers, for the same few examples: it has "
+            "to be the same program on all of them, whichever worker runs it"
+        )
 
 
 def check_batch_size(model: keras.Model, shares: int) -> None:
