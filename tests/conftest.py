@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 LONGEST_FIRST = [
-    *("test_exactness", "test_train", "test_faults", "test_fit", "test_demo", "test_chaos"),
-    *("test_evaluate", "test_serving", "test_network", "test_launch"),
+    *("test_exactness", "test_structures", "test_train", "test_faults", "test_fit", "test_demo"),
+    *("test_chaos", "test_evaluate", "test_serving", "test_network", "test_launch"),
 ]
 
 
