@@ -35,7 +35,7 @@ def build(
         sample: returns a few examples; by default they are made up from ``batch_spec``.
     """
     has_labels = isinstance(batch_spec, tuple) and len(batch_spec) > 1
-    if not overrides(model, step):
+    if not has_own_logs(model, step):
         keras_private.build(model, batch_spec, has_labels)
         return
     key = f"tfdp.returned.{step}"
@@ -50,6 +50,11 @@ def build(
 def returned_numbers(model: keras.Model, step: str) -> dict[str, tf.DType]:
     """Returns the dtypes of the numbers that a model's own step returned to ``build``, by name."""
     return vars(model)[f"tfdp.returned.{step}"][1]  # type: ignore[no-any-return]
+
+
+def has_own_logs(model: keras.Model, step: str) -> bool:
+    """Returns whether a step may return something else than the results of the model's metrics."""
+    return overrides(model, step, "compute_metrics")
 
 
 def numbers_in(returned: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdp.data.replica_batch import count_rows
 from tfdp.errors import BadInput, shortened
-from tfdp.log import say_on_chief
+from tfdp.log import say_on_chief, say_once_on_chief
 from tfdp.step import keras_private
 from tfdp.step.building import overrides
 from tfdp.step.optimizers import optimizers
@@ -59,6 +59,7 @@ def find_rules(
     """
     if kept_rules(model, step) is not None:
         return
+    _report_layers(model)
     if not _needs_rehearsal(model, step):
         keep_rules(model, step, Rules())
         return
@@ -75,13 +76,34 @@ def find_rules(
             f"({shortened(str(error))}): it is not known whether replicas compute what one process "
             "does. Its gradients, losses and logs are treated as means over examples"
         )
-        keep_rules(model, step, Rules())
+        # Summed at the tape, means are right whatever the step does with their gradients.
+        is_own = overrides(model, step) and accumulate_steps == 1
+        keep_rules(model, step, Rules(summed_at="tape" if is_own else "apply"))
         return
     finally:
         model.reset_metrics()
     _report(found, step)
     _refuse(found, accumulate_steps)
     keep_rules(model, step, found.rules)
+
+
+def _report_layers(model: keras.Model) -> None:
+    layers = keras_private.layers(model)
+    if any(
+        isinstance(each, keras.layers.BatchNormalization) and not each.synchronized
+        for each in layers
+    ):
+        say_once_on_chief(
+            "batch normalization: each replica normalizes by its own share of a batch, as in "
+            "Keras; with synchronized=True, by the whole batch, as one process does"
+        )
+    for layer in layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, tf.Variable):
+                say_once_on_chief(
+                    f"{layer.name}.{name} is a tf.Variable, which Keras does not know: replicas "
+                    "don't combine what they assign to it, and it is not saved. Use add_weight"
+                )
 
 
 def _report(found: Rehearsal, step: str) -> None:
@@ -97,7 +119,7 @@ def _report(found: Rehearsal, step: str) -> None:
         )
     if found.wrong_updates and not found.wrong_terms:
         say_on_chief(
-            f"{step}: the gradients that {' and '.join(found.wrong_updates)} gets from a whole "
+            f"{step}: the gradients for {' and '.join(found.wrong_updates)} from a whole "
             "batch are neither the mean nor the sum of those from its parts, so replicas compute "
             "others than one process. If a loss compares examples or multiplies means over the "
             f"batch: {remedy[0].lower()}{remedy[1:]}. If it adds sums to means: use means"

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfdp.step import metrics
-from tfdp.step.building import flat, overrides, returned_numbers
+from tfdp.step.building import flat, has_own_logs, returned_numbers
 from tfdp.step.rules import Rules
 from tfdp.step.share import Share
 
@@ -31,7 +31,7 @@ class StepLogs:
     def __init__(self, model: keras.Model, step: str, rules: Rules) -> None:
         self._model = model
         self._rules = rules
-        self._is_own = overrides(model, step)
+        self._is_own = has_own_logs(model, step)
         self._numbers: dict[str, tf.Variable] = {}
         self._metrics: dict[str, tuple[keras.metrics.Metric, str]] = {}
         self._results = threading.local()  # MirroredStrategy traces each replica in a thread

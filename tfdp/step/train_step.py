@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from tfdp.data.pipeline import Batches
 from tfdp.data.replica_batch import ReplicaBatch, micro_batches
+from tfdp.errors import BadInput
 from tfdp.log import say_once_on_chief
 from tfdp.step import batch_norm, keras_private, random_draws, tapes
 from tfdp.step.all_reduce import all_reduce_sum, varying_noted
@@ -61,6 +62,7 @@ class _Replica(threading.local):
         self.calls = 0  # that have a rule, in this micro-batch
         self.applies = 0  # of optimizers, in this micro-batch
         self.is_weighted = False  # whether a tape's gradients were weighted
+        self.has_own_rows = False  # whether the rows of a share were taken here, not by TensorFlow
         self.gradients: dict[int, list[Any]] = {}  # sums over micro-batches, by call
         # Variables assigned in this step and not averaged yet; keys are ids.
         self.assigned: dict[int, keras.Variable] = {}
@@ -113,6 +115,8 @@ class TrainStep:
         """Runs the model's ``train_step`` on each micro-batch of this replica's share."""
         replica, model = self._replica, self._model
         replica.gradients, replica.assigned, replica.reduce_s = {}, {}, []
+        # If the size of a share is unknown, whatever has a known size has no row for each example.
+        replica.has_own_rows = isinstance(batch, ReplicaBatch)
         batch = as_replica_batch(batch)
         replica.share = share_of(batch, self._smallest_batch, self._accumulate_steps)
         states = ReplicatedStates(self._rules.states if self._replicas > 1 else ())
@@ -173,6 +177,11 @@ class TrainStep:
         if not places:
             return gradients
         own = [replica.micro_share.zero_if_empty(gradients[i]) for i in places]
+        indices = [self._equal_indices(each) for each in own]
+        own = [
+            each if of_rows is None else each.values
+            for each, of_rows in zip(own, indices, strict=True)
+        ]
         if earlier := replica.gradients.get(call):
             own = [add_gradients(*pair) for pair in zip(earlier, own, strict=True)]
         replica.gradients[call] = own
@@ -183,8 +192,22 @@ class TrainStep:
         totals = self._all_reduce.sum(own, self._weighted(statistics))
         replica.reduce_s.append(time_s(after=totals) - began_s)
         self._average(statistics, totals[len(own) :])
-        total_at = dict(zip(places, totals, strict=False))
+        totals = [
+            total if of_rows is None else tf.IndexedSlices(total, of_rows, gradients[i].dense_shape)
+            for total, of_rows, i in zip(totals, indices, places, strict=False)
+        ]
+        total_at = dict(zip(places, totals, strict=True))
         return [total_at.get(i) for i in range(len(gradients))]
+
+    def _equal_indices(self, gradient: Any) -> tf.Tensor | None:
+        """Returns the indices of a gradient's rows if they are the same on all replicas, or None.
+
+        So are those of a table of positions. One process has each row once, and optimizers make a
+        difference between a row and two with the same index.
+        """
+        if not isinstance(gradient, tf.IndexedSlices) or not self._replica.has_own_rows:
+            return None
+        return gradient.indices if gradient.values.shape[0] is not None else None
 
     def _take_statistics(self) -> list[keras.Variable]:
         """Returns the float weights that layers assigned since the last call: moving averages."""
@@ -320,13 +343,29 @@ def train_steps(
         per_call = 1 if train_step.has_varying_shapes and replicas > 1 else steps
         input_s, reduce_s, digest = 0.0, 0.0, 0
         for step in range(first_step, first_step + steps, per_call):
-            took = run(iterator, tf.constant(step, tf.int64), tf.constant(per_call, tf.int64))
+            with _conditions_explained():
+                took = run(iterator, tf.constant(step, tf.int64), tf.constant(per_call, tf.int64))
             input_s, reduce_s = input_s + float(took[0]), reduce_s + float(took[1])
             digest = int(took[2])
         train_step.report_losses()
         return StepsReport(input_s, reduce_s, digest)
 
     return TrainSteps(call, train_step.logs.read)
+
+
+@contextlib.contextmanager
+def _conditions_explained() -> Iterator[None]:
+    """Replaces TensorFlow's error for an update within a condition of the graph."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "merge_call" not in str(error):
+            raise
+        raise BadInput(
+            "train_step calls an optimizer within a condition of the graph (tf.cond, or an `if` on "
+            "a tensor), where replicas can't sum gradients: call it at every step; to accumulate "
+            "gradients, use the optimizer's gradient_accumulation_steps or tfdp's accumulate_steps"
+        ) from error
 
 
 def _next_batch(iterator: Any) -> tuple[Any, tf.Tensor]:

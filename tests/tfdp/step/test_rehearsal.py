@@ -318,7 +318,7 @@ class Maximum(keras.layers.Layer):
     ("build", "said"),
     [
         (functional(Product), "add_loss of layer product"),
-        (stepping(WholeBatch), "gets from a whole batch are neither"),
+        (stepping(WholeBatch), "from a whole batch are neither"),
         (stepping(SumsAndMeans), "If it adds sums to means"),
         (functional(Ring), "replicas' values are averaged"),
     ],
