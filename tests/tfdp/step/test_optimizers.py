@@ -4,11 +4,9 @@ from typing import Any
 
 import keras
 import numpy as np
-import pytest
 from keras.optimizers import SGD, Adam, LossScaleOptimizer
 
-from tfdp.errors import BadInput
-from tfdp.step.optimizers import check_optimizers_are_built, optimizers
+from tfdp.step.optimizers import optimizers
 
 
 class Trained(keras.Model):
@@ -81,16 +79,3 @@ def test_keras_own_train_step_does_not_use_the_optimizers_of_parts() -> None:
     assert optimizers(model) == [model.optimizer]
     model.build((None, 2))
     model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
-    check_optimizers_are_built(model)
-
-
-def test_an_optimizer_in_a_list_has_to_be_built() -> None:
-    layer = keras.layers.Dense(1)
-    layer.build((None, 2))
-    model = Trained(layer=layer, several=[SGD(name="mine")])
-    model.compile(SGD())
-    model.optimizer.build(layer.trainable_variables)
-    with pytest.raises(BadInput, match=r"mine has no variables yet.*optimizer\.build\(variables\)"):
-        check_optimizers_are_built(model)
-    model.several[0].build(layer.trainable_variables)
-    check_optimizers_are_built(model)

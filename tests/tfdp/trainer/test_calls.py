@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import json
 import pickle
 from collections.abc import Callable
@@ -284,7 +285,9 @@ def test_steps_are_python_where_run_eagerly_is_set() -> None:
         model.compile("sgd", "mse", run_eagerly=True)
         options = {"verbose": 0, "shuffle": False, "validation_split": 0.2}
         fitted = how("fit", model)(ROWS, NUMBERS, 6, 2, **options)
-        noted.append([*seen, *fitted.history["loss"], *fitted.history["val_loss"]])
+        # A step of the model's own is run once before, to make its variables.
+        looked = [value for value, _ in itertools.groupby(seen)]
+        noted.append([*looked, *fitted.history["loss"], *fitted.history["val_loss"]])
     np.testing.assert_allclose(noted[1], noted[0], **TOLERANCE)
 
 
