@@ -23,6 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdp.data.replica_batch import count_rows, take_rows
 from tfdp.step import all_reduce, keras_private, metrics, random_draws, tapes
 from tfdp.step import share as share_module
 from tfdp.step.rules import Queue, Rules, State
@@ -36,8 +37,9 @@ _VARIABLE_OPTIONS = (
     *("synchronization", "aggregation", "shape"),
 )
 
-# Relative differences that are taken for rounding, by the largest value of a tensor and of all.
-_TOLERANCE, _FLOOR = 2e-3, 1e-5
+# Relative differences that are taken for rounding: by the largest value of a tensor, also where
+# layers compute with 16 bits, and by the largest value of all tensors.
+_TOLERANCE, _TOLERANCE_OF_16_BITS, _FLOOR = 2e-3, 5e-2, 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _rules_of_gradients(
     if any(each in ("sum", "divided") for each in tapes):
         parts = stage.run(stage.parts, rules)
     if all(
-        _are_near(_weighted_sums(of_parts, [1.0] * len(parts)), expected)
+        stage.are_near(_weighted_sums(of_parts, [1.0] * len(parts)), expected)
         for expected, of_parts in _beside("updates", whole, parts)
     ):
         return True, rules, parts
@@ -141,7 +143,7 @@ def _rules_of_gradients(
         at_tape = dataclasses.replace(rules, summed_at="tape")
         again = stage.run(stage.parts, at_tape)
         if all(
-            _are_near(own, expected)
+            stage.are_near(own, expected)
             for part in again
             for own, expected in zip(part.updates, whole.updates, strict=True)
         ):
@@ -161,7 +163,7 @@ class _Stage:
         self._model = model
         self._step = step
         self._batch = batch
-        count = int(tf.shape(tf.nest.flatten(batch)[0])[0])
+        count = int(count_rows(batch))
         cut = max(1, round(count * _PARTS[0] / EXAMPLES))
         cut += 2 * cut == count > 2  # rules differ only for unequal parts
         self.whole = range(count)
@@ -176,6 +178,8 @@ class _Stage:
             key: local(variable.value)[0].numpy() for key, variable in self._variables.items()
         }
         self.before: dict[int, np.ndarray] = {}  # what a step has assigned to other variables
+        has_16_bits = any("16" in each.compute_dtype for each in keras_private.layers(model))
+        self._tolerance = _TOLERANCE_OF_16_BITS if has_16_bits else _TOLERANCE
 
     def run(self, parts: Sequence[range], rules: Rules | None = None) -> list[_Outcome]:
         """Returns the outcome of each part; the parts run at the same time."""
@@ -197,7 +201,7 @@ class _Stage:
                 may_be_empty=False,
             )
             keras.config.set_dtype_policy(policy)  # each thread has its own
-            rows = tf.nest.map_structure(lambda leaf: _rows(leaf, parts[index]), self._batch)
+            rows = take_rows(self._batch, parts[index].start, parts[index].stop)
             local.values = {**states}
             with (
                 all_reduce.rehearsed(exchange.part(index)),
@@ -277,9 +281,22 @@ class _Stage:
                 "sum": [1.0] * len(parts),
                 "divided": [len(parts) * each for each in self._fractions],
             }[combination]
-            if _are_near(_weighted_sums(parts, weights), whole):
+            if self.are_near(_weighted_sums(parts, weights), whole):
                 return combination
         return None
+
+    def are_near(
+        self, values: Sequence[np.ndarray], expected: Sequence[np.ndarray], rounding: float = 0.0
+    ) -> bool:
+        """Returns whether arrays are equal but for rounding, which may have a known size."""
+        if any(a.shape != b.shape for a, b in zip(values, expected, strict=True)):
+            return False
+        largest = max((np.abs(each).max(initial=0) for each in expected), default=0.0)
+        return all(
+            np.abs(a - b).max(initial=0)
+            <= max(_FLOOR * largest, self._tolerance * np.abs(b).max(initial=0), rounding)
+            for a, b in zip(values, expected, strict=True)
+        )
 
     def states_of(self, outcome: _Outcome) -> dict[int, np.ndarray]:
         """Returns what a step assigned to variables, those of metrics aside."""
@@ -297,21 +314,29 @@ class _Stage:
     def _state_rule(
         self, variable: keras.Variable, whole: np.ndarray, parts: list[np.ndarray]
     ) -> State:
+        # Changes are compared: a moving average changes by a small fraction of its value.
         before = self.before[id(variable)]
-        if all(_are_near([part], [whole]) for part in parts):
+        change, *changes = (each - before for each in (whole, *parts))
+        rounding = 8 * np.finfo(np.float32).eps * np.abs(before).max(initial=0)
+
+        def is_change(value: np.ndarray) -> bool:
+            return self.are_near([value], [change], rounding)
+
+        if all(map(is_change, changes)):
             return State(variable, "same")
         queues: tuple[Queue, ...] = ("rows_first", "rows_last")
         for queue in queues:
             if self._is_queue(queue, before, whole, parts):
                 return State(variable, queue)
-        if _are_near(_weighted_sums([[part] for part in parts], self._fractions), [whole]):
+        (mean,) = _weighted_sums([[each] for each in changes], self._fractions)
+        if is_change(mean):
             return State(variable, "mean")
-        total, old = np.sum(parts, axis=0, dtype=np.float64), before.astype(np.float64)
-        square = (len(parts) - 1) * float((old * old).sum())
-        keeps = float(((total - whole) * old).sum()) / square if square else 1.0
-        is_whole = abs(keeps - round(keeps)) < _TOLERANCE or "int" in variable.dtype
-        keeps = round(keeps) if is_whole else round(keeps, 6)  # as people write it
-        if 0 <= keeps <= 1 and _are_near([total - (len(parts) - 1) * keeps * old], [whole]):
+        total = np.sum(changes, axis=0)
+        # What a sum loses of its earlier value, each part has lost.
+        square = (len(parts) - 1) * float((before * before).sum())
+        loses = float(((change - total) * before).sum()) / square if square else 0.0
+        keeps = round(1 - loses, 0 if "int" in variable.dtype else 5)  # as people write it
+        if 0 <= keeps <= 1 and is_change(total + (len(parts) - 1) * (1 - keeps) * before):
             return State(variable, "sum", keeps)
         return State(variable, "unknown")
 
@@ -328,7 +353,7 @@ class _Stage:
         else:
             rows = [part[len(part) - size :] for part, size in zip(parts, sizes, strict=True)]
             expected = np.concatenate([before[count:], *rows])
-        return _are_near([expected], [whole])
+        return self.are_near([expected], [whole])
 
     def metrics_that_do_not_add_up(
         self, whole: _Outcome, parts: Sequence[_Outcome]
@@ -353,7 +378,7 @@ class _Stage:
         if not np.isfinite(before).all():  # the start of a minimum
             return False
         grown, *of_parts = (each.states[id(variable)] - before for each in (whole, *parts))
-        return _are_near([np.sum(of_parts, axis=0)], [grown])
+        return self.are_near([np.sum(of_parts, axis=0)], [grown])
 
     @property
     def _fractions(self) -> list[float]:
@@ -539,17 +564,6 @@ def _weighted_sums(parts: list[list[np.ndarray]], weights: list[float]) -> list[
     ]
 
 
-def _are_near(values: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> bool:
-    """Returns whether arrays are equal but for rounding."""
-    if any(a.shape != b.shape for a, b in zip(values, expected, strict=True)):
-        return False
-    floor = _FLOOR * max((np.abs(each).max(initial=0) for each in expected), default=0.0)
-    return all(
-        np.abs(a - b).max(initial=0) <= max(floor, _TOLERANCE * np.abs(b).max(initial=0))
-        for a, b in zip(values, expected, strict=True)
-    )
-
-
 def _arrays(gradients: list[Any]) -> list[np.ndarray]:
     return [_array(tf.convert_to_tensor(each)) for each in gradients if each is not None]
 
@@ -557,10 +571,3 @@ def _arrays(gradients: list[Any]) -> list[np.ndarray]:
 def _array(value: Any) -> np.ndarray:
     array = np.asarray(value)
     return array if array.dtype == object else array.astype(np.float64)
-
-
-def _rows(leaf: Any, rows: range) -> Any:
-    if isinstance(leaf, tf.SparseTensor):
-        dense_shape = [len(rows), *leaf.shape[1:]]
-        return tf.sparse.slice(leaf, [rows.start, *[0] * (len(dense_shape) - 1)], dense_shape)
-    return leaf[rows.start : rows.stop]

@@ -173,6 +173,13 @@ class Counters(keras.layers.Layer):
         self.count = self.add_weight(shape=(), dtype="int64", **options)
         self.moving_sum = self.add_weight(shape=(shape[-1],), **options)
         self.average = self.add_weight(shape=(shape[-1],), **options)
+        self.slow_average = self.add_weight(
+            shape=(shape[-1],), **(options | {"initializer": "ones"})
+        )
+        self.slow_sum = self.add_weight(shape=(shape[-1],), **(options | {"initializer": "ones"}))
+        self.large_count = self.add_weight(
+            shape=(), dtype="int64", trainable=False, initializer=keras.initializers.Constant(90000)
+        )
         self.newest_first = self.add_weight(shape=(BATCH + 2, shape[-1]), **options)
         self.newest_last = self.add_weight(shape=(BATCH + 2, shape[-1]), **options)
 
@@ -181,6 +188,9 @@ class Counters(keras.layers.Layer):
             self.count.assign_add(ops.sum(ops.cast(x[:, 0] > 0, "int64")))
             self.moving_sum.assign(0.9 * self.moving_sum + 0.1 * ops.sum(x, axis=0))
             self.average.assign(0.9 * self.average + 0.1 * ops.mean(x, axis=0))
+            self.slow_average.assign(0.9995 * self.slow_average + 0.0005 * ops.mean(x, axis=0))
+            self.slow_sum.assign(0.999 * self.slow_sum + 0.001 * ops.sum(x, axis=0))
+            self.large_count.assign_add(ops.cast(ops.shape(x)[0], "int64"))
             rows = ops.shape(x)[0]
             self.newest_first.assign(ops.concatenate([x, self.newest_first[:-rows]], axis=0))
             self.newest_last.assign(ops.concatenate([self.newest_last[rows:], x], axis=0))
