@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdp.data.replica_batch import count_rows
+from tfdp.errors import BadInput, shortened
 from tfdp.step import keras_private
 from tfdp.step.rehearsal import EXAMPLES, make_variables
 
@@ -22,6 +24,7 @@ def build(
     *,
     step: str = "train_step",
     sample: Callable[[], Any] | None = None,
+    share: Callable[[], Any] | None = None,
 ) -> None:
     """Creates all variables that a step needs, of the model, its metrics and its optimizers.
 
@@ -33,6 +36,10 @@ def build(
         batch_spec: a batch as ``tf.TensorSpec``, batch dimension first.
         step: ``"train_step"`` or ``"test_step"``.
         sample: returns a few examples; by default they are made up from ``batch_spec``.
+        share: returns what a replica gets of a batch, for a step that fails on a few examples.
+
+    Raises:
+        BadInput: if a step of the model's own fails on that too, on several replicas.
     """
     has_labels = isinstance(batch_spec, tuple) and len(batch_spec) > 1
     if not has_own_logs(model, step):
@@ -43,8 +50,33 @@ def build(
     if key in vars(model) and vars(model)[key][0] is compilation:
         return
     batch = made_up(batch_spec) if sample is None else sample()
-    returned = make_variables(model, getattr(model, step), batch)
+    try:
+        returned = make_variables(model, getattr(model, step), batch)
+    except (ValueError, tf.errors.OpError):
+        if share is None:
+            raise
+        returned = run_on_share(model, step, share())
     vars(model)[key] = (compilation, numbers_in(returned))
+
+
+def run_on_share(model: keras.Model, step: str, rows: Any) -> Any:
+    """Runs a step on what a replica gets of a batch, without effect, and returns its result.
+
+    Raises:
+        BadInput: if it fails, on several replicas.
+    """
+    try:
+        return make_variables(model, getattr(model, step), rows)
+    except (ValueError, tf.errors.OpError) as error:
+        replicas = model.distribute_strategy.num_replicas_in_sync
+        if replicas == 1:
+            raise
+        raise BadInput(
+            f"{step} fails on {int(count_rows(rows))} examples, which is what one of {replicas} "
+            f"replicas gets of a global batch: {shortened(str(error))}. If it needs a batch of a "
+            "certain size, let it take the size from the batch (tf.shape(x)[0]); the first "
+            "dimension of all data has to count examples"
+        ) from error
 
 
 def returned_numbers(model: keras.Model, step: str) -> dict[str, tf.DType]:

@@ -12,7 +12,7 @@ from tfdp.data.replica_batch import count_rows
 from tfdp.errors import BadInput, shortened
 from tfdp.log import say_on_chief, say_once_on_chief
 from tfdp.step import keras_private
-from tfdp.step.building import overrides
+from tfdp.step.building import overrides, run_on_share
 from tfdp.step.optimizers import optimizers
 from tfdp.step.rehearsal import Rehearsal, is_metric_of_keras, rehearse
 from tfdp.step.rules import Rules, keep_rules, kept_rules
@@ -41,7 +41,12 @@ def check_losses(model: keras.Model) -> None:
 
 
 def find_rules(
-    model: keras.Model, step: str, sample: Callable[[], Any], *, accumulate_steps: int = 1
+    model: keras.Model,
+    step: str,
+    sample: Callable[[], Any],
+    share: Callable[[], Any],
+    *,
+    accumulate_steps: int = 1,
 ) -> None:
     """Finds out how replicas' results of a step combine, and warns of those that can't.
 
@@ -51,11 +56,12 @@ def find_rules(
         model: built and compiled, for several replicas.
         step: ``"train_step"`` or ``"test_step"``.
         sample: returns a few examples.
+        share: returns what a replica gets of a batch, for a step that fails on a few examples.
         accumulate_steps: number of micro-batches in which a replica computes its share.
 
     Raises:
         BadInput: if the step assigns an integer variable in a way that replicas can't combine, or
-            does what micro-batches can't.
+            does what micro-batches can't, or fails on a share of a batch.
     """
     if kept_rules(model, step) is not None:
         return
@@ -71,6 +77,7 @@ def find_rules(
     try:
         found = rehearse(model, getattr(model, step), batch)
     except Exception as error:
+        run_on_share(model, step, share())
         say_on_chief(
             f"{step} could not be tried on {examples} examples "
             f"({shortened(str(error))}): it is not known whether replicas compute what one process "

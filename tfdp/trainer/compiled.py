@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp.data.pipeline import Batches
+from tfdp.data.replica_batch import count_rows, take_rows
 from tfdp.errors import BadInput
 from tfdp.log import say_on_chief
 from tfdp.step import building, exactness, keras_private
@@ -19,6 +20,8 @@ from tfdp.step.per_compile import once_per_compile
 from tfdp.step.rehearsal import EXAMPLES
 from tfdp.step.rules import kept_rules
 from tfdp.workers.collectives import workers_of
+
+_ALL = 1 << 30  # examples, more than any batch has
 
 
 def prepare(model: keras.Model, step: str, batches: Batches, accumulate_steps: int = 1) -> None:
@@ -40,10 +43,14 @@ def prepare(model: keras.Model, step: str, batches: Batches, accumulate_steps: i
     def sample() -> Any:
         return batches.sample(EXAMPLES)
 
-    build(model, batches.element_spec, step=step, sample=sample)
+    def share() -> Any:  # of the first replica or micro-batch
+        batch = batches.sample(_ALL)
+        return take_rows(batch, 0, max(1, int(count_rows(batch)) // shares))
+
+    build(model, batches.element_spec, step=step, sample=sample, share=share)
     if shares > 1:
         exactness.check_losses(model)
-        exactness.find_rules(model, step, sample, accumulate_steps=accumulate_steps)
+        exactness.find_rules(model, step, sample, share, accumulate_steps=accumulate_steps)
         _check_rules_are_alike(model, step)
 
 
@@ -53,6 +60,7 @@ def build(
     *,
     step: str = "train_step",
     sample: Callable[[], Any] | None = None,
+    share: Callable[[], Any] | None = None,
 ) -> None:
     """Builds a compiled model, whether it was compiled in the strategy's scope or outside of it.
 
@@ -63,9 +71,10 @@ def build(
         batch_spec: a batch as ``tf.TensorSpec``, batch dimension first.
         step: ``"train_step"`` or ``"test_step"``.
         sample: returns a few examples; by default they are made up from ``batch_spec``.
+        share: returns what a replica gets of a batch, for a step that fails on a few examples.
     """
     keras_private.move_into_scope(model, optimizers(model))
-    building.build(model, batch_spec, step=step, sample=sample)
+    building.build(model, batch_spec, step=step, sample=sample, share=share)
     keras_private.move_into_scope(model, optimizers(model))
     _say_what_is_ignored(model)
 

@@ -366,6 +366,29 @@ def test_clipping_by_hand_in_micro_batches_is_refused(strategies: Any) -> None:
         tfdp.fit(model, ROWS, TARGETS, batch_size=BATCH, accumulate_steps=2, verbose=0)
 
 
+class OfTen(keras.layers.Layer):
+    def call(self, x: Any) -> Any:
+        return ops.reshape(x, (BATCH, 3))
+
+
+class StepOfTen(Stepping):
+    def loss_of(self, x: Any, y: Any) -> Any:
+        return super().loss_of(tf.reshape(x, (BATCH, 3)), y)
+
+
+@pytest.mark.parametrize("build", [functional(OfTen), stepping(StepOfTen)])
+def test_a_batch_size_that_a_model_knows_is_refused(
+    build: Callable[[], keras.Model], strategies: Any
+) -> None:
+    data = {"x": ROWS[:20], "y": TARGETS[:20], "batch_size": BATCH, "verbose": 0}
+    build().fit(**data)
+    tfdp.fit(build(), **data)
+    with strategies(2).scope():
+        model = build()
+    with pytest.raises(tfdp.BadInput, match=r"fails on 5 examples, .* one of 2 replicas gets"):
+        tfdp.fit(model, **data)
+
+
 class Printing(Stepping):
     def train_step(self, data: Any) -> Any:
         if tf.executing_eagerly() and len(data[0]) == 7:
