@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 _SHOWN_CHARACTERS = 100  # of a value of the user's
+_REASON_CHARACTERS = 300  # of another error's text
 
 
 def shortened(value: Any) -> str:
@@ -14,6 +16,13 @@ def shortened(value: Any) -> str:
         return text
     length = f" ({len(value)} in all)" if isinstance(value, (str, bytes)) else ""
     return f"{text[: _SHOWN_CHARACTERS - 10]}…{length}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns an error's text for a message: in one line, without names of nodes or colors."""
+    text = re.sub(r"\x1b\[\d*m|\{\{.*?\}\}", "", str(error))
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= _REASON_CHARACTERS else f"{text[: _REASON_CHARACTERS - 1]}…"
 
 
 class TrainingError(Exception):

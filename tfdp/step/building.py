@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp.data.replica_batch import count_rows
-from tfdp.errors import BadInput, shortened
+from tfdp.errors import BadInput, reason_of
 from tfdp.step import keras_private
 from tfdp.step.rehearsal import EXAMPLES, make_variables
 
@@ -73,7 +73,7 @@ def run_on_share(model: keras.Model, step: str, rows: Any) -> Any:
             raise
         raise BadInput(
             f"{step} fails on {int(count_rows(rows))} examples, which is what one of {replicas} "
-            f"replicas gets of a global batch: {shortened(str(error))}. If it needs a batch of a "
+            f"replicas gets of a global batch: {reason_of(error)}. If it needs a batch of a "
             "certain size, let it take the size from the batch (tf.shape(x)[0]); the first "
             "dimension of all data has to count examples"
         ) from error

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfdp.data.replica_batch import count_rows
-from tfdp.errors import BadInput, shortened
+from tfdp.errors import BadInput, reason_of
 from tfdp.log import say_on_chief, say_once_on_chief
 from tfdp.step import keras_private
 from tfdp.step.building import overrides, run_on_share
@@ -80,7 +80,7 @@ def find_rules(
         run_on_share(model, step, share())
         say_on_chief(
             f"{step} could not be tried on {examples} examples "
-            f"({shortened(str(error))}): it is not known whether replicas compute what one process "
+            f"({reason_of(error)}): it is not known whether replicas compute what one process "
             "does. Its gradients, losses and logs are treated as means over examples"
         )
         # Summed at the tape, means are right whatever the step does with their gradients.

@@ -402,4 +402,4 @@ def test_a_step_that_cannot_be_rehearsed_is_said(
     with strategies(2).scope():
         model = stepping(Printing)()
     tfdp.fit(model, ROWS, TARGETS, batch_size=12, verbose=0)
-    assert "train_step could not be tried on 12 examples ('seven rows')" in capsys.readouterr().err
+    assert "train_step could not be tried on 12 examples (seven rows)" in capsys.readouterr().err
