@@ -124,7 +124,9 @@ def from_source(
         return dataset.prefetch(tf.data.AUTOTUNE)
 
     def sample(rows: int) -> Any:
-        indices = tf.range(min(rows, len(source), order.global_batch_size), dtype=tf.int64)
+        count = min(rows, len(source), order.global_batch_size)
+        # From all of the data, because they may be sorted by class.
+        indices = tf.range(count, dtype=tf.int64) * (len(source) // count)
         dataset = tf.data.Dataset.from_tensors(indices).map(lambda each: read(np.int64(0), each))
         return as_data(as_tuple(dataset.get_single_element()))
 

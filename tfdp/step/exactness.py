@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfdp.data.replica_batch import count_rows
 from tfdp.errors import BadInput, reason_of
 from tfdp.log import say_on_chief, say_once_on_chief
-from tfdp.step import keras_private
+from tfdp.step import keras_private, metrics
 from tfdp.step.building import overrides, run_on_share
 from tfdp.step.optimizers import optimizers
 from tfdp.step.rehearsal import Rehearsal, is_metric_of_keras, rehearse
@@ -89,7 +89,7 @@ def find_rules(
         return
     finally:
         model.reset_metrics()
-    _report(found, step)
+    _report(model, found, step)
     _refuse(found, accumulate_steps)
     keep_rules(model, step, found.rules)
 
@@ -100,7 +100,7 @@ def _report_layers(model: keras.Model) -> None:
         isinstance(each, keras.layers.BatchNormalization) and not each.synchronized
         for each in layers
     ):
-        say_once_on_chief(
+        say_on_chief(
             "batch normalization: each replica normalizes by its own share of a batch, as in "
             "Keras; with synchronized=True, by the whole batch, as one process does"
         )
@@ -113,7 +113,7 @@ def _report_layers(model: keras.Model) -> None:
                 )
 
 
-def _report(found: Rehearsal, step: str) -> None:
+def _report(model: keras.Model, found: Rehearsal, step: str) -> None:
     remedy = (
         "Compute it from rows gathered by tfdp.all_gather, which are those of the whole batch, or "
         "use one replica"
@@ -129,13 +129,20 @@ def _report(found: Rehearsal, step: str) -> None:
             f"{step}: the gradients for {' and '.join(found.wrong_updates)} from a whole "
             "batch are neither the mean nor the sum of those from its parts, so replicas compute "
             "others than one process. If a loss compares examples or multiplies means over the "
-            f"batch: {remedy[0].lower()}{remedy[1:]}. If it adds sums to means: use means"
+            f"batch, or divides by a count of it: {remedy[0].lower()}{remedy[1:]}. If it adds sums "
+            "to means: use means"
         )
-    elif found.wrong_logs and not found.wrong_terms:
+    elif (wrong := {*found.wrong_logs} - {*metrics.names(model)}) and not found.wrong_terms:
         say_on_chief(
-            f"{step} returns {' and '.join(found.wrong_logs)}, whose value for a whole batch is "
+            f"{step} returns {' and '.join(sorted(wrong))}, whose value for a whole batch is "
             "neither the mean nor the sum of those of its parts: the mean of the replicas' values "
             "is shown. Use a metric of Keras for it"
+        )
+    elif found.wrong_scalars and not found.wrong_terms:
+        say_on_chief(
+            f"{step} updates metric {' and '.join(found.wrong_scalars)} with a number whose value "
+            "for a whole batch is neither the mean nor the sum of those of its parts: the metric "
+            f"is the mean of the replicas'. {remedy}"
         )
     if found.wrong_metrics:
         say_on_chief(

@@ -541,7 +541,7 @@ def assignments_left_out() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def means_of_scalars(convert: Callable[[Any], tuple[Any, Any]]) -> Iterator[None]:
+def means_of_scalars(convert: Callable[[Any, Any], tuple[Any, Any]]) -> Iterator[None]:
     """Inside the block, single numbers given to ``keras.metrics.Mean`` pass ``convert``.
 
     Keras counts such a number as one, as it is one for each batch. On several replicas, each has a
@@ -550,14 +550,14 @@ def means_of_scalars(convert: Callable[[Any], tuple[Any, Any]]) -> Iterator[None
     Relies on subclasses of ``Mean`` calling its ``update_state``.
 
     Args:
-        convert: returns the number to add, and its weight.
+        convert: returns the number to add and its weight, for a metric and a number.
     """
     update_state = keras.metrics.Mean.update_state
 
     def converting(self: keras.metrics.Mean, values: Any, sample_weight: Any = None) -> Any:
         values = tf.convert_to_tensor(values)
         if sample_weight is None and values.shape.rank == 0:
-            values, sample_weight = convert(tf.cast(values, self.dtype))
+            values, sample_weight = convert(self, tf.cast(values, self.dtype))
         return update_state(self, values, sample_weight)
 
     with replaced(keras.metrics.Mean, "update_state", converting):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfdp.step import keras_private
@@ -54,7 +55,7 @@ class ShareLosses:
             how = "sum"  # Keras adds up the values of single examples
         return self._replica.share.as_mean(value, how)
 
-    def _scalar(self, value: Any) -> tuple[Any, Any]:
+    def _scalar(self, metric: keras.metrics.Metric, value: Any) -> tuple[Any, Any]:
         how = self._rules.scalar(self._next("scalar"))
         share = self._replica.share
         return share.as_mean(value, how), share.contribution(tf.ones_like(value))

@@ -26,7 +26,7 @@ import tensorflow as tf
 from tfdp.data.replica_batch import count_rows, take_rows
 from tfdp.step import all_reduce, keras_private, metrics, random_draws, tapes
 from tfdp.step import share as share_module
-from tfdp.step.rules import Queue, Rules, State
+from tfdp.step.rules import Extreme, Queue, Rules, State
 from tfdp.step.share import Combination, Share
 
 _PARTS = (7, 5)  # examples; numbers that are unlikely as the size of anything else
@@ -51,6 +51,7 @@ class Rehearsal:
         wrong_updates: names of optimizers whose gradients replicas can't compute from their shares.
         wrong_terms: names of such loss terms.
         wrong_logs: names of such numbers that the step returns, metrics' results aside.
+        wrong_scalars: names of metrics that are updated with such numbers.
         wrong_states: such variables.
         wrong_metrics: names of metrics whose states are not sums over examples.
     """
@@ -59,6 +60,7 @@ class Rehearsal:
     wrong_updates: tuple[str, ...] = ()
     wrong_terms: tuple[str, ...] = ()
     wrong_logs: tuple[str, ...] = ()
+    wrong_scalars: tuple[str, ...] = ()
     wrong_states: tuple[keras.Variable, ...] = ()
     wrong_metrics: tuple[str, ...] = ()
 
@@ -73,9 +75,11 @@ class _Outcome:
     updates: list[list[np.ndarray]] = dataclasses.field(default_factory=list)
     optimizers: list[str] = dataclasses.field(default_factory=list)
     tapes: list[list[np.ndarray]] = dataclasses.field(default_factory=list)
+    gets_tapes: bool = True  # whether optimizers got a tape's gradients as they were
     terms: list[list[np.ndarray]] = dataclasses.field(default_factory=list)
     term_names: list[str] = dataclasses.field(default_factory=list)
     scalars: list[list[np.ndarray]] = dataclasses.field(default_factory=list)
+    scalar_names: list[str] = dataclasses.field(default_factory=list)
     assigned: dict[int, keras.Variable] = dataclasses.field(default_factory=dict)
     states: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     logs: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -91,8 +95,13 @@ def rehearse(model: keras.Model, step: Callable[[Any], Any], batch: Any) -> Rehe
     """
     stage = _Stage(model, step, batch)
     (whole,) = stage.run([stage.whole])
+    first = whole
     if stage.states_of(whole):  # one that has just been made may be all zeros, which fits any rule
-        stage.before = stage.states_of(whole)
+        stage.before = {
+            key: each
+            for key, each in stage.states_of(whole).items()
+            if not whole.assigned[key].trainable  # a tape has to watch these
+        }
         (whole,) = stage.run([stage.whole])
     parts = stage.run(stage.parts)
     terms = [stage.rule(*each) for each in _beside("terms", whole, parts)]
@@ -104,12 +113,26 @@ def rehearse(model: keras.Model, step: Callable[[Any], Any], batch: Any) -> Rehe
         name: stage.rule([value], [[part.logs[name]] for part in parts])
         for name, value in whole.logs.items()
     }
+    scalars = [stage.rule(*each) for each in _beside("scalars", whole, parts)]
     rules = dataclasses.replace(
         rules,
-        scalars=_or_mean([stage.rule(*each) for each in _beside("scalars", whole, parts)]),
+        scalars=_or_mean(scalars),
         logs={name: rule or "mean" for name, rule in logs.items()},
     )
     states = stage.state_rules(whole, parts)
+    # By chance, parts may be alike in what matters, as in how many positions of theirs are valid.
+    stage.cut_otherwise()
+    others = stage.run(stage.parts, rules)
+    are_updates_right = are_updates_right and _are_updates_right(stage, rules, whole, others)
+    terms = [
+        rule and stage.rule(*each)
+        for rule, each in zip(terms, _beside("terms", whole, others), strict=True)
+    ]
+    if any(each.kind == "same" for each in states):
+        # What has seen these examples before, a maximum for example, may not change any more.
+        stage.before = {}
+        parts_first = stage.run(stage.parts, rules)
+        states = tuple(stage.confirmed(each, first, parts_first) for each in states)
     return Rehearsal(
         rules=dataclasses.replace(rules, states=states),
         wrong_updates=() if are_updates_right else tuple(dict.fromkeys(whole.optimizers)),
@@ -117,6 +140,9 @@ def rehearse(model: keras.Model, step: Callable[[Any], Any], batch: Any) -> Rehe
             dict.fromkeys(whole.term_names[i] for i, rule in enumerate(terms) if rule is None)
         ),
         wrong_logs=tuple(name for name, rule in logs.items() if rule is None),
+        wrong_scalars=tuple(
+            dict.fromkeys(whole.scalar_names[i] for i, rule in enumerate(scalars) if rule is None)
+        ),
         wrong_states=tuple(each.variable for each in states if each.kind == "unknown"),
         wrong_metrics=tuple(stage.metrics_that_do_not_add_up(whole, parts)),
     )
@@ -134,26 +160,40 @@ def _rules_of_gradients(
     rules = dataclasses.replace(rules, updates=_or_mean(tapes))
     if any(each in ("sum", "divided") for each in tapes):
         parts = stage.run(stage.parts, rules)
-    if all(
-        stage.are_near(_weighted_sums(of_parts, [1.0] * len(parts)), expected)
-        for expected, of_parts in _beside("updates", whole, parts)
-    ):
+    adds_up = _are_updates_right(stage, rules, whole, parts)
+    # What does not clip a dozen examples' gradients may clip others.
+    if adds_up and whole.gets_tapes:
         return True, rules, parts
-    if None not in tapes:
+    if None not in tapes and whole.tapes:
         at_tape = dataclasses.replace(rules, summed_at="tape")
         again = stage.run(stage.parts, at_tape)
-        if all(
-            stage.are_near(own, expected)
-            for part in again
-            for own, expected in zip(part.updates, whole.updates, strict=True)
-        ):
+        if _are_updates_right(stage, at_tape, whole, again):
             return True, at_tape, again
+    if adds_up:
+        return True, rules, parts
     at_apply = dataclasses.replace(rules, weighted_at="apply")
     again = stage.run(stage.parts, at_apply)
     updates = [stage.rule(*each) for each in _beside("updates", whole, again)]
     if None in updates:
         return False, rules, parts
     return True, dataclasses.replace(at_apply, updates=_or_mean(updates)), again
+
+
+def _are_updates_right(stage: _Stage, rules: Rules, whole: _Outcome, parts: list[_Outcome]) -> bool:
+    """Returns whether the optimizers get the whole batch's gradients from parts, by the rules."""
+    beside = list(_beside("updates", whole, parts))
+    if rules.weighted_at == "apply":
+        return all(
+            stage.rule(*each) in (rules.update(place), "mean") for place, each in enumerate(beside)
+        )
+    if rules.summed_at == "tape":
+        return all(
+            stage.are_near(own, expected) for expected, of_parts in beside for own in of_parts
+        )
+    ones = [1.0] * len(parts)
+    return all(
+        stage.are_near(_weighted_sums(of_parts, ones), expected) for expected, of_parts in beside
+    )
 
 
 class _Stage:
@@ -169,17 +209,22 @@ class _Stage:
         self.whole = range(count)
         self.parts = [range(cut), range(cut, count)]
         model.reset_metrics()
-        local = model.distribute_strategy.experimental_local_results
+        self._local = model.distribute_strategy.experimental_local_results
         self._variables: dict[int, keras.Variable] = {
             id(variable): variable for metric in model.metrics for variable in metric.variables
         }
         # Read here: outside of the replicas, reading the state of a metric is a collective.
         self._metric_states = {
-            key: local(variable.value)[0].numpy() for key, variable in self._variables.items()
+            key: self._local(variable.value)[0].numpy() for key, variable in self._variables.items()
         }
         self.before: dict[int, np.ndarray] = {}  # what a step has assigned to other variables
         has_16_bits = any("16" in each.compute_dtype for each in keras_private.layers(model))
         self._tolerance = _TOLERANCE_OF_16_BITS if has_16_bits else _TOLERANCE
+
+    def cut_otherwise(self) -> None:
+        """Makes the first part as large as the second was, and the second as the first."""
+        cut = len(self.parts[1])
+        self.parts = [range(cut), range(cut, len(self.whole))]
 
     def run(self, parts: Sequence[range], rules: Rules | None = None) -> list[_Outcome]:
         """Returns the outcome of each part; the parts run at the same time."""
@@ -193,7 +238,7 @@ class _Stage:
         }
 
         def run_part(index: int) -> _Outcome:
-            local.rows, local.outcome = parts[index], _Outcome()
+            local.rows, local.outcome, local.of_tapes = parts[index], _Outcome(), []
             local.share = Share(
                 examples=tf.constant(len(parts[index])),
                 total_examples=tf.constant(len(self.whole)),
@@ -209,6 +254,8 @@ class _Stage:
             ):
                 logs = self._step(rows)
             outcome: _Outcome = local.outcome
+            # Updates by hand use gradients otherwise than by adding them up.
+            outcome.gets_tapes &= not any(each.trainable for each in outcome.assigned.values())
             outcome.states = {key: _array(local.values[key]) for key in outcome.assigned}
             for name, value in logs.items() if isinstance(logs, Mapping) else ():
                 is_number = not isinstance(value, Mapping) and np.ndim(value) == 0
@@ -217,6 +264,10 @@ class _Stage:
             return outcome
 
         def keep_update(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:
+            of_tapes = {id(each) for each in local.of_tapes}
+            local.outcome.gets_tapes &= all(
+                each is None or id(each) in of_tapes for each in gradients
+            )
             local.outcome.updates.append(_arrays(gradients))
             local.outcome.optimizers.append(optimizer.name)
 
@@ -227,6 +278,7 @@ class _Stage:
             weight = local.share.contribution(tf.constant(1.0, tf.float64), rules.update(place))
             gradients = compute(weight)
             local.outcome.tapes.append([each / float(weight) for each in _arrays(gradients)])
+            local.of_tapes += gradients
             if rules.summed_at == "apply":
                 return gradients
             return [
@@ -240,8 +292,9 @@ class _Stage:
             local.outcome.term_names.append(names.get(id(given), "the loss function"))
             return local.share.as_mean(value, rules.term(place))
 
-        def keep_scalar(value: Any) -> tuple[Any, Any]:
+        def keep_scalar(metric: keras.metrics.Metric, value: Any) -> tuple[Any, Any]:
             local.outcome.scalars.append([_array(value)])
+            local.outcome.scalar_names.append(metric.name)
             return value, local.share.contribution(tf.ones_like(value))
 
         def keep_result(metric: keras.metrics.Metric, result: Any) -> None:
@@ -315,7 +368,9 @@ class _Stage:
         self, variable: keras.Variable, whole: np.ndarray, parts: list[np.ndarray]
     ) -> State:
         # Changes are compared: a moving average changes by a small fraction of its value.
-        before = self.before[id(variable)]
+        before = self.before.get(id(variable))
+        if before is None:
+            before = _array(self._local(variable.value)[0])
         change, *changes = (each - before for each in (whole, *parts))
         rounding = 8 * np.finfo(np.float32).eps * np.abs(before).max(initial=0)
 
@@ -340,6 +395,20 @@ class _Stage:
             return State(variable, "sum", keeps)
         return State(variable, "unknown")
 
+    def confirmed(self, state: State, whole: _Outcome, parts: Sequence[_Outcome]) -> State:
+        """Returns the rule of a state that seemed the same in all parts, from another start."""
+        key = id(state.variable)
+        if state.kind != "same" or not all(key in each.states for each in (whole, *parts)):
+            return state
+        expected, values = whole.states[key], [part.states[key] for part in parts]
+        if all(self.are_near([value], [expected]) for value in values):
+            return state
+        extremes: tuple[tuple[Extreme, Any], ...] = (("maximum", np.max), ("minimum", np.min))
+        for kind, of_all in extremes:
+            if self.are_near([of_all(values, axis=0)], [expected]):
+                return State(state.variable, kind)
+        return State(state.variable, "unknown")
+
     def _is_queue(
         self, queue: Queue, before: np.ndarray, whole: np.ndarray, parts: list[np.ndarray]
     ) -> bool:
@@ -362,11 +431,14 @@ class _Stage:
 
         Reading a metric adds up the replicas' states.
         """
+        is_step_of_keras = self._step.__module__.startswith("keras.")
         for metric in self._model.metrics:
             for each in getattr(metric, "metrics", [metric]):
-                if not is_metric_of_keras(each) and not all(
-                    self._adds_up(variable, whole, parts) for variable in each.variables
-                ):
+                # Keras's step updates metrics with rows; a user's may do so with anything.
+                is_fine = is_step_of_keras or isinstance(each, keras.metrics.Mean)
+                if is_metric_of_keras(each) and is_fine:
+                    continue
+                if not all(self._adds_up(variable, whole, parts) for variable in each.variables):
                     yield each.name
 
     def _adds_up(
@@ -451,6 +523,7 @@ def make_variables(model: keras.Model, step: Callable[[Any], Any], batch: Any) -
 
     def build_optimizer(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:
         if not optimizer.built:
+            keras_private.move_into_scope(model, [optimizer])
             with scope():
                 optimizer.build(variables)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfdp.step.all_gather import gathered_rows
-from tfdp.step.all_reduce import all_reduce_sum
+from tfdp.step.all_reduce import all_reduce_sum, replica_index
 from tfdp.step.rules import State
 from tfdp.step.share import Share
 
@@ -23,7 +23,7 @@ class ReplicatedStates:
         self._before = [
             (state, tf.identity(state.variable.value))
             for state in states
-            if state.kind in ("sum", "rows_first", "rows_last")
+            if state.kind in ("sum", "rows_first", "rows_last", "maximum", "minimum")
         ]
 
     def combine(self, share: Share) -> None:
@@ -38,6 +38,12 @@ class ReplicatedStates:
                 added = tf.where(share.examples > 0, added, tf.zeros_like(added))
                 total = all_reduce_sum(added)
                 variable.assign(kept + total)
+            elif state.kind in ("maximum", "minimum"):
+                own = tf.where(share.examples > 0, variable, before)
+                of_all = tf.reduce_max if state.kind == "maximum" else tf.reduce_min
+                places = tf.one_hot(replica_index(), share.replicas, dtype=own.dtype)
+                table = tf.tensordot(places, own, axes=0)  # [replicas, …], zeros but for its own
+                variable.assign(of_all(all_reduce_sum(table), axis=0))
             elif state.kind == "rows_first":
                 rows = gathered_rows(variable[: share.examples], share)
                 rest = tf.shape(before)[0] - tf.shape(rows)[0]

@@ -12,6 +12,7 @@ from tfdp.step import keras_private
 from tfdp.step.share import Combination
 
 Queue = Literal["rows_first", "rows_last"]
+Extreme = Literal["maximum", "minimum"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +23,13 @@ class State:
         variable: the variable.
         kind: ``"same"``: all replicas have it; ``"mean"``, weighted by examples; ``"sum"``, as of a
             counter; ``"rows_first"`` or ``"rows_last"``: a queue, to which a step adds a row for
-            each example; ``"unknown"``: in no such way.
+            each example; ``"maximum"`` or ``"minimum"``; ``"unknown"``: in no such way.
         keeps: for a sum, the fraction of the earlier value that a step keeps: 1 for a counter, less
             for a moving average of sums.
     """
 
     variable: keras.Variable
-    kind: Literal["same", "mean", "sum", "rows_first", "rows_last", "unknown"]
+    kind: Literal["same", "mean", "sum", "unknown"] | Queue | Extreme
     keeps: float = 1.0
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,8 @@ Gradients = list[Any]  # tensors, IndexedSlices or None
 def adapted(adapt: Callable[[Callable[[Any], Gradients]], Gradients]) -> Iterator[None]:
     """Inside the block, a tape's gradients with respect to variables are those of ``adapt``.
 
-    Gradients with respect to anything else, as for a gradient penalty, are as always.
+    Gradients with respect to anything else, as for a gradient penalty, are as always, and so are
+    those within ``jacobian``, ``vectorized_map`` and ``map_fn``, which compute rows of something.
 
     Args:
         adapt: a function of a function, which returns the gradients of the target times a weight
@@ -26,6 +28,17 @@ def adapted(adapt: Callable[[Callable[[Any], Gradients]], Gradients]) -> Iterato
             replicas exchange on the way back is then weighted too.
     """
     gradient = tf.GradientTape.gradient
+    inside = threading.local()
+
+    def of_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **options: Any) -> Any:
+            inside.rows = getattr(inside, "rows", 0) + 1
+            try:
+                return function(*args, **options)
+            finally:
+                inside.rows -= 1
+
+        return wrapper
 
     def adapting(
         self: Any,
@@ -42,11 +55,24 @@ def adapted(adapt: Callable[[Callable[[Any], Gradients]], Gradients]) -> Iterato
             )
 
         leaves = tf.nest.flatten(sources)
-        if leaves and all(isinstance(each, (keras.Variable, tf.Variable)) for each in leaves):
+        is_of_rows = getattr(inside, "rows", 0) > 0  # as they are, for each row of something
+        if (
+            leaves
+            and not is_of_rows
+            and all(isinstance(each, (keras.Variable, tf.Variable)) for each in leaves)
+        ):
             return tf.nest.pack_sequence_as(sources, adapt(compute))
         return gradient(self, target, sources, output_gradients, *args, **options)
 
-    with replaced(tf.GradientTape, "gradient", adapting):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(replaced(tf.GradientTape, "gradient", adapting))
+        for owner, name in (
+            (tf.GradientTape, "jacobian"),
+            (tf.GradientTape, "batch_jacobian"),
+            (tf, "vectorized_map"),
+            (tf, "map_fn"),
+        ):
+            stack.enter_context(replaced(owner, name, of_rows(getattr(owner, name))))
         yield
 
 

@@ -67,6 +67,7 @@ class _Replica(threading.local):
         # Variables assigned in this step and not averaged yet; keys are ids.
         self.assigned: dict[int, keras.Variable] = {}
         self.reduce_s: list[tf.Tensor] = []
+        self.graph: Any = None  # in which the step is traced
 
 
 class TrainStep:
@@ -115,6 +116,7 @@ class TrainStep:
         """Runs the model's ``train_step`` on each micro-batch of this replica's share."""
         replica, model = self._replica, self._model
         replica.gradients, replica.assigned, replica.reduce_s = {}, {}, []
+        replica.graph = tf.compat.v1.get_default_graph()
         # If the size of a share is unknown, whatever has a known size has no row for each example.
         replica.has_own_rows = isinstance(batch, ReplicaBatch)
         batch = as_replica_batch(batch)
@@ -190,7 +192,8 @@ class TrainStep:
         statistics = self._take_statistics()
         began_s = time_s(after=own)
         totals = self._all_reduce.sum(own, self._weighted(statistics))
-        replica.reduce_s.append(time_s(after=totals) - began_s)
+        if tf.compat.v1.get_default_graph() is replica.graph:  # and not a condition's
+            replica.reduce_s.append(time_s(after=totals) - began_s)
         self._average(statistics, totals[len(own) :])
         totals = [
             total if of_rows is None else tf.IndexedSlices(total, of_rows, gradients[i].dense_shape)
@@ -362,9 +365,11 @@ def _conditions_explained() -> Iterator[None]:
         if "merge_call" not in str(error):
             raise
         raise BadInput(
-            "train_step calls an optimizer within a condition of the graph (tf.cond, or an `if` on "
-            "a tensor), where replicas can't sum gradients: call it at every step; to accumulate "
-            "gradients, use the optimizer's gradient_accumulation_steps or tfdp's accumulate_steps"
+            "train_step calls an optimizer within a condition or loop of the graph (tf.cond, "
+            "tf.range, an `if` on a tensor), where replicas can't sum gradients. Call it at every "
+            "step: to accumulate gradients, use the optimizer's gradient_accumulation_steps or "
+            "tfdp's accumulate_steps; to leave an update out, tf.where on the gradients; for "
+            "several updates, Python's range"
         ) from error
 
 

@@ -164,7 +164,7 @@ def test_keras_is_as_it_was_afterwards(fails: bool) -> None:
                 lambda value, given: value,
                 lambda kind: None,
             ),
-            keras_private.means_of_scalars(lambda value: (value, 1.0)),
+            keras_private.means_of_scalars(lambda metric, value: (value, 1.0)),
         ):
             during = [vars(owner)[name] for owner, name in owners]
             if fails:

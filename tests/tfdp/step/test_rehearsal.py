@@ -84,6 +84,45 @@ class ClippedByHand(Stepping):
         return [tf.clip_by_norm(each, 0.3) for each in gradients]
 
 
+class ClippedLater(Stepping):
+    """No gradient of the rehearsal is large enough to be clipped."""
+
+    def changed(self, gradients: list[Any]) -> list[Any]:
+        changed, _ = tf.clip_by_global_norm(gradients, 5.0)
+        return changed
+
+    def loss_of(self, x: Any, y: Any) -> Any:
+        factor = tf.where(self.optimizer.iterations > 1, 100.0, 0.01)
+        return super().loss_of(x, y) * tf.cast(factor, x.dtype)
+
+
+class OfJacobian(Stepping):
+    """A gradient for each example, each clipped, as in differential privacy."""
+
+    def train_step(self, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            squares = tf.square(self.net(x, training=True) - y)[:, 0]
+        weights = self.net.trainable_weights
+        slopes = [
+            tf.reduce_mean(tf.clip_by_value(each, -0.2, 0.2), axis=0)
+            for each in tape.jacobian(squares, weights)
+        ]
+        self.optimizer.apply(slopes, weights)
+        self.tracker.update_state(tf.reduce_mean(squares))
+        return {"tracked": self.tracker.result()}
+
+
+class UpdatedByHand(Stepping):
+    def train_step(self, data: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = self.loss_of(*data)
+        weights = self.net.trainable_weights
+        for weight, slope in zip(weights, tape.gradient(loss, weights), strict=True):
+            weight.assign_sub(0.1 * slope / (tf.norm(slope) + 0.1))
+        return {"raw": loss}
+
+
 class NormalizedByHand(Stepping):
     def changed(self, gradients: list[Any]) -> list[Any]:
         norm = tf.linalg.global_norm(gradients)
@@ -173,6 +212,7 @@ class Counters(keras.layers.Layer):
         self.count = self.add_weight(shape=(), dtype="int64", **options)
         self.moving_sum = self.add_weight(shape=(shape[-1],), **options)
         self.average = self.add_weight(shape=(shape[-1],), **options)
+        self.largest = self.add_weight(shape=(shape[-1],), **options)
         self.slow_average = self.add_weight(
             shape=(shape[-1],), **(options | {"initializer": "ones"})
         )
@@ -187,6 +227,7 @@ class Counters(keras.layers.Layer):
         if training:
             self.count.assign_add(ops.sum(ops.cast(x[:, 0] > 0, "int64")))
             self.moving_sum.assign(0.9 * self.moving_sum + 0.1 * ops.sum(x, axis=0))
+            self.largest.assign(ops.maximum(self.largest, ops.max(x, axis=0)))
             self.average.assign(0.9 * self.average + 0.1 * ops.mean(x, axis=0))
             self.slow_average.assign(0.9995 * self.slow_average + 0.0005 * ops.mean(x, axis=0))
             self.slow_sum.assign(0.999 * self.slow_sum + 0.001 * ops.sum(x, axis=0))
@@ -242,7 +283,16 @@ EXACT = {
         kind.__name__: stepping(kind)
         for kind in (
             *(Stepping, Divided, AverageLoss, Summed, MixedWithKeras, ClippedByHand),
-            *(NormalizedByHand, Decorated, TwoOptimizers, GradientPenalty, InnerUpdate),
+            *(
+                NormalizedByHand,
+                ClippedLater,
+                OfJacobian,
+                UpdatedByHand,
+                Decorated,
+                TwoOptimizers,
+                GradientPenalty,
+                InnerUpdate,
+            ),
             *(Covariance, Contrastive),
         )
     },
@@ -324,6 +374,21 @@ class Maximum(keras.layers.Layer):
         return x
 
 
+class SumOfMeans(Stepping):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tracker = keras.metrics.Sum(name="summed")
+
+
+class Spread(Stepping):
+    """Its tracker gets a number that is neither a mean nor a sum."""
+
+    def train_step(self, data: Any) -> Any:
+        found = super().train_step(data)
+        self.tracker.update_state(tf.math.reduce_std(data[0]))
+        return found
+
+
 @pytest.mark.parametrize(
     ("build", "said"),
     [
@@ -331,6 +396,8 @@ class Maximum(keras.layers.Layer):
         (stepping(WholeBatch), "from a whole batch are neither"),
         (stepping(SumsAndMeans), "If it adds sums to means"),
         (functional(Ring), "replicas' values are averaged"),
+        (stepping(SumOfMeans), "metric summed keeps states"),
+        (stepping(Spread), "updates metric tracked with a number"),
     ],
 )
 def test_what_replicas_compute_otherwise_is_said_once_by_name(
@@ -349,7 +416,7 @@ def test_what_replicas_compute_otherwise_is_said_once_by_name(
     message = capsys.readouterr().err
     assert message.count("tfdp: ") == 1
     assert said.lower() in message.lower()
-    assert "tfdp.all_gather" in message
+    assert "metric" in said or "tfdp.all_gather" in message
 
 
 def test_an_integer_that_replicas_cannot_combine_is_refused(strategies: Any) -> None:
