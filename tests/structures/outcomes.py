@@ -130,7 +130,9 @@ def _of_random(results: list[Results]) -> Outcome:
     first, *others = (kept(one, is_draw=False) for one in results)
     if any(largest_difference(other, first)[0] for other in others):
         return Outcome(Kind.DIFFERS, "workers end with different weights")
-    losses = next(value for key, value in first.items() if key.startswith("history"))
+    of_history = {key: value for key, value in first.items() if key.startswith("history")}
+    named = [key for key in of_history if key.endswith("/loss")]  # a model may have none
+    losses = of_history[(named or list(of_history))[0]]
     if not np.isfinite(losses).all() or losses[-1] > losses[0] * 1.1:
         return Outcome(Kind.DIFFERS, f"it does not train: losses {losses.round(3).tolist()}")
     return Outcome(Kind.RANDOM, "random")
