@@ -18,6 +18,8 @@ import tensorflow as tf
 
 from tfdp.step.keras_private import replaced
 
+_MOST_BATCHES = 4  # joined into one, of which a rehearsal knows the rows
+
 Seed = Callable[[int | None], tf.Tensor]
 
 
@@ -119,7 +121,8 @@ def of_rows(rows: Callable[[], range], whole: int) -> Iterator[None]:
     """Inside the block, some rows of a batch get the draws that they have in the whole batch.
 
     So a part of a batch can be compared with the whole. A draw with a row for each of the part's
-    examples is made for the whole batch, and cut.
+    examples is made for the whole batch, and cut; also one for a few such batches that were joined,
+    as of real and generated images.
 
     Args:
         rows: returns the rows that this thread computes.
@@ -134,9 +137,12 @@ def of_rows(rows: Callable[[], range], whole: int) -> Iterator[None]:
     def cut(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(shape: Any, *args: Any, **options: Any) -> tf.Tensor:
             sizes, part = [int(size) for size in shape], rows()
-            if sizes[:1] != [len(part)]:
+            batches, rest = divmod(sizes[0], len(part)) if sizes else (0, 0)
+            if rest or not 1 <= batches <= _MOST_BATCHES:
                 return function(shape, *args, **options)
-            return function([whole, *sizes[1:]], *args, **options)[part.start : part.stop]
+            drawn = function([batches * whole, *sizes[1:]], *args, **options)
+            by_batch = tf.reshape(drawn, [batches, whole, *sizes[1:]])
+            return tf.reshape(by_batch[:, part.start : part.stop], sizes)
 
         return wrapper
 

@@ -64,3 +64,31 @@ def test_replicas_and_steps_draw_apart_and_a_run_repeats(name: str, strategies: 
     of_replicas = [tuple(rows[place]) for place in (0, 2, 4, 6)]  # two steps, two replicas
     assert len(set(of_replicas)) == 4
     np.testing.assert_array_equal(drawn(name, strategies(2)), rows)
+
+
+class Joined(keras.Model):
+    """Real and generated rows in one batch, with dropout, as a discriminator gets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+        self.net = keras.Sequential(layers)
+
+    def train_step(self, data: Any) -> Any:
+        both = tf.concat([data, tf.random.normal(tf.shape(data))], axis=0)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self.net(both, training=True) - 1.0))
+        weights = self.net.trainable_weights
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+
+def test_a_rehearsal_gives_parts_the_draws_of_the_whole(
+    strategies: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with strategies(2).scope():
+        model = Joined()
+        model.compile("sgd")
+    x = np.random.default_rng(0).normal(size=(24, 3))
+    tfdp.fit(model, x, batch_size=12, verbose=0)
+    assert "tfdp: " not in capsys.readouterr().err
