@@ -202,6 +202,47 @@ def train_data(hparams):
 STEPS = 19  # of 5 in an epoch
 
 
+PAIR = """
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfdp
+
+class Pair(keras.Model):
+    '''Two networks with an optimizer each in a dict, noise of TensorFlow, and no call.'''
+
+    def __init__(self):
+        super().__init__()
+        self.parts = {
+            name: keras.Sequential([keras.layers.Dense(4, "tanh"), keras.layers.Dense(out)])
+            for name, out in (("maker", 6), ("judge", 1))
+        }
+        self.optimizers = {name: keras.optimizers.Adam(0.02) for name in self.parts}
+        self.judged = keras.metrics.Mean(name="judged")
+
+    def train_step(self, real):
+        found = {}
+        for name, sign in (("judge", 1.0), ("maker", -1.0)):
+            with tf.GradientTape() as tape:
+                made = self.parts["maker"](tf.random.normal((tf.shape(real)[0], 3)))
+                judge = self.parts["judge"]
+                found[name] = sign * tf.reduce_mean(judge(made) ** 2 - tf.tanh(judge(real)))
+            weights = self.parts[name].trainable_weights
+            self.optimizers[name].apply(tape.gradient(found[name], weights), weights)
+        self.judged.update_state(found["judge"])
+        return {"tracked": self.judged.result(), "of_maker": found["maker"]}
+
+def build_model(hparams):
+    model = Pair()
+    model.compile()
+    return model
+
+def train_data(hparams):
+    return tfdp.from_arrays(np.random.default_rng(1).normal(size=(35, 6)))
+"""
+
+
 class FakeSignals:
     """Signals, of which one is there when the run has looked ``times`` times."""
 
@@ -317,6 +358,18 @@ def test_stops_anywhere_and_more_steps_leave_no_trace(runs: Runs) -> None:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == history["epoch"]
     assert [float(row["val_loss"]) for row in rows] == history["val_loss"]
+
+
+def test_a_step_of_ones_own_with_noise_and_two_optimizers_resumes(runs: Runs, capfd: Any) -> None:
+    runs.set_recipe(PAIR)
+    runs.start("undisturbed")
+    runs.start("disturbed", steps=3)
+    assert runs.finish("disturbed", [4])
+    runs.assert_alike("disturbed", "undisturbed")
+    summary = runs.summary("undisturbed")
+    assert {*summary["history"]} == {"epoch", "tracked", "of_maker"}
+    assert len(set(summary["history"]["of_maker"])) == 4
+    assert "neither the mean" not in capfd.readouterr().err
 
 
 def test_a_run_keeps_the_pack_size_that_it_began_with(
