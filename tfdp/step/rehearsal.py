@@ -133,6 +133,7 @@ def rehearse(model: keras.Model, step: Callable[[Any], Any], batch: Any) -> Rehe
         stage.before = {}
         parts_first = stage.run(stage.parts, rules)
         states = tuple(stage.confirmed(each, first, parts_first) for each in states)
+        are_updates_right &= _are_updates_right(stage, rules, first, parts_first)
     return Rehearsal(
         rules=dataclasses.replace(rules, states=states),
         wrong_updates=() if are_updates_right else tuple(dict.fromkeys(whole.optimizers)),
@@ -523,8 +524,8 @@ def make_variables(model: keras.Model, step: Callable[[Any], Any], batch: Any) -
 
     def build_optimizer(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:
         if not optimizer.built:
-            keras_private.move_into_scope(model, [optimizer])
             with scope():
+                keras_private.move_into_scope(model, [optimizer])
                 optimizer.build(variables)
 
     def run(_: int) -> Any:

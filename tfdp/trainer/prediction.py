@@ -16,6 +16,7 @@ from tfdp.data.preprocessing import Preprocess
 from tfdp.data.replica_batch import ReplicaBatch
 from tfdp.data.sources import Source, as_data
 from tfdp.errors import BadInput
+from tfdp.step.building import overrides
 from tfdp.step.eval_step import predict_step
 from tfdp.trainer import callbacks as callbacks_module
 from tfdp.trainer import keras_methods
@@ -63,6 +64,7 @@ def predict(
         steps = min(steps or batches.steps_per_epoch, batches.steps_per_epoch)
     else:
         batches = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
+    _build(model, batches.element_spec)
     hooks = callbacks_module.listed(callbacks, model, workers, verbose=verbose, steps=steps)
     observes = callbacks_module.observe_each_batch(hooks.callbacks, "predict")
     is_observed = bool(workers.gather(np.array([observes], np.int32)).any())
@@ -99,6 +101,21 @@ def predict(
         rows = _gathered(rows, sizes, workers)
     workers.settle()
     return rows
+
+
+def _build(model: keras.Model, batch_spec: Any) -> None:
+    """Builds a model that was not built yet; by its first share, it would know that batch size."""
+    if model.built or overrides(model, "predict_step"):
+        return
+    x = batch_spec[0] if isinstance(batch_spec, tuple) else batch_spec
+    if not all(isinstance(leaf, tf.TensorSpec) for leaf in tf.nest.flatten(x)):
+        return
+    with model.distribute_strategy.scope():
+        model(
+            tf.nest.map_structure(
+                lambda leaf: keras.KerasTensor([None, *leaf.shape[1:]], leaf.dtype.name), x
+            )
+        )
 
 
 def _as_arrays(rows: Any) -> Any:
