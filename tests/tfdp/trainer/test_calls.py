@@ -286,7 +286,7 @@ def test_steps_are_python_where_run_eagerly_is_set() -> None:
         options = {"verbose": 0, "shuffle": False, "validation_split": 0.2}
         fitted = how("fit", model)(ROWS, NUMBERS, 6, 2, **options)
         # A step of the model's own is run once before, to make its variables.
-        looked = [value for value, _ in itertools.groupby(seen)]
+        looked = [value for value, _ in itertools.groupby(seen)][-8:]
         noted.append([*looked, *fitted.history["loss"], *fitted.history["val_loss"]])
     np.testing.assert_allclose(noted[1], noted[0], **TOLERANCE)
 
