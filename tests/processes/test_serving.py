@@ -151,8 +151,11 @@ def test_sigterm_lets_the_calls_under_way_end(served: tuple[Process, str]):
     with Client(target, timeout_s=60) as client:
         with ThreadPoolExecutor(1) as pool:
             work = {"turns": np.int32(400)}
+            usage = psutil.Process(process.pid)
+            usage.cpu_percent()
             slow = pool.submit(client.predict, "m", work, signature="work")
-            wait_until(lambda: slow.running() and number_of(client), 10, "the call is under way")
+            wait_until(lambda: usage.cpu_percent(interval=0.1) > 40, 10, "the call is under way")
+            assert not slow.done()
             process.signal(signal.SIGTERM)
             assert slow.result()["sum"] > 0
         assert process.wait(0).count("\n") == 1  # TensorFlow has printed nothing
