@@ -21,9 +21,10 @@ from tfdp.run.recipe_model import build_model
 from tfdp.run.resume_point import ResumePoint, find_resume_point
 from tfdp.run.run import Run
 from tfdp.run.settings import TrainSettings
+from tfdp.step.building import build
 from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.metrics import read_metrics
-from tfdp.step.rehearsal import EXAMPLES
+from tfdp.step.stage import EXAMPLES
 from tfdp.trainer import callbacks, compiled, evaluation
 from tfdp.workers.collectives import Workers
 
@@ -122,7 +123,7 @@ def _check_model_and_data(
     """Builds the model, and checks model and data; returns the names of evaluation metrics."""
     compiled.check_batch_size(model, workers.replicas * settings.accumulate_steps)
     try:
-        compiled.build(model, batches.element_spec, sample=lambda: batches.sample(EXAMPLES))
+        build(model, batches.element_spec, sample=lambda: batches.sample(EXAMPLES))
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"recipe {recipe.name}: the model does not take the batches of train_data and "

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
+from tfdp.errors import BadInput
 from tfdp.step import share as share_module
 from tfdp.step.all_reduce import all_reduce_sum, replica_index
 from tfdp.step.share import Share
+
+_notes: list[Callable[[], None]] = []
 
 
 def all_gather(rows: Any) -> Any:
@@ -26,13 +31,33 @@ def all_gather(rows: Any) -> Any:
 
     Returns:
         The same with a row for each example of the global batch, in the batch's order.
+
+    Raises:
+        BadInput: with ``accumulate_steps``, because a replica has not all of its rows at once.
     """
     share = share_module.current()
     if share is None:
         return rows
+    for note in _notes:
+        note()
+    if share.is_micro_batch:
+        raise BadInput(
+            "tfdp.all_gather gathers the whole batch, and accumulate_steps has it computed in "
+            "micro-batches, one after the other: leave accumulate_steps out"
+        )
     return tf.nest.map_structure(
         lambda each: gathered_rows(tf.convert_to_tensor(each), share), rows
     )
+
+
+@contextlib.contextmanager
+def noted(note: Callable[[], None]) -> Iterator[None]:
+    """Inside the block, ``note`` is called for each ``all_gather``."""
+    _notes.append(note)
+    try:
+        yield
+    finally:
+        _notes.remove(note)
 
 
 def gathered_rows(rows: tf.Tensor, share: Share) -> tf.Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -13,9 +14,14 @@ import tensorflow as tf
 from tfdp.data.replica_batch import count_rows
 from tfdp.errors import BadInput, reason_of
 from tfdp.step import keras_private
-from tfdp.step.rehearsal import EXAMPLES, make_variables
+from tfdp.step.optimizers import optimizers
+from tfdp.step.per_compile import keep, kept
+from tfdp.step.stage import EXAMPLES, eagerly_and_quietly, in_threads, values_kept
 
-STEPS = ("train_step", "test_step")
+_VARIABLE_OPTIONS = (
+    *("initial_value", "trainable", "dtype", "name"),
+    *("synchronization", "aggregation", "shape"),
+)
 
 
 def build(
@@ -27,6 +33,9 @@ def build(
     share: Callable[[], Any] | None = None,
 ) -> None:
     """Creates all variables that a step needs, of the model, its metrics and its optimizers.
+
+    Those that were made outside of the strategy's scope are moved into it. Where there is something
+    to create or move, it is a collective.
 
     If the model has a step of its own, that step is run on a few examples, because nothing else
     shows which layers and optimizers it uses; a ``call`` may be missing, or be for other inputs.
@@ -41,22 +50,32 @@ def build(
     Raises:
         BadInput: if a step of the model's own fails on that too, on several replicas.
     """
-    has_labels = isinstance(batch_spec, tuple) and len(batch_spec) > 1
-    if not has_own_logs(model, step):
+    keras_private.move_into_scope(model, optimizers(model))
+    if has_own_logs(model, step):
+        _build_by_running(model, batch_spec, step, sample, share)
+    else:
+        has_labels = isinstance(batch_spec, tuple) and len(batch_spec) > 1
         keras_private.build(model, batch_spec, has_labels)
-        return
-    key = f"tfdp.returned.{step}"
-    compilation = keras_private.compilation(model)
-    if key in vars(model) and vars(model)[key][0] is compilation:
+    keras_private.move_into_scope(model, optimizers(model))
+
+
+def _build_by_running(
+    model: keras.Model,
+    batch_spec: Any,
+    step: str,
+    sample: Callable[[], Any] | None,
+    share: Callable[[], Any] | None,
+) -> None:
+    if kept(model, f"returned.{step}") is not None:
         return
     batch = made_up(batch_spec) if sample is None else sample()
     try:
-        returned = make_variables(model, getattr(model, step), batch)
+        returned = _run_to_make_variables(model, getattr(model, step), batch)
     except (ValueError, tf.errors.OpError):
         if share is None:
             raise
         returned = run_on_share(model, step, share())
-    vars(model)[key] = (compilation, numbers_in(returned))
+    keep(model, f"returned.{step}", numbers_in(returned))
 
 
 def run_on_share(model: keras.Model, step: str, rows: Any) -> Any:
@@ -66,7 +85,7 @@ def run_on_share(model: keras.Model, step: str, rows: Any) -> Any:
         BadInput: if it fails, on several replicas.
     """
     try:
-        return make_variables(model, getattr(model, step), rows)
+        return _run_to_make_variables(model, getattr(model, step), rows)
     except (ValueError, tf.errors.OpError) as error:
         replicas = model.distribute_strategy.num_replicas_in_sync
         if replicas == 1:
@@ -79,9 +98,65 @@ def run_on_share(model: keras.Model, step: str, rows: Any) -> Any:
         ) from error
 
 
+def _run_to_make_variables(model: keras.Model, step: Callable[[Any], Any], batch: Any) -> Any:
+    """Runs a step only to create the variables that its first run creates.
+
+    Keras creates them where the step is traced, which several replicas can't do.
+
+    Args:
+        model: a compiled model; existing variables stay as they are.
+        step: ``model.train_step`` or ``model.test_step``.
+        batch: a few examples, as the step takes them.
+
+    Returns:
+        What the step returned.
+    """
+    strategy = model.distribute_strategy
+    policy = keras.config.dtype_policy()
+    is_inside = False
+
+    @contextlib.contextmanager
+    def scope() -> Iterator[None]:
+        nonlocal is_inside
+        is_inside = True
+        try:
+            with strategy.scope():
+                yield
+        finally:
+            is_inside = False
+
+    def in_scope(create: Callable[..., Any], **options: Any) -> Any:
+        if is_inside:
+            return create(**options)
+        with scope():
+            return tf.Variable(**{name: options[name] for name in _VARIABLE_OPTIONS})
+
+    def build_optimizer(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:
+        if not optimizer.built:
+            with scope():
+                keras_private.move_into_scope(model, [optimizer])
+                optimizer.build(variables)
+
+    def run(_: int) -> Any:
+        keras.config.set_dtype_policy(policy)
+        if strategy is tf.distribute.get_strategy():
+            return step(batch)
+        with tf.variable_creator_scope(in_scope):
+            return step(batch)
+
+    with (
+        values_kept(model),
+        eagerly_and_quietly(),
+        keras_private.seeds_drawn_from(tf.constant(0, tf.int64)),
+        keras_private.reduced_first(build_optimizer),
+        keras_private.assignments_left_out(),
+    ):
+        return in_threads(run, 1, lambda: None)[0]
+
+
 def returned_numbers(model: keras.Model, step: str) -> dict[str, tf.DType]:
     """Returns the dtypes of the numbers that a model's own step returned to ``build``, by name."""
-    return vars(model)[f"tfdp.returned.{step}"][1]  # type: ignore[no-any-return]
+    return kept(model, f"returned.{step}")  # type: ignore[no-any-return]
 
 
 def has_own_logs(model: keras.Model, step: str) -> bool:

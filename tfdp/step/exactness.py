@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdp.data.replica_batch import count_rows
 from tfdp.errors import BadInput, reason_of
-from tfdp.log import say_on_chief, say_once_on_chief
+from tfdp.log import say_on_chief
 from tfdp.step import keras_private, metrics
 from tfdp.step.building import overrides, run_on_share
 from tfdp.step.optimizers import optimizers
@@ -50,7 +50,8 @@ def find_rules(
 ) -> None:
     """Finds out how replicas' results of a step combine, and warns of those that can't.
 
-    A model of Keras's own parts needs no rehearsal. The rules are kept with the model.
+    A model of Keras's own parts needs no rehearsal. The rules are kept with the model until it is
+    compiled again.
 
     Args:
         model: built and compiled, for several replicas.
@@ -63,41 +64,81 @@ def find_rules(
         BadInput: if the step assigns an integer variable in a way that replicas can't combine, or
             does what micro-batches can't, or fails on a share of a batch.
     """
-    if kept_rules(model, step) is not None:
-        return
-    _report_layers(model)
+    rules = kept_rules(model, step)
+    if rules is None:
+        rules = _found_rules(model, step, sample, share)
+        keep_rules(model, step, rules)
+    if accumulate_steps > 1:
+        _check_micro_batches(rules, accumulate_steps)
+
+
+def _found_rules(
+    model: keras.Model, step: str, sample: Callable[[], Any], share: Callable[[], Any]
+) -> Rules:
+    if step == "train_step":
+        _report_layers(model)
     if not _needs_rehearsal(model, step):
-        keep_rules(model, step, Rules())
-        return
+        return Rules()
     batch = sample()
     examples = int(count_rows(batch))
     if examples < 2:
-        keep_rules(model, step, Rules())
-        return
+        return Rules()
     try:
         found = rehearse(model, getattr(model, step), batch)
     except Exception as error:
-        run_on_share(model, step, share())
+        if isinstance(error, (ValueError, tf.errors.OpError)):
+            run_on_share(model, step, share())  # it may depend on the number of examples
         say_on_chief(
             f"{step} could not be tried on {examples} examples "
             f"({reason_of(error)}): it is not known whether replicas compute what one process "
             "does. Its gradients, losses and logs are treated as means over examples"
         )
         # Summed at the tape, means are right whatever the step does with their gradients.
-        is_own = overrides(model, step) and accumulate_steps == 1
-        keep_rules(model, step, Rules(summed_at="tape" if is_own else "apply"))
-        return
+        return Rules(summed_at="tape" if overrides(model, step) else "apply")
     finally:
         model.reset_metrics()
     _report(model, found, step)
-    _refuse(found, accumulate_steps)
-    keep_rules(model, step, found.rules)
+    for variable in found.wrong_states:
+        if not _is_float(variable):
+            raise BadInput(
+                f"{step} assigns {variable.path}, of dtype {variable.dtype}, and the value for a "
+                "whole batch is neither the mean nor the sum of those of its parts: compute it "
+                "from rows gathered by tfdp.all_gather, or use one replica"
+            )
+    return found.rules
+
+
+def _check_micro_batches(rules: Rules, accumulate_steps: int) -> None:
+    """Raises BadInput if a step does what micro-batches can't do one after the other."""
+    if rules.summed_at == "tape":
+        raise BadInput(
+            f"accumulate_steps is {accumulate_steps}, but train_step does more than adding with "
+            "gradients before the optimizer gets them (it clips them, for example), which needs "
+            "those of all micro-batches: use clipnorm, global_clipnorm or clipvalue of the "
+            "optimizer, or leave accumulate_steps out"
+        )
+    if rules.gathers:
+        raise BadInput(
+            f"accumulate_steps is {accumulate_steps}, but tfdp.all_gather gathers the whole batch, "
+            "of which a replica has one micro-batch at a time: leave accumulate_steps out"
+        )
+    for state in rules.states:
+        if state.kind == "rows_first" or (state.kind == "sum" and state.keeps < 1):
+            raise BadInput(
+                f"accumulate_steps is {accumulate_steps}, but train_step assigns "
+                f"{state.variable.path} once for each batch: micro-batches would assign it several "
+                "times. Leave accumulate_steps out"
+            )
 
 
 def _report_layers(model: keras.Model) -> None:
+    """Tells people of layers that replicas compute otherwise, or can't combine."""
     layers = keras_private.layers(model)
-    if any(
-        isinstance(each, keras.layers.BatchNormalization) and not each.synchronized
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1 and any(
+        isinstance(each, keras.layers.BatchNormalization)
+        and each.trainable
+        and not each.synchronized
         for each in layers
     ):
         say_on_chief(
@@ -107,7 +148,7 @@ def _report_layers(model: keras.Model) -> None:
     for layer in layers:
         for name, value in vars(layer).items():
             if isinstance(value, tf.Variable):
-                say_once_on_chief(
+                say_on_chief(
                     f"{layer.name}.{name} is a tf.Variable, which Keras does not know: replicas "
                     "don't combine what they assign to it, and it is not saved. Use add_weight"
                 )
@@ -144,11 +185,22 @@ def _report(model: keras.Model, found: Rehearsal, step: str) -> None:
             "for a whole batch is neither the mean nor the sum of those of its parts: the metric "
             f"is the mean of the replicas'. {remedy}"
         )
+    if derived := {*found.derived_logs} - {*metrics.names(model)}:
+        say_on_chief(
+            f"{step} computes {' and '.join(sorted(derived))} from metrics' results, and a replica "
+            "has results of its own shares only: the mean of the replicas' values is shown. Return "
+            "the metrics' results as they are, or write a keras.metrics.Metric for it"
+        )
     if found.wrong_metrics:
         say_on_chief(
             f"metric {' and '.join(found.wrong_metrics)} keeps states that are not sums over "
             "examples: the replicas' states are added up, so its value differs from that of one "
             "replica"
+        )
+    if found.unseen_states:
+        say_on_chief(
+            f"{step} assigns {' and '.join(found.unseen_states)} by way of its value, past Keras: "
+            "replicas don't combine that. Use assign or assign_add of the variable itself"
         )
     averaged = [each.path for each in found.wrong_states if _is_float(each)]
     if averaged:
@@ -156,23 +208,6 @@ def _report(model: keras.Model, found: Rehearsal, step: str) -> None:
             f"{step} assigns {' and '.join(averaged)}, whose value for a whole batch is neither "
             "the mean nor the sum of those of its parts: replicas' values are averaged, which "
             f"differs from one process. {remedy}"
-        )
-
-
-def _refuse(found: Rehearsal, accumulate_steps: int) -> None:
-    for variable in found.wrong_states:
-        if not _is_float(variable):
-            raise BadInput(
-                f"a step assigns {variable.path}, of dtype {variable.dtype}, and the value for a "
-                "whole batch is neither the mean nor the sum of those of its parts: compute it "
-                "from rows gathered by tfdp.all_gather, or use one replica"
-            )
-    if accumulate_steps > 1 and found.rules.summed_at == "tape":
-        raise BadInput(
-            f"accumulate_steps is {accumulate_steps}, but train_step does more than adding with "
-            "gradients before the optimizer gets them (it clips them, for example), which needs "
-            "those of all micro-batches: use clipnorm, global_clipnorm or clipvalue of the "
-            "optimizer, or leave accumulate_steps out"
         )
 
 

@@ -61,7 +61,7 @@ def build(model: keras.Model, batch_spec: Any, has_labels: bool = True) -> None:
 
 
 def layers(model: keras.Model) -> list[keras.Layer]:
-    """Returns a model and all layers in it, at any depth.
+    """Returns a model and all layers in it, at any depth, outer ones first.
 
     Relies on ``Layer._flatten_layers``.
     """
@@ -219,14 +219,6 @@ def restored_epoch(model: keras.Model, backup: keras.callbacks.BackupAndRestore)
     backup.on_train_begin()
     epoch, model._initial_epoch = model._initial_epoch, None
     return epoch  # type: ignore[no-any-return]
-
-
-def trainable_of_layers(model: keras.Model) -> list[tuple[keras.Layer, bool]]:
-    """Returns every layer of a model, outer ones first, and whether it is trainable.
-
-    Relies on ``Layer._flatten_layers``.
-    """
-    return [(layer, layer.trainable) for layer in model._flatten_layers()]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Functions that belong to a model until it is compiled again."""
+"""What belongs to a model until it is compiled again."""
 
 from __future__ import annotations
 
@@ -23,13 +23,22 @@ def once_per_compile(make: Callable[[keras.Model], Made]) -> Callable[[keras.Mod
 
     @functools.wraps(make)
     def cached(model: keras.Model) -> Made:
-        compilation = keras_private.compilation(model)
-        key = f"tfdp.{make.__name__}"
-        if key not in vars(model) or vars(model)[key][0] is not compilation:
-            vars(model)[key] = (compilation, make(model))
-        return vars(model)[key][1]  # type: ignore[no-any-return]
+        if kept(model, make.__name__) is None:
+            keep(model, make.__name__, make(model))
+        return kept(model, make.__name__)  # type: ignore[no-any-return]
 
     return cached
+
+
+def keep(model: keras.Model, name: str, value: Any) -> None:
+    """Keeps something with a model, until the model is compiled again."""
+    vars(model)[f"tfdp.{name}"] = (keras_private.compilation(model), value)
+
+
+def kept(model: keras.Model, name: str) -> Any:
+    """Returns what ``keep`` keeps under this name; None if there is nothing."""
+    compilation, value = vars(model).get(f"tfdp.{name}", (None, None))
+    return value if compilation is keras_private.compilation(model) else None
 
 
 def function_of(

@@ -31,25 +31,19 @@ def stateless(seed: Seed) -> Iterator[None]:
         seed: returns int32[2] for the op's own seed, or None; called once for each draw.
     """
 
-    def normal(
-        shape: Any,
-        mean: Any = 0.0,
-        stddev: Any = 1.0,
-        dtype: Any = tf.float32,
-        seed: int | None = None,
-        name: str | None = None,
-    ) -> tf.Tensor:
-        return tf.random.stateless_normal(shape, draw(seed), mean, stddev, dtype, name)
+    def normal_like(name: str) -> Callable[..., tf.Tensor]:
+        def drawn(
+            shape: Any,
+            mean: Any = 0.0,
+            stddev: Any = 1.0,
+            dtype: Any = tf.float32,
+            seed: int | None = None,
+            name: str | None = None,
+        ) -> tf.Tensor:
+            return getattr(tf.random, stateless_name)(shape, draw(seed), mean, stddev, dtype, name)
 
-    def truncated_normal(
-        shape: Any,
-        mean: Any = 0.0,
-        stddev: Any = 1.0,
-        dtype: Any = tf.float32,
-        seed: int | None = None,
-        name: str | None = None,
-    ) -> tf.Tensor:
-        return tf.random.stateless_truncated_normal(shape, draw(seed), mean, stddev, dtype, name)
+        stateless_name = f"stateless_{name}"
+        return drawn
 
     def uniform(
         shape: Any,
@@ -89,7 +83,9 @@ def stateless(seed: Seed) -> Iterator[None]:
 
     draw = seed
     with contextlib.ExitStack() as stack:
-        for function in (normal, truncated_normal, uniform, categorical, shuffle):
+        for name in ("normal", "truncated_normal"):
+            stack.enter_context(replaced(tf.random, name, normal_like(name)))
+        for function in (uniform, categorical, shuffle):
             stack.enter_context(replaced(tf.random, function.__name__, function))
         stack.enter_context(replaced(tf.nn, "dropout", dropout))
         yield

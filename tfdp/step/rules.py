@@ -8,11 +8,12 @@ from typing import Literal
 
 import keras
 
-from tfdp.step import keras_private
+from tfdp.step.per_compile import keep, kept
 from tfdp.step.share import Combination
 
 Queue = Literal["rows_first", "rows_last"]
 Extreme = Literal["maximum", "minimum"]
+Kind = Literal["same", "mean", "sum", "unknown"] | Queue | Extreme
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class State:
     """
 
     variable: keras.Variable
-    kind: Literal["same", "mean", "sum", "unknown"] | Queue | Extreme
+    kind: Kind
     keeps: float = 1.0
 
     @property
@@ -54,6 +55,7 @@ class Rules:
             for example).
         updates: how gradients combine, for each tape's gradients with respect to variables, or,
             if they are weighted there, each call of an optimizer's ``apply``.
+        gathers: whether the step gathers rows of the whole batch.
         terms: for each value of ``add_loss``, and each loss function's number for a whole batch.
         scalars: for each number that a ``keras.metrics.Mean`` is updated with.
         states: for each variable that the step assigns, those of metrics aside.
@@ -64,6 +66,7 @@ class Rules:
     weighted_at: Literal["tape", "apply"] = "tape"
     summed_at: Literal["tape", "apply"] = "apply"
     updates: tuple[Combination, ...] = ()
+    gathers: bool = False
     terms: tuple[Combination, ...] = ()
     scalars: tuple[Combination, ...] = ()
     states: tuple[State, ...] = ()
@@ -95,13 +98,12 @@ def keep_rules(model: keras.Model, step: str, rules: Rules) -> None:
         step: ``"train_step"`` or ``"test_step"``.
         rules: its rules.
     """
-    vars(model)[f"tfdp.rules.{step}"] = (keras_private.compilation(model), rules)
+    keep(model, f"rules.{step}", rules)
 
 
 def kept_rules(model: keras.Model, step: str) -> Rules | None:
     """Returns the rules that ``keep_rules`` kept; None if there are none."""
-    compilation, rules = vars(model).get(f"tfdp.rules.{step}", (None, None))
-    return rules if compilation is keras_private.compilation(model) else None
+    return kept(model, f"rules.{step}")  # type: ignore[no-any-return]
 
 
 def _at(place: int, combinations: tuple[Combination, ...]) -> Combination:

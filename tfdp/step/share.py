@@ -36,12 +36,14 @@ class Share:
         replicas: number of replicas that share the global batch.
         may_be_empty: whether some shares have no example. An empty share is computed on one row,
             which counts nothing.
+        is_micro_batch: whether a replica has several shares, one after the other.
     """
 
     examples: tf.Tensor
     total_examples: tf.Tensor
     replicas: int
     may_be_empty: bool
+    is_micro_batch: bool = False
 
     def contribution(self, value: Any, combination: Combination = "mean") -> Any:
         """Returns this share's summand of the whole batch's value.
@@ -88,7 +90,7 @@ def share_of(batch: ReplicaBatch, smallest_batch: int = 0, accumulate_steps: int
     replicas = tf.distribute.get_replica_context().num_replicas_in_sync
     shares = replicas * accumulate_steps
     may_be_empty = shares > max(1, smallest_batch)
-    return Share(batch.examples, batch.total_examples, replicas, may_be_empty)
+    return Share(batch.examples, batch.total_examples, replicas, may_be_empty, accumulate_steps > 1)
 
 
 @contextlib.contextmanager

@@ -236,7 +236,7 @@ class TrainStep:
 
     @contextlib.contextmanager
     def _keras_adapted(self, step: tf.Tensor) -> Iterator[None]:
-        """Inside the block, Keras computes shares, and hands gradients to ``_reduce``."""
+        """Inside the block, Keras computes shares, and gradients are summed over replicas."""
         replica = self._replica
         with (
             keras_private.seeds_drawn_from(self._draws_from + step),
@@ -274,9 +274,11 @@ class TrainSteps(NamedTuple):
     read_logs: Callable[[], dict[str, Any]]
 
 
-@once_per_compile
-def _trainable_at_first(model: keras.Model) -> list[tuple[keras.Layer, bool]]:
-    return keras_private.trainable_of_layers(model)
+def _trainable_now(model: keras.Model) -> list[tuple[keras.Layer, bool]]:
+    return [(layer, layer.trainable) for layer in keras_private.layers(model)]
+
+
+_trainable_at_first = once_per_compile(_trainable_now)
 
 
 @contextlib.contextmanager
@@ -285,7 +287,7 @@ def _trainable_as_at_first(model: keras.Model) -> Iterator[None]:
 
     Keras traces its step once per ``compile``: a later change of ``trainable`` has no effect.
     """
-    now, at_first = keras_private.trainable_of_layers(model), _trainable_at_first(model)
+    now, at_first = _trainable_now(model), _trainable_at_first(model)
     if now == at_first or model.run_eagerly:
         yield
         return
@@ -314,7 +316,6 @@ def train_steps(
         draws_from: see ``TrainStep``.
         accumulate_steps: see ``TrainStep``.
         all_reduce: see ``TrainStep``.
-
     """
     train_step = TrainStep(
         model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,11 +13,11 @@ from tfdp.data.pipeline import Batches
 from tfdp.data.replica_batch import count_rows, take_rows
 from tfdp.errors import BadInput
 from tfdp.log import say_on_chief
-from tfdp.step import building, exactness, keras_private
-from tfdp.step.optimizers import optimizers
-from tfdp.step.per_compile import once_per_compile
-from tfdp.step.rehearsal import EXAMPLES
+from tfdp.step import exactness, keras_private
+from tfdp.step.building import build
+from tfdp.step.per_compile import keep, kept
 from tfdp.step.rules import kept_rules
+from tfdp.step.stage import EXAMPLES
 from tfdp.workers.collectives import workers_of
 
 _ALL = 1 << 30  # examples, more than any batch has
@@ -48,35 +47,11 @@ def prepare(model: keras.Model, step: str, batches: Batches, accumulate_steps: i
         return take_rows(batch, 0, max(1, int(count_rows(batch)) // shares))
 
     build(model, batches.element_spec, step=step, sample=sample, share=share)
+    _say_what_is_ignored(model)
     if shares > 1:
         exactness.check_losses(model)
         exactness.find_rules(model, step, sample, share, accumulate_steps=accumulate_steps)
         _check_rules_are_alike(model, step)
-
-
-def build(
-    model: keras.Model,
-    batch_spec: Any,
-    *,
-    step: str = "train_step",
-    sample: Callable[[], Any] | None = None,
-    share: Callable[[], Any] | None = None,
-) -> None:
-    """Builds a compiled model, whether it was compiled in the strategy's scope or outside of it.
-
-    Where a variable is missing or outside of the scope, it is a collective.
-
-    Args:
-        model: a model that was made in the strategy's scope, and compiled.
-        batch_spec: a batch as ``tf.TensorSpec``, batch dimension first.
-        step: ``"train_step"`` or ``"test_step"``.
-        sample: returns a few examples; by default they are made up from ``batch_spec``.
-        share: returns what a replica gets of a batch, for a step that fails on a few examples.
-    """
-    keras_private.move_into_scope(model, optimizers(model))
-    building.build(model, batch_spec, step=step, sample=sample, share=share)
-    keras_private.move_into_scope(model, optimizers(model))
-    _say_what_is_ignored(model)
 
 
 def _check_rules_are_alike(model: keras.Model, step: str) -> None:
@@ -98,7 +73,7 @@ def check_batch_size(model: keras.Model, shares: int) -> None:
     """Raises BadInput if a model fixes its batch size, and a batch is divided into shares."""
     if shares == 1:
         return
-    stateful = [each.name for each, _ in keras_private.trainable_of_layers(model) if _keeps(each)]
+    stateful = [each.name for each in keras_private.layers(model) if _keeps(each)]
     if stateful:
         raise BadInput(
             f"layer {stateful[0]} is stateful: it continues each row of a batch where the batch "
@@ -124,8 +99,10 @@ def _keeps(layer: keras.Layer) -> bool:
     return isinstance(layer, keras.layers.RNN) and bool(layer.stateful)
 
 
-@once_per_compile
 def _say_what_is_ignored(model: keras.Model) -> None:
+    if kept(model, "said_what_is_ignored"):
+        return
+    keep(model, "said_what_is_ignored", True)
     if keras_private.asks_for_xla(model):
         say_on_chief("jit_compile=True is ignored: tfdp runs steps without XLA")
     if model.run_eagerly and model.distribute_strategy.num_replicas_in_sync > 1:

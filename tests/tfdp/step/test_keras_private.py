@@ -428,9 +428,7 @@ def test_xla_is_asked_for_by_true(asked: Any, asks: bool) -> None:
 def test_every_layer_is_listed_before_its_own_layers() -> None:
     inner = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1, trainable=False)])
     model = keras.Sequential([keras.layers.Input((3,)), inner])
-    trainable = {
-        layer.name: is_trainable for layer, is_trainable in keras_private.trainable_of_layers(model)
-    }
+    trainable = {layer.name: layer.trainable for layer in keras_private.layers(model)}
     names = list(trainable)
     assert names.index(model.name) < names.index(inner.name) < names.index(inner.layers[0].name)
     assert trainable[inner.layers[0].name] is False

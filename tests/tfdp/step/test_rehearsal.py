@@ -389,9 +389,50 @@ class Spread(Stepping):
         return found
 
 
+class Derived(Stepping):
+    """Computes a number from a metric's result."""
+
+    def train_step(self, data: Any) -> Any:
+        super().train_step(data)
+        return {"percent": 100 * self.tracker.result()}
+
+
+class Seen(keras.metrics.Metric):
+    """A set of what it has seen, which grows by a batch only once."""
+
+    def __init__(self) -> None:
+        super().__init__(name="seen")
+        self.seen = self.add_variable((50,), "zeros", name="seen")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        places = ops.cast(ops.abs(y_true[:, 0]) * 1e6, "int32") % 50
+        self.seen.assign(ops.maximum(self.seen, ops.max(ops.one_hot(places, 50), axis=0)))
+
+    def result(self) -> Any:
+        return ops.sum(self.seen)
+
+
+class PastKeras(keras.layers.Layer):
+    def build(self, shape: Any) -> None:
+        self.sum = self.add_weight(shape=(), initializer="zeros", trainable=False, name="sum")
+
+    def call(self, x: Any) -> Any:
+        self.sum.value.assign_add(tf.reduce_sum(x))
+        return x
+
+
+def seeing() -> keras.Model:
+    model = functional()()
+    model.compile("sgd", "mse", metrics=[Seen()])
+    return model
+
+
 @pytest.mark.parametrize(
     ("build", "said"),
     [
+        (stepping(Derived), "computes percent from metrics' results"),
+        (seeing, "metric seen keeps states"),
+        (functional(PastKeras), "by way of its value, past keras"),
         (functional(Product), "add_loss of layer product"),
         (stepping(WholeBatch), "from a whole batch are neither"),
         (stepping(SumsAndMeans), "If it adds sums to means"),
@@ -416,7 +457,7 @@ def test_what_replicas_compute_otherwise_is_said_once_by_name(
     message = capsys.readouterr().err
     assert message.count("tfdp: ") == 1
     assert said.lower() in message.lower()
-    assert "metric" in said or "tfdp.all_gather" in message
+    assert "metric" in said or "past" in said or "tfdp.all_gather" in message
 
 
 def test_an_integer_that_replicas_cannot_combine_is_refused(strategies: Any) -> None:
@@ -426,11 +467,79 @@ def test_an_integer_that_replicas_cannot_combine_is_refused(strategies: Any) -> 
         tfdp.fit(model, ROWS, TARGETS, batch_size=BATCH, verbose=0)
 
 
-def test_clipping_by_hand_in_micro_batches_is_refused(strategies: Any) -> None:
+class QueueFirst(keras.layers.Layer):
+    def build(self, shape: Any) -> None:
+        self.rows = self.add_weight(shape=(20, shape[-1]), initializer="ones", trainable=False)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        if training:
+            rows = ops.shape(x)[0]
+            self.rows.assign(ops.concatenate([x, self.rows[:-rows]], axis=0))
+        return x
+
+
+@pytest.mark.parametrize("is_second_fit", [False, True])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (stepping(ClippedByHand), r"accumulate_steps is 2, but .*clipnorm"),
+        (functional(QueueFirst), r"assigns .*queue_first.* once for each batch"),
+        (stepping(Covariance), r"accumulate_steps is 2, but tfdp.all_gather"),
+    ],
+)
+def test_what_micro_batches_can_not_do_is_refused(
+    build: Callable[[], keras.Model], message: str, is_second_fit: bool, strategies: Any
+) -> None:
+    """Also if the rules are known from a fit without micro-batches."""
+    data = {"x": ROWS[:20], "y": TARGETS[:20], "batch_size": BATCH, "verbose": 0}
     with strategies(2).scope():
-        model = stepping(ClippedByHand)()
-    with pytest.raises(tfdp.BadInput, match=r"accumulate_steps is 2, but .*clipnorm"):
-        tfdp.fit(model, ROWS, TARGETS, batch_size=BATCH, accumulate_steps=2, verbose=0)
+        model = build()
+    if is_second_fit:
+        tfdp.fit(model, **data)
+    with pytest.raises(tfdp.BadInput, match=message):
+        tfdp.fit(model, **data, accumulate_steps=2)
+
+
+class CountingSteps(Stepping):
+    """Counts in variables that Keras does not see being assigned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = tf.Variable(0, trainable=False)
+        self.count = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False)
+
+    def train_step(self, data: Any) -> Any:
+        self.steps.assign_add(1)
+        self.count.value.assign_add(1)
+        return super().train_step(data)
+
+
+def test_what_precedes_the_first_step_counts_nothing(strategies: Any) -> None:
+    for replicas in (1, 2):
+        with strategies(replicas).scope():
+            model = stepping(CountingSteps)()
+        tfdp.fit(model, ROWS[:20], TARGETS[:20], batch_size=BATCH, verbose=0)
+        assert [int(each.numpy()) for each in (model.steps, model.count)] == [2, 2]
+
+
+class OfGraph(keras.layers.Layer):
+    def call(self, x: Any) -> Any:
+        assert x.op is not None  # which a value outside of a graph does not have
+        return x
+
+
+def test_a_layer_for_graphs_alone_trains_unrehearsed(
+    strategies: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"x": ROWS, "y": TARGETS, "batch_size": BATCH, "shuffle": False, "verbose": 0}
+    expected = functional(OfGraph)()
+    expected.fit(**data)
+    with strategies(2).scope():
+        model = functional(OfGraph)()
+    tfdp.fit(model, **data)
+    assert "train_step could not be tried" in capsys.readouterr().err
+    for ours, keras_own in zip(all_variables(model), all_variables(expected), strict=True):
+        np.testing.assert_allclose(ours, keras_own, rtol=1e-9, atol=1e-12)
 
 
 class OfTen(keras.layers.Layer):
