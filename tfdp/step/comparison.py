@@ -48,7 +48,8 @@ class Comparison:
 
     def rule(self, whole: Arrays, parts: Sequence[Arrays]) -> Combination | None:
         """Returns how arrays of the parts make those of the whole batch; None if they don't."""
-        if any(len(part) != len(whole) for part in parts):
+        shapes = [each.shape for each in whole]
+        if any([each.shape for each in part] != shapes for part in parts):
             return None
         combinations: tuple[Combination, ...] = ("mean", "sum", "divided")
         for combination in combinations:
