@@ -460,6 +460,25 @@ def test_what_replicas_compute_otherwise_is_said_once_by_name(
     assert "metric" in said or "past" in said or "tfdp.all_gather" in message
 
 
+class Weighted(Stepping):
+    """Divides by a sum over the batch."""
+
+    def loss_of(self, x: Any, y: Any) -> Any:
+        return tf.reduce_sum(y * tf.square(self.net(x))) / tf.reduce_sum(y)
+
+
+def test_parts_that_are_alike_by_chance_are_not_taken_for_proof(
+    strategies: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first 7 of 12 examples have 7 twelfths of all weights; the first 5 have less than 5."""
+    weights = np.array([1, 1, 1, 1, 1, 4, 5, 2, 2, 2, 2, 2.0])[:, np.newaxis]
+    assert weights[:7].sum() / 7 == weights[7:].sum() / 5
+    with strategies(2).scope():
+        model = stepping(Weighted)()
+    tfdp.fit(model, ROWS[:12], weights, batch_size=12, verbose=0)
+    assert "or divides by a count of it" in capsys.readouterr().err
+
+
 def test_an_integer_that_replicas_cannot_combine_is_refused(strategies: Any) -> None:
     with strategies(2).scope():
         model = functional(Maximum)()
