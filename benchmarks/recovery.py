@@ -7,9 +7,9 @@ Two workers train the same model, under ``cluster.launch`` and under torchrun in
 round worker 1 is killed, then worker 0. Recovery ends when every worker has done an update that
 follows the last checkpoint. Processes are not pinned.
 
-Before each kill the workers train until the launcher's spare processes (``cluster.spares``) have
-imported TensorFlow and wait; torchrun's workers train equally long. A fault before that takes as
-long as a start-up.
+Before each kill the workers train until the launcher's spare processes
+(``cluster.launching.spares``) have imported TensorFlow and wait; torchrun's workers train equally
+long. A fault before that takes as long as a start-up.
 
 Sometimes two new processes of PyTorch do not find each other in ``init_process_group``, after a
 kill or at the first start: they wait without end, or gloo reports that a connection was refused. If
@@ -31,7 +31,7 @@ import psutil
 
 from benchmarks import measuring
 from benchmarks.measuring import PEERS_PYTHON, Spread
-from cluster import spares
+from cluster.launching import spares
 from tests.running import ROOT, Process, wait_until
 
 WORKERS = 2

@@ -1,1 +1,1 @@
-"""The workers of a run: addresses, start, liveness, restarts. Never imports TensorFlow."""
+"""The workers of a run: who they are, how they meet, what keeps them alive. No TensorFlow."""

@@ -12,11 +12,11 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from cluster import spares
-from cluster.launcher import Launcher
-from cluster.printer import Printer
-from cluster.signals import Signals
-from cluster.watchdog import Watchdog
+from cluster.launching import spares
+from cluster.launching.launcher import Launcher
+from cluster.launching.printer import Printer
+from cluster.launching.signals import Signals
+from cluster.launching.watchdog import Watchdog
 
 
 def main(argv: Sequence[str]) -> int:

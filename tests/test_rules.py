@@ -37,12 +37,16 @@ def imports(path: Path) -> Iterator[str]:
 # package are listed from the top to the bottom, and no import points up.
 COMMANDS = {
     **dict.fromkeys(("tfdp.train", "tfdp.evaluate", "tfdp.export"), "commands"),
+    **dict.fromkeys(("cluster.launch", "cluster.slurm"), "cluster.commands"),
     **dict.fromkeys(
         ("serving.server.__main__", "serving.server.command"), "serving.server command"
     ),
 }
 MAY_IMPORT = {
-    "commands": {"tfdp.run", "tfdp.cli", "tfdp.workers", "tfdp", "cluster"},
+    "commands": {
+        *("tfdp.run", "tfdp.cli", "tfdp.workers", "tfdp"),
+        *("cluster.launching", "cluster"),
+    },
     "tfdp.run": {
         *("tfdp.publishing", "tfdp.trainer", "tfdp.checkpoints", "tfdp.step", "tfdp.data"),
         *("tfdp.cli", "tfdp.workers", "tfdp"),
@@ -53,10 +57,14 @@ MAY_IMPORT = {
     "tfdp.step": {"tfdp.data", "tfdp"},
     "tfdp.data": {"tfdp.workers", "tfdp"},
     "tfdp.cli": {"tfdp.workers", "tfdp", "cluster"},
-    "tfdp.workers": {"tfdp", "cluster"},
+    "tfdp.workers": {"tfdp", "cluster.meeting", "cluster"},
     "tfdp": {"cluster"},  # errors, logs, files, a recipe's form
     "tfdp.recipes": {"tfdp"},  # as a user's: by public names alone
-    "cluster": set(),
+    "cluster.commands": {"cluster.launching"},
+    "cluster.launching": {"cluster"},
+    "cluster.meeting": {"cluster"},
+    "cluster.resolvers": set(),
+    "cluster": set(),  # addresses, exit codes, the policy of restarts
     "serving.server command": {
         *("serving.server.frontend", "serving.server.calls", "serving.server.models"),
     },

@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cluster import exit_codes, spares
+from cluster import exit_codes
+from cluster.launching import spares
 from cluster.spec import ClusterError, from_environment
 from tfdp import files, log
 from tfdp.cli import flags, process

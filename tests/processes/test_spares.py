@@ -11,19 +11,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import spares
+from cluster.launching import spares
 from tests.running import Process, wait_until
 
 LIMIT_S = 60
 LAUNCHER = """
 import sys
-from cluster import launch, spares
+from cluster import launch
+from cluster.launching import spares
 spares.START_DELAY_S = 1.0
 sys.exit(launch.main(sys.argv[1:]))
 """
 STAND_IN = """
 import json, os, time
-from cluster import spares
+from cluster.launching import spares
 
 def prepare():
     print("printed by a spare", flush=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from cluster import rendezvous
-from cluster.liveness import Liveness
+from cluster.meeting import rendezvous
+from cluster.meeting.liveness import Liveness
 from tfdp.chief import cluster_from_environment
 from tfdp.choices import Communication
 from tfdp.errors import BadInput, PeerMissing

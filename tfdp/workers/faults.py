@@ -1,6 +1,6 @@
 """How a fault of one worker ends all of them.
 
-A process has one liveness connection to the other workers (``cluster.liveness``), which
+A process has one liveness connection to the other workers (``cluster.meeting.liveness``), which
 ``tfdp.connect`` makes. Bad news from there ends this process, wherever its main thread is: the main
 thread usually waits, in a call into TensorFlow, for the very worker that is gone.
 """
@@ -15,7 +15,7 @@ import threading
 from typing import Final, NoReturn
 
 from cluster import exit_codes
-from cluster.liveness import Liveness, RunEnd
+from cluster.meeting.liveness import Liveness, RunEnd
 from tfdp import log
 from tfdp.errors import BadInput
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.channel import Channel, Closed
+from cluster.meeting.channel import Channel, Closed
 from tests.running import Process, wait_until
 from tfdp.errors import BadInput
 from tfdp.workers.faults import in_one_line
@@ -15,7 +15,8 @@ from tfdp.workers.faults import in_one_line
 # A worker without TensorFlow: its end of a connection, and then the code of a test.
 WORKER = """
 import ctypes, socket, sys, threading, time
-from cluster import channel, liveness, spec
+from cluster import spec
+from cluster.meeting import channel, liveness
 from tfdp.errors import BadInput
 from tfdp.workers.faults import FAULTS, end_process
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster import rendezvous
-from cluster.rendezvous import MissingWorkers, connect_workers
+from cluster.meeting import rendezvous
+from cluster.meeting.rendezvous import MissingWorkers, connect_workers
 from cluster.spec import Cluster
 from tests.running import free_port, wait_until
 

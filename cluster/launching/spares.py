@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from cluster.process import WorkerProcess
+from cluster.launching.process import WorkerProcess
 
 VARIABLE: Final = "CLUSTER_SPARE"  # its value is the index of the worker that the spare is for
 START_DELAY_S: Final = 10.0  # earlier, the workers' own start needs the processors

@@ -4,7 +4,7 @@ TensorFlow's own start waits for missing workers without limit, can't be interru
 thread, and does not name them. So the chief first listens at its address in TensorFlow's place, and
 every other worker connects to it and says hello. When all have done so, the chief says go and stops
 listening, and TensorFlow takes over the address. The connections stay open for
-``cluster.liveness``. No ports are needed but those of TF_CONFIG.
+``cluster.meeting.liveness``. No ports are needed but those of TF_CONFIG.
 
 A hello and its answer always come from processes of the same start. A process of an earlier start
 (a chief that has not yet noticed the end of its run, for one) sends something else or nothing, and
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from cluster.channel import Channel, Closed, Message
+from cluster.meeting.channel import Channel, Closed, Message
 from cluster.spec import Cluster, host_and_port
 
 RETRY_EVERY_S: Final = 0.2

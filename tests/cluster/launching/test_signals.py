@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster import signals
-from cluster.signals import Signals
+from cluster.launching import signals
+from cluster.launching.signals import Signals
 
 
 @pytest.fixture(autouse=True)

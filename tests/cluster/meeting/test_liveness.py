@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cluster import channel, liveness
-from cluster.channel import Channel
-from cluster.liveness import Liveness, RunEnd
+from cluster.meeting import channel, liveness
+from cluster.meeting.channel import Channel
+from cluster.meeting.liveness import Liveness, RunEnd
 from cluster.spec import Cluster, local
 from tests.running import Process, free_port
 
@@ -226,7 +226,8 @@ def test_messages_come_whole_and_in_order_however_they_are_cut() -> None:
 # A process that waits as TensorFlow's start does, holding Python's lock, while a peer ends.
 STARTING = """
 import ctypes, os, socket, sys
-from cluster import channel, liveness, spec
+from cluster import spec
+from cluster.meeting import channel, liveness
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 when = sys.argv[2]
 if when == "before": connection.recv(1)  # the peer has ended
@@ -258,7 +259,8 @@ def test_a_break_while_tensorflow_starts_ends_the_process(when: str, code: int) 
 def test_a_forked_child_keeps_no_connection_open() -> None:
     script = """
 import os, socket, time
-from cluster import channel, liveness, spec
+from cluster import spec
+from cluster.meeting import channel, liveness
 with socket.create_server(("127.0.0.1", 0)) as listener:
     far = socket.create_connection(listener.getsockname())
     near = listener.accept()[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.spares import START_DELAY_S, Spares
+from cluster.launching.spares import START_DELAY_S, Spares
 
 
 def test_missing_spares_are_started_some_time_after_the_workers(

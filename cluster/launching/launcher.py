@@ -11,12 +11,13 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from cluster import exit_codes, policy, spares, spec
-from cluster.printer import STDERR, STDOUT, Printer
-from cluster.process import WorkerProcess
-from cluster.signals import Signals
-from cluster.spares import Spares
-from cluster.watchdog import Watchdog
+from cluster import exit_codes, policy, spec
+from cluster.launching import spares
+from cluster.launching.printer import STDERR, STDOUT, Printer
+from cluster.launching.process import WorkerProcess
+from cluster.launching.signals import Signals
+from cluster.launching.spares import Spares
+from cluster.launching.watchdog import Watchdog
 
 
 class Launcher:

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from cluster.watchdog import Watchdog
+from cluster.launching.watchdog import Watchdog
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None)

@@ -2,7 +2,7 @@
 
 TensorFlow notices a lost worker late and does not name it, and a worker that waits in a call into
 TensorFlow receives no other news. So every worker keeps its connection to the chief from the start
-(``cluster.rendezvous``), and a thread reads it. The chief forwards the news that end the run.
+(``rendezvous``), and a thread reads it. The chief forwards the news that end the run.
 
 A worker is lost in one of three cases:
 
@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from cluster import exit_codes
-from cluster.channel import Channel, Closed, Message
+from cluster.meeting.channel import Channel, Closed, Message
 from cluster.spec import Cluster, host_and_port
 
 HEARTBEAT_EVERY_S: Final = 1.0

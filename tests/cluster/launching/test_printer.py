@@ -10,8 +10,8 @@ from typing import IO
 
 import pytest
 
-from cluster import printer
-from cluster.printer import LineSplitter, Printer
+from cluster.launching import printer
+from cluster.launching.printer import LineSplitter, Printer
 
 
 def cut(*pieces: bytes) -> list[bytes]:

@@ -1,0 +1,1 @@
+"""Starts the processes of workers, prints what they say, and stops them."""

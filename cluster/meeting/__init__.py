@@ -1,0 +1,1 @@
+"""How the workers find each other before TensorFlow starts, and watch each other afterwards."""

@@ -1,0 +1,1 @@
+"""What the engine that started this process says: which of how many workers it is."""
