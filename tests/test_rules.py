@@ -58,11 +58,11 @@ MAY_IMPORT = {
     "tfdp.data": {"tfdp.workers", "tfdp"},
     "tfdp.cli": {"tfdp.workers", "tfdp", "cluster"},
     "tfdp.workers": {"tfdp", "cluster.meeting", "cluster"},
-    "tfdp": {"cluster"},  # errors, logs, files, a recipe's form
+    "tfdp": {"cluster.meeting", "cluster"},  # errors, logs, files, a recipe's form
     "tfdp.recipes": {"tfdp"},  # as a user's: by public names alone
     "cluster.commands": {"cluster.launching"},
     "cluster.launching": {"cluster"},
-    "cluster.meeting": {"cluster"},
+    "cluster.meeting": {"cluster.resolvers", "cluster"},
     "cluster.resolvers": set(),
     "cluster": set(),  # addresses, exit codes, the policy of restarts
     "serving.server command": {

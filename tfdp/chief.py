@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from cluster.spec import Cluster, ClusterError, from_environment
-from tfdp.errors import BadInput
+from tfdp.group import known_group
 
 
 def is_chief() -> bool:
@@ -19,8 +18,8 @@ def is_chief() -> bool:
     leader = config.experimental.collective_group_leader  # as in /job:worker/replica:0/task:0
     if leader:
         return leader.replace("/replica:0", "") in config.device_filters
-    cluster = cluster_from_environment()
-    return cluster is None or cluster.is_chief
+    group = known_group()
+    return group is None or group.is_chief
 
 
 def count_workers() -> int:
@@ -28,16 +27,8 @@ def count_workers() -> int:
     if _runtime_config().experimental.collective_group_leader:
         devices = tf.config.list_logical_devices()  # of all workers
         return len({device.name.partition("/device:")[0] for device in devices})
-    cluster = cluster_from_environment()
-    return 1 if cluster is None else cluster.size
-
-
-def cluster_from_environment() -> Cluster | None:
-    """Returns the cluster that TF_CONFIG describes, or None; raises BadInput if it is wrong."""
-    try:
-        return from_environment()
-    except ClusterError as error:
-        raise BadInput(str(error)) from None
+    group = known_group()
+    return 1 if group is None else group.size
 
 
 def _runtime_config() -> tf.compat.v1.ConfigProto:

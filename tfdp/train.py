@@ -1,7 +1,8 @@
 """One worker of a run: ``python -m tfdp.train --recipe=… --workdir=…``.
 
-Start it on every node, with a TF_CONFIG that describes the cluster; without TF_CONFIG it trains on
-this machine's devices. Exit codes are those of ``cluster.exit_codes``.
+Start it on every node. It finds the other workers by TF_CONFIG, or by what the engine says that
+started it (Slurm, Kubernetes, …); without either it trains on this machine's devices. Exit codes
+are those of ``cluster.exit_codes``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Sequence
 
 from cluster import exit_codes
 from cluster.launching import spares
-from cluster.spec import ClusterError, from_environment
 from tfdp import files, log
 from tfdp.cli import flags, process
 from tfdp.cli.signals import Signals
 from tfdp.errors import BadInput
+from tfdp.group import look_for
 from tfdp.run.settings import TrainSettings
 from tfdp.workers.faults import end_process
 
@@ -32,15 +33,15 @@ def main(argv: Sequence[str]) -> int:
     lock = None
     try:
         settings = flags.parse(TrainSettings, argv)
-        cluster = from_environment()
+        group = look_for(settings.cluster)
         try:
-            if cluster is None or cluster.is_chief:
+            if group is None or group.is_chief:
                 lock = files.lock_workdir(settings.workdir)
-            log_path = log.open_log(settings.workdir / "logs", cluster.index if cluster else 0)
+            log_path = log.open_log(settings.workdir / "logs", group.rank if group else 0)
         except OSError as error:
             raise BadInput(f"--workdir={settings.workdir}: {error.strerror}") from None
         return process.run_to_exit_code(lambda: _train(settings, signals), signals, log_path)
-    except (BadInput, ClusterError) as error:
+    except BadInput as error:
         return process.report(error, exit_codes.BAD_INPUT)
     finally:
         if lock is not None:

@@ -45,6 +45,16 @@ class Channel:
         """Returns the descriptor, for ``select``; -1 once closed."""
         return self._connection.fileno()
 
+    @property
+    def own_host(self) -> str:
+        """The address of this side, as the connection uses it."""
+        return _host(self._connection.getsockname())
+
+    @property
+    def peer_host(self) -> str:
+        """The address of the other side, as this side sees it."""
+        return _host(self._connection.getpeername())
+
     def send(self, message: Message) -> None:
         """Sends a message. If the connection is broken, the message is lost without an error.
 
@@ -94,6 +104,11 @@ class Channel:
     def close(self) -> None:
         """Closes the connection; a second call does nothing."""
         self._connection.close()
+
+
+def _host(address: Any) -> str:
+    """Returns the host of a socket's address; an IPv4 one in IPv6's form as IPv4."""
+    return str(address[0]).removeprefix("::ffff:")
 
 
 def _parse(line: bytearray) -> Message:

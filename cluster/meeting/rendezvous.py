@@ -1,34 +1,42 @@
 """Connects all workers of a run before TensorFlow starts.
 
 TensorFlow's own start waits for missing workers without limit, can't be interrupted, not even by a
-thread, and does not name them. So the chief first listens at its address in TensorFlow's place, and
-every other worker connects to it and says hello. When all have done so, the chief says go and stops
-listening, and TensorFlow takes over the address. The connections stay open for
-``cluster.meeting.liveness``. No ports are needed but those of TF_CONFIG.
+thread, and does not name them. So the chief first listens in TensorFlow's place, and every other
+worker connects to it and says hello. When all have done so, the chief sends all addresses and says
+go, and TensorFlow takes over. The connections stay open for ``cluster.meeting.liveness``.
+
+With TF_CONFIG, all addresses are known: the chief listens at its own, and no ports are needed but
+those of TF_CONFIG. Where an engine names only the chief, each worker chooses a port that is free on
+its node; the chief sees the host of each at the other end of the connection. A worker keeps its
+port until the go, so that nobody else takes it meanwhile.
 
 A hello and its answer always come from processes of the same start. A process of an earlier start
-(a chief that has not yet noticed the end of its run, for one) sends something else or nothing, and
-does not count as present.
+(a chief that has not yet noticed the end of its run, for one) or of another job sends something
+else or nothing, and does not count as present.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import hashlib
+import errno
+import ipaddress
+import random
 import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from cluster.meeting.channel import Channel, Closed, Message
+from cluster.meeting.group import FIRST_PORT, LAST_PORT, Group
 from cluster.spec import Cluster, host_and_port
 
 RETRY_EVERY_S: Final = 0.2
 ANSWER_TIMEOUT_S: Final = 2.0  # for a connection, and for the chief's first answer
 MAX_NAMED: Final = 1000  # missing workers that fit into a message
+ADDRESSES_A_MESSAGE: Final = 100
 REPORT_AFTER_S: Final = 5.0
 
 
@@ -36,37 +44,40 @@ class MissingWorkers(TimeoutError):  # noqa: N818
     """Some workers did not come; the message contains their names and addresses."""
 
 
-def connect_workers(
-    cluster: Cluster, timeout_s: float, report: Callable[[str], None]
-) -> dict[int, Channel]:
-    """Connects this worker to the others; returns when every worker of the cluster has come.
+def meet(
+    group: Group, timeout_s: float, report: Callable[[str], None]
+) -> tuple[Cluster, dict[int, Channel]]:
+    """Connects this worker to the others; returns when every worker of the group has come.
 
     Args:
-        cluster: the workers, and the index of this one.
+        group: the workers, and the rank of this one.
         timeout_s: how long to wait for them.
         report: called once with the names of missing workers, if they take ``REPORT_AFTER_S``.
 
     Returns:
-        On the chief, the connection to each other worker by its index; on other workers, the
-        connection to the chief by its index, 0. No message is sent after the chief's go.
+        The cluster with all addresses, and connections. On the chief, that is the connection to
+        each other worker by its index; on other workers, the connection to the chief by its index,
+        0. No message is sent after the chief's go.
 
     Raises:
         MissingWorkers: if some workers did not come in time.
         OSError: if the port of this worker is in use.
     """
-    if cluster.size == 1:
-        return {}
-    deadline = _Deadline(cluster, timeout_s, report)
-    if cluster.is_chief:
-        return _Chief(cluster, deadline).accept_all()
-    return {0: _join(cluster, deadline)}
+    deadline = _Deadline(group, timeout_s, report)
+    with _own_port(group) as port:
+        if group.is_chief:
+            addresses, channels = _Chief(group, port, deadline).accept_all()
+        else:
+            addresses, channel = _join(group, port, deadline)
+            channels = {0: channel}
+    return Cluster(addresses, group.names, group.rank), channels
 
 
 class _Deadline:
     """The time limit of the rendezvous, and the report of missing workers."""
 
-    def __init__(self, cluster: Cluster, timeout_s: float, report: Callable[[str], None]) -> None:
-        self._cluster = cluster
+    def __init__(self, group: Group, timeout_s: float, report: Callable[[str], None]) -> None:
+        self._group = group
         self._timeout_s = timeout_s
         self._report = report
         self._has_reported = False
@@ -76,15 +87,16 @@ class _Deadline:
         """Raises MissingWorkers after the time limit; before, reports a long wait.
 
         Args:
-            missing: indices of the missing workers.
+            missing: ranks of the missing workers.
             remark: follows their names.
             is_over: whether the time limit of the chief has passed.
         """
         waited_s = time.monotonic() - self._started_s
-        names = ", ".join(self._cluster.describe(index) for index in sorted(missing)) + remark
+        names = ", ".join(self._group.describe(rank) for rank in sorted(missing)) + remark
         if waited_s > self._timeout_s or is_over:
+            correct = "" if self._group.place is not None else "correct TF_CONFIG, "
             raise MissingWorkers(
-                f"waited {self._timeout_s:g} s for {names}: start them, correct TF_CONFIG, or "
+                f"waited {self._timeout_s:g} s for {names}: start them, {correct}or "
                 "raise --startup_timeout_s"
             )
         if waited_s > REPORT_AFTER_S and not self._has_reported:
@@ -95,20 +107,22 @@ class _Deadline:
 class _Chief:
     """The chief's side: accepts connections until every other worker has joined."""
 
-    def __init__(self, cluster: Cluster, deadline: _Deadline) -> None:
-        self._cluster = cluster
+    def __init__(self, group: Group, port: int, deadline: _Deadline) -> None:
+        self._group = group
+        self._port = port
         self._deadline = deadline
         self._joined: dict[int, Channel] = {}
-        self._never_joined = set(range(1, cluster.size))
+        self._ports: dict[int, int] = {}  # of TensorFlow, as joined workers said
+        self._never_joined = set(range(1, group.size))
         self._sent_missing: list[int] = []  # the newest list that all joined workers have
 
-    def accept_all(self) -> dict[int, Channel]:
-        """Returns the connection to each other worker by its index."""
+    def accept_all(self) -> tuple[tuple[str, ...], dict[int, Channel]]:
+        """Returns the address of each worker, and the connection to each other one by its rank."""
         joined = self._joined
-        with _listener(self._cluster.address) as listener, selectors.DefaultSelector() as selector:
+        with _chief_listener(self._group) as listener, selectors.DefaultSelector() as selector:
             selector.register(listener, selectors.EVENT_READ)
             try:
-                while len(joined) < self._cluster.size - 1:
+                while len(joined) < self._group.size - 1:
                     for key, _ in selector.select(RETRY_EVERY_S):
                         if isinstance(key.fileobj, Channel):
                             self._receive(key.fileobj, selector)
@@ -125,8 +139,22 @@ class _Chief:
                 for key in list(selector.get_map().values()):
                     if isinstance(key.fileobj, Channel) and key.fileobj not in joined.values():
                         key.fileobj.close()
+        addresses = self._addresses()
+        for first in range(0, len(addresses), ADDRESSES_A_MESSAGE):
+            self._send({"addresses": addresses[first : first + ADDRESSES_A_MESSAGE]})
         self._send({"go": True})
-        return joined
+        return addresses, joined
+
+    def _addresses(self) -> tuple[str, ...]:
+        """Returns the address of TensorFlow on each worker, as all of them can reach it."""
+        if self._group.addresses is not None:
+            return self._group.addresses
+        ends = {
+            rank: (channel.own_host, channel.peer_host) for rank, channel in self._joined.items()
+        }
+        hosts = reachable_hosts(ends)
+        ports = {0: self._port, **self._ports}
+        return tuple(_address(hosts[rank], ports[rank]) for rank in range(self._group.size))
 
     def _check_missing(self) -> None:
         """Raises MissingWorkers after the time limit; before, keeps joined workers informed."""
@@ -140,90 +168,120 @@ class _Chief:
         # As long as a worker has never joined, only such workers count as missing, not those that
         # joined and gave up.
         joined = self._joined.keys()
-        return sorted(self._never_joined or set(range(1, self._cluster.size)) - joined)
+        return sorted(self._never_joined or set(range(1, self._group.size)) - joined)
 
     def _receive(self, channel: Channel, selector: selectors.BaseSelector) -> None:
         """Adds a worker that says hello; removes a connection that ends or sends anything else."""
         try:
             for message in channel.receive():
-                index = self._checked_index(message)
-                self._joined[index] = channel
-                self._never_joined.discard(index)
+                rank = self._checked_rank(message)
+                self._joined[rank] = channel
+                self._ports[rank] = int(message.get("port", 0))
+                self._never_joined.discard(rank)
                 self._sent_missing = []  # this worker has no list yet
         except Closed as closed:
             channel.send({"refused": str(closed)})
             selector.unregister(channel)
             channel.close()
-            for index in [index for index, other in self._joined.items() if other is channel]:
-                del self._joined[index]  # it may come again
+            for rank in [rank for rank, other in self._joined.items() if other is channel]:
+                del self._joined[rank]  # it may come again
 
-    def _checked_index(self, hello: Message) -> int:
-        """Returns the index of the worker that said hello; raises Closed if it can't join."""
-        index = hello.get("hello")
-        if not isinstance(index, int) or not 0 < index < self._cluster.size:
-            raise Closed(f"the chief's TF_CONFIG has no worker {index}")
-        if hello.get("cluster") != _digest(self._cluster):
+    def _checked_rank(self, hello: Message) -> int:
+        """Returns the rank of the worker that said hello; raises Closed if it can't join."""
+        rank = hello.get("hello")
+        if hello.get("key") != self._group.key:
+            if self._group.place is not None:
+                raise Closed("it is the chief of another job, or of another start of this one")
+            if not isinstance(rank, int) or not 0 < rank < self._group.size:
+                raise Closed(f"the chief's TF_CONFIG has no worker {rank}")
             raise Closed("the chief's TF_CONFIG lists other workers")
-        if index in self._joined:
-            raise Closed(f"another process has joined as {self._cluster.names[index]}")
-        return index
+        if not isinstance(rank, int) or not 0 < rank < self._group.size:
+            raise Closed(f"the chief's group has no worker {rank}")
+        if rank in self._joined:
+            raise Closed(f"another process has joined as {self._group.names[rank]}")
+        return rank
 
     def _send(self, message: Message) -> None:
         for channel in self._joined.values():
             channel.send(message)
 
 
-def _digest(cluster: Cluster) -> str:
-    return hashlib.sha256("\n".join(cluster.addresses).encode()).hexdigest()
+def reachable_hosts(ends: Mapping[int, tuple[str, str]]) -> dict[int, str]:
+    """Returns the host of each worker as all of them can reach it, the chief's included.
+
+    Workers on the chief's node may have come by its loopback address, which is of no use to those
+    on other nodes: they get the address by which others have reached the chief.
+
+    Args:
+        ends: of the connection of each worker, by rank: the chief's host and the worker's.
+    """
+    chief_hosts = [chief_host for chief_host, _ in ends.values()]
+    outside = next((host for host in chief_hosts if not _is_loopback(host)), chief_hosts[0])
+    return {0: outside} | {
+        rank: outside if _is_loopback(host) else host for rank, (_, host) in ends.items()
+    }
 
 
 class _Refused(Exception):  # noqa: N818
     """The chief refuses this worker, for the time being."""
 
 
-def _join(cluster: Cluster, deadline: _Deadline) -> Channel:
-    """Joins the chief, again and again until it says go; returns the connection to it."""
+def _join(group: Group, port: int, deadline: _Deadline) -> tuple[tuple[str, ...], Channel]:
+    """Joins the chief, again and again until it says go.
+
+    Returns:
+        The address of each worker, and the connection to the chief.
+    """
     # The workers that have not yet answered at their addresses, only to name them in an error.
-    unseen = collections.deque(set(range(1, cluster.size)) - {cluster.index})
+    unseen = collections.deque(set(range(1, group.size)) - {group.rank} if group.addresses else ())
     remark = ""
-    with _accepting(cluster.address):
-        while True:
+    while True:
+        for address in group.chief_addresses:
             deadline.check([0, *unseen], remark)
             try:
-                return _join_once(cluster, deadline)
+                return _join_at(address, group, port, deadline)
             except _Refused as error:
                 remark = f" (the chief refuses this worker: {error})"
             except MissingWorkers:
                 raise
+            except (
+                socket.gaierror
+            ) as error:  # of a chief that has not started, or of a typing error
+                remark = f" (its name: {(error.strerror or str(error)).lower()})"
+                break
             except OSError:
                 pass  # the chief is not present, or has ended
-            if unseen and _accepts(cluster.addresses[unseen[0]]):
-                unseen.popleft()
-            unseen.rotate(-1)
-            time.sleep(RETRY_EVERY_S)
+        if unseen and group.addresses is not None and _accepts(group.addresses[unseen[0]]):
+            unseen.popleft()
+        unseen.rotate(-1)
+        time.sleep(RETRY_EVERY_S)
 
 
-def _join_once(cluster: Cluster, deadline: _Deadline) -> Channel:
-    """Says hello to the chief; returns the connection when the chief says go.
+def _join_at(
+    chief_address: str, group: Group, port: int, deadline: _Deadline
+) -> tuple[tuple[str, ...], Channel]:
+    """Says hello to the chief; returns when the chief says go.
 
     Raises:
         _Refused: if the chief refuses this worker.
         MissingWorkers: after the time limit, here or on the chief.
         OSError: if the chief is not present, or ends.
     """
-    channel = Channel(_connect(cluster.addresses[0]))
+    channel = Channel(_connect(chief_address))
     try:
-        channel.send({"hello": cluster.index, "cluster": _digest(cluster)})
+        channel.send({"hello": group.rank, "key": group.key, "port": port})
         if not channel.wait(ANSWER_TIMEOUT_S):
             raise Closed("no answer")
         missing: list[int] = []
+        addresses: list[str] = []
         while True:
             for message in channel.receive():
                 if "refused" in message:
                     raise _Refused(message["refused"])
+                addresses += message.get("addresses", ())
                 if "go" in message:
-                    return channel
-                missing = [index for index in message.get("missing", ()) if index < cluster.size]
+                    return tuple(addresses), channel
+                missing = [rank for rank in message.get("missing", ()) if rank < group.size]
                 deadline.check(missing, is_over="over" in message)
             deadline.check(missing)
             channel.wait(RETRY_EVERY_S)
@@ -250,21 +308,63 @@ def _connect(address: str) -> socket.socket:
     return connection
 
 
-def _listener(address: str) -> socket.socket:
-    """Listens at the port of ``address``, on all interfaces as TensorFlow does."""
+@contextlib.contextmanager
+def _own_port(group: Group) -> Iterator[int]:
+    """Keeps the port at which TensorFlow will listen in this process; gives its number."""
+    if group.addresses is None:
+        with _free_port() as port:
+            yield port
+        return
+    address = group.addresses[group.rank]
+    with contextlib.nullcontext() if group.is_chief else _accepting(address):
+        yield host_and_port(address)[1]
+
+
+@contextlib.contextmanager
+def _free_port() -> Iterator[int]:
+    """Keeps a port that is free on all interfaces."""
+    ports = list(range(FIRST_PORT, LAST_PORT + 1))
+    random.SystemRandom().shuffle(ports)  # the program's own generator stays as it is
+    with contextlib.ExitStack() as stack:
+        yield next(port for port in ports if _is_bound(port, stack))
+
+
+def _is_bound(port: int, stack: contextlib.ExitStack) -> bool:
+    """Tries to listen at a port until ``stack`` is closed; returns whether it was free."""
+    try:
+        stack.enter_context(_listener(port))
+    except OSError:
+        return False
+    return True
+
+
+def _chief_listener(group: Group) -> socket.socket:
+    """Listens at the first of the chief's ports that is free; with TF_CONFIG there is one."""
+    ports = [host_and_port(address)[1] for address in group.chief_addresses]
+    for port in ports:
+        try:
+            return _listener(port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, f"in use: {', '.join(map(str, ports))}")
+
+
+def _listener(port: int) -> socket.socket:
+    """Listens at a port, on all interfaces as TensorFlow does."""
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     return socket.create_server(
-        ("", host_and_port(address)[1]),
-        family=family,
-        dualstack_ipv6=family == socket.AF_INET6,
-        backlog=1024,
+        ("", port), family=family, dualstack_ipv6=family == socket.AF_INET6, backlog=1024
     )
 
 
 @contextlib.contextmanager
 def _accepting(address: str) -> Iterator[None]:
     """Accepts connections at this worker's address and closes them: other workers see it there."""
-    with _listener(address) as listener, selectors.DefaultSelector() as selector:
+    with (
+        _listener(host_and_port(address)[1]) as listener,
+        selectors.DefaultSelector() as selector,
+    ):
         stop_reader, stop_writer = socket.socketpair()
         selector.register(listener, selectors.EVENT_READ)
         selector.register(stop_reader, selectors.EVENT_READ)
@@ -282,3 +382,11 @@ def _accepting(address: str) -> Iterator[None]:
             stop_writer.close()
             thread.join()
             stop_reader.close()
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback

@@ -9,11 +9,11 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from cluster import exit_codes
-from cluster.spec import ClusterError, from_environment
 from tfdp import log
+from tfdp.choices import Cluster
 from tfdp.cli import flags
 from tfdp.cli.signals import Signals
 from tfdp.errors import (
@@ -24,10 +24,17 @@ from tfdp.errors import (
     TrainingError,
     shortened,
 )
+from tfdp.group import look_for
 from tfdp.log import say
 from tfdp.workers.faults import FAULTS
 
-Settings = TypeVar("Settings")
+
+class _OfWorker(Protocol):
+    @property
+    def cluster(self) -> Cluster: ...
+
+
+Settings = TypeVar("Settings", bound=_OfWorker)
 
 # Errors that ended the work, kept until the process ends. Their frames hold iterators over data,
 # and destroying an iterator waits for its reads, which may be stuck for good.
@@ -58,11 +65,11 @@ def run_on_checkpoint(
     signals = Signals()  # before any import, NumPy included, starts a thread
     try:
         settings = flags.parse(kind, argv)
-        cluster = from_environment()
-    except (BadInput, ClusterError) as error:
+        group = look_for(settings.cluster)
+    except BadInput as error:
         return report(error, exit_codes.BAD_INPUT)
     logs = Path(tempfile.mkdtemp(prefix=f"tfdp-{name}-"))
-    log_path = log.open_log(logs, 0 if cluster is None else cluster.index)
+    log_path = log.open_log(logs, 0 if group is None else group.rank)
     code = run_to_exit_code(lambda: work(settings), signals, log_path)
     if code in (exit_codes.FINISHED, exit_codes.BAD_INPUT):  # otherwise the log may explain more
         shutil.rmtree(logs, ignore_errors=True)
@@ -97,7 +104,7 @@ def run_to_exit_code(work: Callable[[], None], signals: Signals, log_path: Path)
 
 def report(error: BaseException, code: int) -> int:
     """Prints an error for people; returns ``code``."""
-    say(f"{error}" if isinstance(error, (TrainingError, ClusterError)) else f"{error!r}")
+    say(f"{error}" if isinstance(error, TrainingError) else f"{error!r}")
     return code
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
-from tfdp.choices import AutoShard, Communication, GradientDtype, MixedPrecision
+from tfdp.choices import AutoShard, Cluster, Communication, GradientDtype, MixedPrecision
 from tfdp.cli import flags
 from tfdp.cli.flags import flag
 from tfdp.errors import BadInput
@@ -15,6 +15,7 @@ from tfdp.publishing.settings import PublishSettings
 MAX_COUNT = (1 << 31) - 1  # of steps, examples, seconds and so on
 
 _CHOICES = {
+    "cluster": get_args(Cluster),
     "communication": get_args(Communication),
     "auto_shard": get_args(AutoShard),
     "mixed_precision": get_args(MixedPrecision),
@@ -33,6 +34,9 @@ class WorkerSettings:
     recipe: str = flag("", "Python file or dotted module with build_model and train_data.")
     hparam: tuple[str, ...] = flag((), "NAME=VALUE for a field of the recipe's HParams.")
     global_batch_size: int = flag(64, "Examples per step, over all replicas.")
+    cluster: Cluster = flag(
+        "auto", "Where to find the other workers: auto, none, tf_config, slurm, kubernetes, env."
+    )
     communication: Communication = flag("auto", "How workers all-reduce: auto, ring or nccl.")
     auto_shard: AutoShard = flag(
         "auto", "How workers share a tf.data.Dataset: auto, file, data, off."

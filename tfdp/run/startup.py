@@ -22,7 +22,9 @@ def meet(settings: WorkerSettings, recipe: Recipe) -> Workers:
         BadInput: on all workers, if their flags, recipes or package versions differ.
         PeerMissing: if a worker did not come in time.
     """
-    workers = workers_of(connect(settings.communication, settings.startup_timeout_s))
+    workers = workers_of(
+        connect(settings.communication, settings.startup_timeout_s, settings.cluster)
+    )
     check_agreement(workers, settings.shared(), recipe)
     return workers
 

@@ -11,12 +11,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.chief import cluster_from_environment, count_workers
+from tfdp.chief import count_workers
 from tfdp.choices import GradientDtype
 from tfdp.data import pipeline
 from tfdp.data.order import Order
 from tfdp.data.sources import Source, as_data
 from tfdp.errors import BadInput
+from tfdp.group import known_group
 from tfdp.step import exactness, keras_private
 from tfdp.step.gradients import GradientAllReduce
 from tfdp.trainer import backup, evaluation
@@ -176,7 +177,7 @@ def check_model(model: keras.Model) -> None:
 def _check_scope(workers: Workers) -> None:
     count = count_workers()
     if workers.count == 1 and count > 1:
-        origin = "a ClusterResolver" if cluster_from_environment() is None else "TF_CONFIG"
+        origin = "a ClusterResolver" if known_group() is None else "TF_CONFIG"
         raise BadInput(
             f"{origin} names {count} workers, but the model was built outside of their "
             "strategy's scope and would train alone: build and compile it in "

@@ -1,9 +1,11 @@
-"""``tfdp.connect``: joining the cluster that TF_CONFIG describes."""
+"""``tfdp.connect``: joining the cluster that TF_CONFIG or an engine describes."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,10 +13,13 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from cluster.meeting import rendezvous
+from cluster.meeting.channel import Channel
+from cluster.meeting.group import Choice, Group
 from cluster.meeting.liveness import Liveness
-from tfdp.chief import cluster_from_environment
+from cluster.spec import Cluster
 from tfdp.choices import Communication
 from tfdp.errors import BadInput, PeerMissing
+from tfdp.group import look_for
 from tfdp.log import say
 from tfdp.workers.collectives import workers_of
 from tfdp.workers.faults import FAULTS
@@ -22,9 +27,15 @@ from tfdp.workers.random_state import share_random_state
 
 
 def connect(
-    communication: Communication = "auto", startup_timeout_s: float = 600.0
+    communication: Communication = "auto",
+    startup_timeout_s: float = 600.0,
+    cluster: Choice = "auto",
 ) -> tf.distribute.Strategy:
-    """Joins the cluster that TF_CONFIG describes; without TF_CONFIG, uses this machine's devices.
+    """Joins the other workers; if this process trains by itself, uses this machine's devices.
+
+    The other workers are found by TF_CONFIG, or by the variables of the engine that started this
+    process: Slurm, Kubernetes, MPI, torchrun and others (docs/clusters). An engine names the chief,
+    the number of workers and the rank of this one; addresses are exchanged, and TF_CONFIG is set.
 
     Call it before any other use of TensorFlow in the process. From then on the workers watch each
     other. If one is lost, the process ends with 138; if one ends by an exception, the process ends
@@ -38,36 +49,31 @@ def connect(
             or ``"auto"`` (TensorFlow's choice).
         startup_timeout_s: seconds to wait for the other workers. TensorFlow itself waits without
             limit.
+        cluster: where to find the other workers: ``"tf_config"``, one kind of engine
+            (``"slurm"``, ``"kubernetes"``, ``"env"``), ``"none"``, or the first that is there.
 
     Returns:
-        A MultiWorkerMirroredStrategy if TF_CONFIG is set. Otherwise a MirroredStrategy if the
-        machine has several GPUs, and TensorFlow's default strategy if not.
+        A MultiWorkerMirroredStrategy if there are other workers. Otherwise a MirroredStrategy if
+        the machine has several GPUs, and TensorFlow's default strategy if not.
 
     Raises:
-        BadInput: if TF_CONFIG is wrong, ``"nccl"`` is asked for on a machine without a GPU, or
-            TensorFlow was used before.
+        BadInput: if TF_CONFIG or an engine's variables are wrong, ``"nccl"`` is asked for on a
+            machine without a GPU, or TensorFlow was used before.
         PeerMissing: if a worker did not come in time; the message names it.
     """
-    cluster = cluster_from_environment()
+    group = look_for(cluster)
     gpus = tf.config.list_physical_devices("GPU")
     if communication == "nccl" and not gpus:
         raise BadInput(
             "communication is nccl, which needs GPUs, and TensorFlow sees none on this machine: "
             "use ring or auto, or install the CUDA libraries (pip install 'tfdp[train,gpu]')"
         )
-    if cluster is None:
+    if group is None:
         return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
-    try:
-        channels = rendezvous.connect_workers(cluster, startup_timeout_s, report=say)
-    except rendezvous.MissingWorkers as error:
-        raise PeerMissing(str(error)) from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:  # an earlier process of this worker may be leaving
-            raise PeerMissing(f"the port of {cluster.address} is in use: {error}") from None
-        raise BadInput(f"can't listen at {cluster.address}, as TF_CONFIG says: {error}") from None
+    met, channels = _meet(group, startup_timeout_s)
     implementation = tf.distribute.experimental.CommunicationImplementation[communication.upper()]
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
-    liveness = Liveness(cluster, channels)
+    liveness = Liveness(met, channels)
     with _alarm(startup_timeout_s), liveness.exiting_on_disconnect():
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
@@ -78,12 +84,29 @@ def connect(
                 "TensorFlow was used before the workers were connected: make tensors, datasets "
                 "and models in functions that run after tfdp.connect(), not at import"
             ) from error
-    FAULTS.join(liveness, cluster.names[cluster.index])
+    FAULTS.join(liveness, met.name)
     workers = workers_of(strategy)
     share_random_state(workers)
     workers.settle()
     liveness.start_heartbeats()  # every worker has started TensorFlow by now
     return strategy
+
+
+def _meet(group: Group, timeout_s: float) -> tuple[Cluster, dict[int, Channel]]:
+    """Meets the other workers, and lets TensorFlow know them by TF_CONFIG."""
+    if group.place is not None:
+        (say if group.is_chief else logging.getLogger("tfdp").info)(str(group.place))
+    try:
+        met, channels = rendezvous.meet(group, timeout_s, report=say)
+    except rendezvous.MissingWorkers as error:
+        raise PeerMissing(str(error)) from None
+    except OSError as error:
+        where = "a port" if group.addresses is None else group.addresses[group.rank]
+        if error.errno == errno.EADDRINUSE:  # an earlier process of this worker may be leaving
+            raise PeerMissing(f"the port of {where} is in use: {error}") from None
+        raise BadInput(f"can't listen at {where}, as {group.origin} says: {error}") from None
+    os.environ["TF_CONFIG"] = met.tf_config()
+    return met, channels
 
 
 @contextlib.contextmanager

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from cluster.meeting import rendezvous
-from cluster.meeting.rendezvous import MissingWorkers, connect_workers
+from cluster.meeting.channel import Channel
+from cluster.meeting.group import Group, of_cluster, of_place
+from cluster.meeting.rendezvous import MissingWorkers
+from cluster.resolvers.place import Place
 from cluster.spec import Cluster
 from tests.running import free_port, wait_until
 
@@ -24,11 +29,42 @@ def cluster(addresses: Sequence[str], index: int) -> Cluster:
     return Cluster(tuple(addresses), names, index)
 
 
+def connect_workers(
+    workers: Cluster, timeout_s: float, report: Callable[[str], None]
+) -> dict[int, Channel]:
+    met, channels = rendezvous.meet(of_cluster(workers), timeout_s, report)
+    assert met == workers
+    return channels
+
+
+def place(rank: int, size: int = 3, **about: Any) -> Group:
+    about = {"chief_host": "127.0.0.1", "job": f"{os.getpid()}", **about}
+    return of_place(Place(engine="Test", found_by="RANK", rank=rank, size=size, **about))
+
+
 def free_addresses(count: int, host: str = "127.0.0.1") -> list[str]:
     ports: set[int] = set()
     while len(ports) < count:
         ports.add(free_port())
     return [f"{host}:{port}" for port in ports]
+
+
+def meet(groups: Sequence[Group], timeout_s: float) -> list[Any]:
+    """Lets groups' workers meet in threads; returns the result or the error of each."""
+    results: dict[int, Any] = {}
+
+    def run(number: int, group: Group) -> None:
+        try:
+            results[number] = rendezvous.meet(group, timeout_s, lambda _: None)
+        except Exception as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=run, args=each) for each in enumerate(groups)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return [results[number] for number in range(len(groups))]
 
 
 def connect(addresses: Sequence[str], present: Sequence[int], timeout_s: float) -> list[object]:
@@ -232,3 +268,77 @@ def test_a_connection_to_itself_is_no_other_worker(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(socket, "create_connection", connect_to_itself)
     assert not rendezvous._accepts(address)
+
+
+def assert_met(results: Sequence[Any]) -> list[str]:
+    """Whether all have the same cluster, each its index, and connections; returns addresses."""
+    clusters = [met for met, _ in results]
+    assert [met.index for met in clusters] == list(range(len(results)))
+    assert len({met.addresses for met in clusters}) == 1
+    assert are_connected([channels for _, channels in results])
+    return list(clusters[0].addresses)
+
+
+@pytest.mark.parametrize("chief_host", ["127.0.0.1", "localhost", "::1"])
+def test_workers_tell_each_other_their_addresses(chief_host: str) -> None:
+    if chief_host == "::1" and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    addresses = assert_met(meet([place(rank, chief_host=chief_host) for rank in range(3)], 30))
+    assert len(set(addresses)) == 3
+    for address in addresses:  # TensorFlow listens there next
+        listen_like_tensorflow(address).close()
+
+
+def test_a_long_list_of_addresses_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "ADDRESSES_A_MESSAGE", 2)
+    addresses = assert_met(meet([place(rank, 5) for rank in range(5)], 60))
+    assert len(set(addresses)) == 5
+
+
+def test_the_chief_takes_the_next_port_if_another_job_has_the_first() -> None:
+    first = place(0).chief_addresses[0]
+    with socket.create_server(("", port(first))) as taken:
+        taken.settimeout(0.1)
+        assert_met(meet([place(rank) for rank in range(3)], 30))
+
+
+def test_the_chief_of_another_job_is_not_taken_for_ours() -> None:
+    """It listens at the port where our workers look first."""
+    about: dict[str, Any] = {"size": 2, "chief_port": free_port()}
+    other, ours = (
+        [place(rank, job=job, **about) for rank in range(2)] for job in ("other", "ours")
+    )
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.extend(meet(other[:1], 4)))
+    thread.start()
+    wait_until(lambda: rendezvous._accepts(other[0].chief_addresses[0]), 10, "it listens")
+    (refused,) = meet(ours[1:], 0.5)
+    assert "refuses this worker: it is the chief of another job" in str(refused)
+    assert_met(meet(ours, 30))
+    thread.join()
+    assert isinstance(results[0], MissingWorkers)
+
+
+def test_a_name_that_does_not_resolve_is_waited_for_and_said() -> None:
+    (error,) = meet([place(1, chief_host="worker-0.mine.invalid")], 0.5)
+    assert isinstance(error, MissingWorkers)
+    assert "worker 0 (on worker-0.mine.invalid) (its name: " in str(error)
+    assert "TF_CONFIG" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("ends", "hosts"),
+    [
+        ({1: ("127.0.0.1", "127.0.0.1")}, ["127.0.0.1", "127.0.0.1"]),
+        ({1: ("10.0.0.1", "10.0.0.2")}, ["10.0.0.1", "10.0.0.2"]),
+        (
+            {1: ("127.0.1.1", "127.0.0.1"), 2: ("10.0.0.1", "10.0.0.2")},
+            ["10.0.0.1"] * 2 + ["10.0.0.2"],
+        ),
+        ({1: ("::1", "::1"), 2: ("fd00::1", "fd00::2")}, ["fd00::1", "fd00::1", "fd00::2"]),
+    ],
+)
+def test_addresses_are_those_that_all_can_reach(
+    ends: dict[int, tuple[str, str]], hosts: list[str]
+) -> None:
+    assert list(rendezvous.reachable_hosts(ends).values()) == hosts
