@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "tfdp.step": {"tfdp.data", "tfdp"},
     "tfdp.data": {"tfdp.workers", "tfdp"},
     "tfdp.cli": {"tfdp.workers", "tfdp", "cluster"},
-    "tfdp.workers": {"tfdp", "cluster.meeting", "cluster"},
+    "tfdp.workers": {"tfdp", "cluster.meeting", "cluster.resolvers", "cluster"},
     "tfdp": {"cluster.meeting", "cluster"},  # errors, logs, files, a recipe's form
     "tfdp.recipes": {"tfdp"},  # as a user's: by public names alone
     "cluster.commands": {"cluster.launching"},

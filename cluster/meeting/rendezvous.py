@@ -63,17 +63,18 @@ def meet(
         MissingWorkers: if some workers did not come in time.
         OSError: if the port of this worker is in use.
     """
-    deadline = _Deadline(group, timeout_s, report)
+    deadline = Deadline(group, timeout_s, report)
     with _own_port(group) as port:
         if group.is_chief:
-            addresses, channels = _Chief(group, port, deadline).accept_all()
+            with _chief_listener(group) as listener:
+                addresses, channels = Chief(group, port, deadline).accept_all(listener)
         else:
             addresses, channel = _join(group, port, deadline)
             channels = {0: channel}
     return Cluster(addresses, group.names, group.rank), channels
 
 
-class _Deadline:
+class Deadline:
     """The time limit of the rendezvous, and the report of missing workers."""
 
     def __init__(self, group: Group, timeout_s: float, report: Callable[[str], None]) -> None:
@@ -104,10 +105,10 @@ class _Deadline:
             self._has_reported = True
 
 
-class _Chief:
+class Chief:
     """The chief's side: accepts connections until every other worker has joined."""
 
-    def __init__(self, group: Group, port: int, deadline: _Deadline) -> None:
+    def __init__(self, group: Group, port: int, deadline: Deadline) -> None:
         self._group = group
         self._port = port
         self._deadline = deadline
@@ -116,13 +117,13 @@ class _Chief:
         self._never_joined = set(range(1, group.size))
         self._sent_missing: list[int] = []  # the newest list that all joined workers have
 
-    def accept_all(self) -> tuple[tuple[str, ...], dict[int, Channel]]:
+    def accept_all(self, listener: socket.socket) -> tuple[tuple[str, ...], dict[int, Channel]]:
         """Returns the address of each worker, and the connection to each other one by its rank."""
         joined = self._joined
-        with _chief_listener(self._group) as listener, selectors.DefaultSelector() as selector:
+        with selectors.DefaultSelector() as selector:
             selector.register(listener, selectors.EVENT_READ)
             try:
-                while len(joined) < self._group.size - 1:
+                while not self._is_complete():
                     for key, _ in selector.select(RETRY_EVERY_S):
                         if isinstance(key.fileobj, Channel):
                             self._receive(key.fileobj, selector)
@@ -144,6 +145,9 @@ class _Chief:
             self._send({"addresses": addresses[first : first + ADDRESSES_A_MESSAGE]})
         self._send({"go": True})
         return addresses, joined
+
+    def _is_complete(self) -> bool:
+        return len(self._joined) == self._group.size - 1
 
     def _addresses(self) -> tuple[str, ...]:
         """Returns the address of TensorFlow on each worker, as all of them can reach it."""
@@ -222,11 +226,11 @@ def reachable_hosts(ends: Mapping[int, tuple[str, str]]) -> dict[int, str]:
     }
 
 
-class _Refused(Exception):  # noqa: N818
+class Refused(Exception):  # noqa: N818
     """The chief refuses this worker, for the time being."""
 
 
-def _join(group: Group, port: int, deadline: _Deadline) -> tuple[tuple[str, ...], Channel]:
+def _join(group: Group, port: int, deadline: Deadline) -> tuple[tuple[str, ...], Channel]:
     """Joins the chief, again and again until it says go.
 
     Returns:
@@ -239,8 +243,8 @@ def _join(group: Group, port: int, deadline: _Deadline) -> tuple[tuple[str, ...]
         for address in group.chief_addresses:
             deadline.check([0, *unseen], remark)
             try:
-                return _join_at(address, group, port, deadline)
-            except _Refused as error:
+                return join_at(address, group, port, deadline)
+            except Refused as error:
                 remark = f" (the chief refuses this worker: {error})"
             except MissingWorkers:
                 raise
@@ -257,13 +261,13 @@ def _join(group: Group, port: int, deadline: _Deadline) -> tuple[tuple[str, ...]
         time.sleep(RETRY_EVERY_S)
 
 
-def _join_at(
-    chief_address: str, group: Group, port: int, deadline: _Deadline
+def join_at(
+    chief_address: str, group: Group, port: int, deadline: Deadline
 ) -> tuple[tuple[str, ...], Channel]:
     """Says hello to the chief; returns when the chief says go.
 
     Raises:
-        _Refused: if the chief refuses this worker.
+        Refused: if the chief refuses this worker.
         MissingWorkers: after the time limit, here or on the chief.
         OSError: if the chief is not present, or ends.
     """
@@ -277,7 +281,7 @@ def _join_at(
         while True:
             for message in channel.receive():
                 if "refused" in message:
-                    raise _Refused(message["refused"])
+                    raise Refused(message["refused"])
                 addresses += message.get("addresses", ())
                 if "go" in message:
                     return tuple(addresses), channel

@@ -16,6 +16,8 @@ from cluster.meeting import rendezvous
 from cluster.meeting.channel import Channel
 from cluster.meeting.group import Choice, Group
 from cluster.meeting.liveness import Liveness
+from cluster.resolvers import gpus
+from cluster.resolvers.place import PlaceError
 from cluster.spec import Cluster
 from tfdp.choices import Communication
 from tfdp.errors import BadInput, PeerMissing
@@ -62,14 +64,16 @@ def connect(
         PeerMissing: if a worker did not come in time; the message names it.
     """
     group = look_for(cluster)
-    gpus = tf.config.list_physical_devices("GPU")
-    if communication == "nccl" and not gpus:
+    own_gpus = _own_gpus(group)
+    if communication == "nccl" and not own_gpus:
         raise BadInput(
             "communication is nccl, which needs GPUs, and TensorFlow sees none on this machine: "
             "use ring or auto, or install the CUDA libraries (pip install 'tfdp[train,gpu]')"
         )
     if group is None:
-        return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+        return (
+            tf.distribute.MirroredStrategy() if len(own_gpus) > 1 else tf.distribute.get_strategy()
+        )
     met, channels = _meet(group, startup_timeout_s)
     implementation = tf.distribute.experimental.CommunicationImplementation[communication.upper()]
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
@@ -90,6 +94,19 @@ def connect(
     workers.settle()
     liveness.start_heartbeats()  # every worker has started TensorFlow by now
     return strategy
+
+
+def _own_gpus(group: Group | None) -> list[tf.config.PhysicalDevice]:
+    """Returns the GPUs that this process uses, and hides those that others on its node use."""
+    visible = tf.config.list_physical_devices("GPU")
+    place = None if group is None else group.place
+    try:
+        own = gpus.own_gpus(place, len(visible), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except PlaceError as error:
+        raise BadInput(str(error)) from None
+    if len(own) < len(visible):
+        tf.config.set_visible_devices([visible[index] for index in own], "GPU")
+    return [visible[index] for index in own]
 
 
 def _meet(group: Group, timeout_s: float) -> tuple[Cluster, dict[int, Channel]]:
