@@ -87,12 +87,16 @@ class Cluster:
         return self.index == 0
 
     def tf_config(self) -> str:
-        """Returns the TF_CONFIG of this process."""
-        jobs: dict[str, list[str]] = {}
-        for name, address in zip(self.names, self.addresses, strict=True):
-            jobs.setdefault(name.split()[0], []).append(address)
-        job, _, task = self.name.partition(" ")
-        return json.dumps({"cluster": jobs, "task": {"type": job, "index": int(task or 0)}})
+        """Returns the TF_CONFIG of this process. Its tasks are counted without gaps."""
+        has_chief = self.names[0] == "chief"
+        jobs = {"worker": list(self.addresses[has_chief:])}
+        task = {"type": "worker", "index": self.index - has_chief}
+        if has_chief:
+            jobs = {"chief": [self.addresses[0]], **jobs}
+            if self.is_chief:
+                task = {"type": "chief", "index": 0}
+        jobs = {job: addresses for job, addresses in jobs.items() if addresses}
+        return json.dumps({"cluster": jobs, "task": task})
 
 
 def local(ports: Sequence[int], index: int) -> Cluster:

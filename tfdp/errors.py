@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _SHOWN_CHARACTERS = 100  # of a value of the user's
@@ -69,3 +70,17 @@ class Stopped(TrainingError):  # noqa: N818
         super().__init__(f"stopped at step {step}: worker {by_worker} got a signal to stop")
         self.step = step
         self.by_worker = by_worker
+
+
+class Regrouping(TrainingError):  # noqa: N818
+    """Workers that were away are back; all workers stopped after the same step, to start with them.
+
+    Args:
+        step: number of updates done, and saved.
+        newcomers: ranks of the workers that are back.
+    """
+
+    def __init__(self, step: int, newcomers: Sequence[int]) -> None:
+        names = ", ".join(f"worker {rank}" for rank in newcomers)
+        super().__init__(f"step {step} is saved: starting again with {names}")
+        self.step = step

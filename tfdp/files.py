@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import uuid
 from pathlib import Path
 
 from tfdp.errors import Replaced, WorkdirInUse
 
 
-def lock_workdir(workdir: Path) -> int:
+def lock_workdir(workdir: Path, timeout_s: float = 0.0) -> int:
     """Locks a workdir for this process, until the process ends.
+
+    Args:
+        workdir: created if missing.
+        timeout_s: how long to wait for another process that has locked it.
 
     Returns:
         The file descriptor that holds the lock; keep it open.
@@ -21,14 +26,20 @@ def lock_workdir(workdir: Path) -> int:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise WorkdirInUse(
-            f"another run uses --workdir={workdir}: wait for it, stop it, or take another folder"
-        ) from None
-    return lock
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline_s:
+                time.sleep(0.1)
+                continue
+            os.close(lock)
+            raise WorkdirInUse(
+                f"another run uses --workdir={workdir}: wait for it, stop it, or take another "
+                "folder"
+            ) from None
+        return lock
 
 
 class Claim:

@@ -72,6 +72,13 @@ def open_log(folder: Path, worker: int) -> Path:
     return path
 
 
+def close_log() -> None:
+    """Gives file descriptor 2 back to the terminal, for a program that replaces this one."""
+    sys.stderr.flush()
+    if _file is not None:
+        os.dup2(sys.stderr.fileno(), 2)
+
+
 def _make_tensorflow_verbose() -> None:
     """Prepares for TensorFlow's import: its output goes to a file, so it may be complete."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"

@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
         settings = flags.parse(TrainSettings, argv)
         group = look_for(settings.cluster)
         try:
-            if group is None or group.is_chief:
+            is_chief = group is None or (group.is_chief and settings.min_workers is None)
+            if is_chief:
                 lock = files.lock_workdir(settings.workdir)
             log_path = log.open_log(settings.workdir / "logs", group.rank if group else 0)
         except OSError as error:

@@ -9,17 +9,15 @@ from collections.abc import Mapping
 from typing import Final, Literal
 
 from cluster import spec
+from cluster.meeting import ports
+from cluster.meeting.ports import PORTS
 from cluster.resolvers.finding import find_place
 from cluster.resolvers.place import Place, PlaceError
 from cluster.spec import Cluster, ClusterError
 
 Choice = Literal["auto", "none", "tf_config", "slurm", "kubernetes", "env"]
 
-# Where a chief meets its workers if the engine names no port. Ephemeral ports, which other
-# processes get at random, begin at 32768 (Linux's ip_local_port_range).
-FIRST_PORT: Final = 20_000
-LAST_PORT: Final = 31_999
-_CANDIDATES = 4
+_CANDIDATES: Final = 4  # of ports where a chief meets its workers, if the engine names none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +114,13 @@ def of_place(place: Place) -> Group:
     # Without the chief's host, which the chief itself may know by another name.
     about = (place.engine, place.job, place.size, place.chief_port)
     key = hashlib.sha256(repr(about).encode()).hexdigest()
-    ports = [] if place.chief_port is None else [place.chief_port]
-    count = LAST_PORT - FIRST_PORT + 1
-    ports += [FIRST_PORT + (int(key[:8], 16) + 997 * i) % count for i in range(_CANDIDATES)]
-    host = f"[{place.chief_host}]" if ":" in place.chief_host else place.chief_host
+    numbers = [] if place.chief_port is None else [place.chief_port]
+    numbers += [PORTS[(int(key[:8], 16) + 997 * i) % len(PORTS)] for i in range(_CANDIDATES)]
     return Group(
         rank=place.rank,
         size=place.size,
         key=key,
         names=tuple(spec.task_name("worker", rank) for rank in range(place.size)),
-        chief_addresses=tuple(f"{host}:{port}" for port in ports),
+        chief_addresses=tuple(ports.address(place.chief_host, number) for number in numbers),
         place=place,
     )

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import errno
+import dataclasses
 import ipaddress
-import random
 import selectors
 import socket
 import threading
@@ -29,12 +28,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
+from cluster.meeting import ports
 from cluster.meeting.channel import Channel, Closed, Message
-from cluster.meeting.group import FIRST_PORT, LAST_PORT, Group
+from cluster.meeting.group import Group
+from cluster.meeting.lease import Lease
 from cluster.spec import Cluster, host_and_port
 
 RETRY_EVERY_S: Final = 0.2
-ANSWER_TIMEOUT_S: Final = 2.0  # for a connection, and for the chief's first answer
+ANSWER_TIMEOUT_S: Final = 2.0  # for the chief's first answer
 MAX_NAMED: Final = 1000  # missing workers that fit into a message
 ADDRESSES_A_MESSAGE: Final = 100
 REPORT_AFTER_S: Final = 5.0
@@ -44,9 +45,25 @@ class MissingWorkers(TimeoutError):  # noqa: N818
     """Some workers did not come; the message contains their names and addresses."""
 
 
-def meet(
-    group: Group, timeout_s: float, report: Callable[[str], None]
-) -> tuple[Cluster, dict[int, Channel]]:
+@dataclasses.dataclass(frozen=True)
+class Meeting:
+    """The workers that have met.
+
+    Args:
+        cluster: their names and addresses, and the index of this one.
+        channels: on the chief, the connection to each other worker by its index; on other workers,
+            the connection to the chief by its index, 0. No message is sent after the chief's go.
+        ranks: of those that have met, in the order of the cluster.
+        lease: on the chief, if a part of the workers may train: the lease that it holds.
+    """
+
+    cluster: Cluster
+    channels: dict[int, Channel]
+    ranks: tuple[int, ...]
+    lease: Lease | None = None
+
+
+def meet(group: Group, timeout_s: float, report: Callable[[str], None]) -> Meeting:
     """Connects this worker to the others; returns when every worker of the group has come.
 
     Args:
@@ -55,9 +72,7 @@ def meet(
         report: called once with the names of missing workers, if they take ``REPORT_AFTER_S``.
 
     Returns:
-        The cluster with all addresses, and connections. On the chief, that is the connection to
-        each other worker by its index; on other workers, the connection to the chief by its index,
-        0. No message is sent after the chief's go.
+        The workers, with their addresses and connections.
 
     Raises:
         MissingWorkers: if some workers did not come in time.
@@ -66,12 +81,20 @@ def meet(
     deadline = Deadline(group, timeout_s, report)
     with _own_port(group) as port:
         if group.is_chief:
-            with _chief_listener(group) as listener:
-                addresses, channels = Chief(group, port, deadline).accept_all(listener)
+            numbers = [host_and_port(address)[1] for address in group.chief_addresses]
+            with ports.listen_at_first(numbers) as at_chief:
+                addresses, channels = Chief(group, port, deadline).accept_all(at_chief)
         else:
             addresses, channel = _join(group, port, deadline)
             channels = {0: channel}
-    return Cluster(addresses, group.names, group.rank), channels
+    return Meeting(cluster_of(group, addresses), channels, tuple(range(group.size)))
+
+
+def cluster_of(group: Group, addresses: Mapping[int, str]) -> Cluster:
+    """Returns the cluster of the workers that have met, given the address of each by rank."""
+    ranks = sorted(addresses)
+    names = tuple(group.names[rank] for rank in ranks)
+    return Cluster(tuple(addresses[rank] for rank in ranks), names, ranks.index(group.rank))
 
 
 class Deadline:
@@ -82,6 +105,10 @@ class Deadline:
         self._timeout_s = timeout_s
         self._report = report
         self._has_reported = False
+        self._started_s = time.monotonic()
+
+    def postpone(self) -> None:
+        """Starts to count anew: the run goes on without this worker, which may have to wait."""
         self._started_s = time.monotonic()
 
     def check(self, missing: Iterable[int], remark: str = "", is_over: bool = False) -> None:
@@ -112,18 +139,29 @@ class Chief:
         self._group = group
         self._port = port
         self._deadline = deadline
-        self._joined: dict[int, Channel] = {}
+        self.joined: dict[int, Channel] = {}
         self._ports: dict[int, int] = {}  # of TensorFlow, as joined workers said
-        self._never_joined = set(range(1, group.size))
+        self._never_joined = set(range(group.size)) - {group.rank}
         self._sent_missing: list[int] = []  # the newest list that all joined workers have
 
-    def accept_all(self, listener: socket.socket) -> tuple[tuple[str, ...], dict[int, Channel]]:
-        """Returns the address of each worker, and the connection to each other one by its rank."""
-        joined = self._joined
+    def accept_all(self, listener: socket.socket) -> tuple[dict[int, str], dict[int, Channel]]:
+        """Returns the address of each worker, and the connection to each other one, by rank."""
+        try:
+            self.accept(listener, lambda: len(self.joined) == self._group.size - 1)
+        except BaseException:
+            self._send({"missing": self._missing()[:MAX_NAMED], "over": True})
+            self.joined.clear()
+            raise
+        return self.say_go(), self.joined
+
+    def accept(self, listener: socket.socket, is_over: Callable[[], bool]) -> None:
+        """Lets workers join until ``is_over``."""
         with selectors.DefaultSelector() as selector:
             selector.register(listener, selectors.EVENT_READ)
+            for channel in self.joined.values():
+                selector.register(channel, selectors.EVENT_READ)
             try:
-                while not self._is_complete():
+                while not is_over():
                     for key, _ in selector.select(RETRY_EVERY_S):
                         if isinstance(key.fileobj, Channel):
                             self._receive(key.fileobj, selector)
@@ -132,33 +170,29 @@ class Chief:
                                 channel = Channel(listener.accept()[0])
                                 selector.register(channel, selectors.EVENT_READ)
                     self._check_missing()
-            except BaseException:
-                self._send({"missing": self._missing()[:MAX_NAMED], "over": True})
-                joined.clear()
-                raise
             finally:
                 for key in list(selector.get_map().values()):
-                    if isinstance(key.fileobj, Channel) and key.fileobj not in joined.values():
+                    if isinstance(key.fileobj, Channel) and key.fileobj not in self.joined.values():
                         key.fileobj.close()
+
+    def say_go(self) -> dict[int, str]:
+        """Lets all that have joined start TensorFlow; returns the address of each, by rank."""
         addresses = self._addresses()
-        for first in range(0, len(addresses), ADDRESSES_A_MESSAGE):
-            self._send({"addresses": addresses[first : first + ADDRESSES_A_MESSAGE]})
+        pairs = sorted(addresses.items())
+        for first in range(0, len(pairs), ADDRESSES_A_MESSAGE):
+            self._send({"addresses": pairs[first : first + ADDRESSES_A_MESSAGE]})
         self._send({"go": True})
-        return addresses, joined
+        return addresses
 
-    def _is_complete(self) -> bool:
-        return len(self._joined) == self._group.size - 1
-
-    def _addresses(self) -> tuple[str, ...]:
+    def _addresses(self) -> dict[int, str]:
         """Returns the address of TensorFlow on each worker, as all of them can reach it."""
+        own_rank, joined = self._group.rank, self.joined
         if self._group.addresses is not None:
-            return self._group.addresses
-        ends = {
-            rank: (channel.own_host, channel.peer_host) for rank, channel in self._joined.items()
-        }
-        hosts = reachable_hosts(ends)
-        ports = {0: self._port, **self._ports}
-        return tuple(_address(hosts[rank], ports[rank]) for rank in range(self._group.size))
+            return {rank: self._group.addresses[rank] for rank in (own_rank, *joined)}
+        ends = {rank: (channel.own_host, channel.peer_host) for rank, channel in joined.items()}
+        port_of = {own_rank: self._port, **self._ports}
+        hosts = reachable_hosts(own_rank, ends)
+        return {rank: ports.address(host, port_of[rank]) for rank, host in hosts.items()}
 
     def _check_missing(self) -> None:
         """Raises MissingWorkers after the time limit; before, keeps joined workers informed."""
@@ -171,24 +205,25 @@ class Chief:
     def _missing(self) -> list[int]:
         # As long as a worker has never joined, only such workers count as missing, not those that
         # joined and gave up.
-        joined = self._joined.keys()
-        return sorted(self._never_joined or set(range(1, self._group.size)) - joined)
+        joined = self.joined.keys()
+        others = set(range(self._group.size)) - {self._group.rank}
+        return sorted(self._never_joined or others - joined)
 
     def _receive(self, channel: Channel, selector: selectors.BaseSelector) -> None:
         """Adds a worker that says hello; removes a connection that ends or sends anything else."""
         try:
             for message in channel.receive():
                 rank = self._checked_rank(message)
-                self._joined[rank] = channel
+                self.joined[rank] = channel
                 self._ports[rank] = int(message.get("port", 0))
                 self._never_joined.discard(rank)
                 self._sent_missing = []  # this worker has no list yet
         except Closed as closed:
-            channel.send({"refused": str(closed)})
+            channel.send({"refused": str(closed), "key": self._group.key})
             selector.unregister(channel)
             channel.close()
-            for rank in [rank for rank, other in self._joined.items() if other is channel]:
-                del self._joined[rank]  # it may come again
+            for rank in [rank for rank, other in self.joined.items() if other is channel]:
+                del self.joined[rank]  # it may come again
 
     def _checked_rank(self, hello: Message) -> int:
         """Returns the rank of the worker that said hello; raises Closed if it can't join."""
@@ -199,29 +234,30 @@ class Chief:
             if not isinstance(rank, int) or not 0 < rank < self._group.size:
                 raise Closed(f"the chief's TF_CONFIG has no worker {rank}")
             raise Closed("the chief's TF_CONFIG lists other workers")
-        if not isinstance(rank, int) or not 0 < rank < self._group.size:
+        if not isinstance(rank, int) or not self._group.rank < rank < self._group.size:
             raise Closed(f"the chief's group has no worker {rank}")
-        if rank in self._joined:
+        if rank in self.joined:
             raise Closed(f"another process has joined as {self._group.names[rank]}")
         return rank
 
     def _send(self, message: Message) -> None:
-        for channel in self._joined.values():
+        for channel in self.joined.values():
             channel.send(message)
 
 
-def reachable_hosts(ends: Mapping[int, tuple[str, str]]) -> dict[int, str]:
-    """Returns the host of each worker as all of them can reach it, the chief's included.
+def reachable_hosts(chief: int, ends: Mapping[int, tuple[str, str]]) -> dict[int, str]:
+    """Returns the host of each worker by rank, as all of them can reach it.
 
     Workers on the chief's node may have come by its loopback address, which is of no use to those
     on other nodes: they get the address by which others have reached the chief.
 
     Args:
-        ends: of the connection of each worker, by rank: the chief's host and the worker's.
+        chief: rank of the chief.
+        ends: of the connection of each other worker: the chief's host and the worker's.
     """
-    chief_hosts = [chief_host for chief_host, _ in ends.values()]
+    chief_hosts = [chief_host for chief_host, _ in ends.values()] or ["127.0.0.1"]
     outside = next((host for host in chief_hosts if not _is_loopback(host)), chief_hosts[0])
-    return {0: outside} | {
+    return {chief: outside} | {
         rank: outside if _is_loopback(host) else host for rank, (_, host) in ends.items()
     }
 
@@ -230,11 +266,11 @@ class Refused(Exception):  # noqa: N818
     """The chief refuses this worker, for the time being."""
 
 
-def _join(group: Group, port: int, deadline: Deadline) -> tuple[tuple[str, ...], Channel]:
+def _join(group: Group, port: int, deadline: Deadline) -> tuple[dict[int, str], Channel]:
     """Joins the chief, again and again until it says go.
 
     Returns:
-        The address of each worker, and the connection to the chief.
+        The address of each worker by rank, and the connection to the chief.
     """
     # The workers that have not yet answered at their addresses, only to name them in an error.
     unseen = collections.deque(set(range(1, group.size)) - {group.rank} if group.addresses else ())
@@ -255,37 +291,55 @@ def _join(group: Group, port: int, deadline: Deadline) -> tuple[tuple[str, ...],
                 break
             except OSError:
                 pass  # the chief is not present, or has ended
-        if unseen and group.addresses is not None and _accepts(group.addresses[unseen[0]]):
+        if unseen and group.addresses is not None and ports.accepts(group.addresses[unseen[0]]):
             unseen.popleft()
         unseen.rotate(-1)
         time.sleep(RETRY_EVERY_S)
 
 
 def join_at(
-    chief_address: str, group: Group, port: int, deadline: Deadline
-) -> tuple[tuple[str, ...], Channel]:
+    chief_address: str,
+    group: Group,
+    port: int,
+    deadline: Deadline,
+    on_welcome: Callable[[], None] = lambda: None,
+) -> tuple[dict[int, str], Channel]:
     """Says hello to the chief; returns when the chief says go.
+
+    Args:
+        chief_address: where the chief is expected.
+        group: the workers, and the rank of this one.
+        port: of TensorFlow in this process.
+        deadline: the time limit.
+        on_welcome: called when the chief has answered.
+
+    Returns:
+        The address of each worker by rank, and the connection to the chief.
 
     Raises:
         Refused: if the chief refuses this worker.
         MissingWorkers: after the time limit, here or on the chief.
         OSError: if the chief is not present, or ends.
     """
-    channel = Channel(_connect(chief_address))
+    channel = Channel(ports.connect(chief_address))
     try:
         channel.send({"hello": group.rank, "key": group.key, "port": port})
         if not channel.wait(ANSWER_TIMEOUT_S):
             raise Closed("no answer")
         missing: list[int] = []
-        addresses: list[str] = []
+        addresses: dict[int, str] = {}
         while True:
             for message in channel.receive():
                 if "refused" in message:
                     raise Refused(message["refused"])
-                addresses += message.get("addresses", ())
+                on_welcome()
+                addresses.update(message.get("addresses", ()))
                 if "go" in message:
-                    return tuple(addresses), channel
-                missing = [rank for rank in message.get("missing", ()) if rank < group.size]
+                    return addresses, channel
+                if "postponed" in message:
+                    deadline.postpone()
+                if "missing" in message:
+                    missing = [rank for rank in message["missing"] if rank < group.size]
                 deadline.check(missing, is_over="over" in message)
             deadline.check(missing)
             channel.wait(RETRY_EVERY_S)
@@ -294,30 +348,12 @@ def join_at(
         raise
 
 
-def _accepts(address: str) -> bool:
-    """Returns whether a process accepts connections at an address."""
-    try:
-        with _connect(address):
-            return True
-    except OSError:
-        return False
-
-
-def _connect(address: str) -> socket.socket:
-    connection = socket.create_connection(host_and_port(address), timeout=ANSWER_TIMEOUT_S)
-    if connection.getsockname() == connection.getpeername():
-        # Where no process listens, TCP may connect a socket to itself.
-        connection.close()
-        raise ConnectionRefusedError(f"no process listens at {address}")
-    return connection
-
-
 @contextlib.contextmanager
 def _own_port(group: Group) -> Iterator[int]:
     """Keeps the port at which TensorFlow will listen in this process; gives its number."""
     if group.addresses is None:
-        with _free_port() as port:
-            yield port
+        with ports.listen_at_free() as held:
+            yield int(held.getsockname()[1])
         return
     address = group.addresses[group.rank]
     with contextlib.nullcontext() if group.is_chief else _accepting(address):
@@ -325,48 +361,10 @@ def _own_port(group: Group) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _free_port() -> Iterator[int]:
-    """Keeps a port that is free on all interfaces."""
-    ports = list(range(FIRST_PORT, LAST_PORT + 1))
-    random.SystemRandom().shuffle(ports)  # the program's own generator stays as it is
-    with contextlib.ExitStack() as stack:
-        yield next(port for port in ports if _is_bound(port, stack))
-
-
-def _is_bound(port: int, stack: contextlib.ExitStack) -> bool:
-    """Tries to listen at a port until ``stack`` is closed; returns whether it was free."""
-    try:
-        stack.enter_context(_listener(port))
-    except OSError:
-        return False
-    return True
-
-
-def _chief_listener(group: Group) -> socket.socket:
-    """Listens at the first of the chief's ports that is free; with TF_CONFIG there is one."""
-    ports = [host_and_port(address)[1] for address in group.chief_addresses]
-    for port in ports:
-        try:
-            return _listener(port)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-    raise OSError(errno.EADDRINUSE, f"in use: {', '.join(map(str, ports))}")
-
-
-def _listener(port: int) -> socket.socket:
-    """Listens at a port, on all interfaces as TensorFlow does."""
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    return socket.create_server(
-        ("", port), family=family, dualstack_ipv6=family == socket.AF_INET6, backlog=1024
-    )
-
-
-@contextlib.contextmanager
 def _accepting(address: str) -> Iterator[None]:
     """Accepts connections at this worker's address and closes them: other workers see it there."""
     with (
-        _listener(host_and_port(address)[1]) as listener,
+        ports.listen(host_and_port(address)[1]) as listener,
         selectors.DefaultSelector() as selector,
     ):
         stop_reader, stop_writer = socket.socketpair()
@@ -386,10 +384,6 @@ def _accepting(address: str) -> Iterator[None]:
             stop_writer.close()
             thread.join()
             stop_reader.close()
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_loopback(host: str) -> bool:

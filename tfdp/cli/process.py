@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shutil
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from cluster import exit_codes
 from tfdp import log
@@ -20,12 +22,13 @@ from tfdp.errors import (
     BadInput,
     PeerFailed,
     PeerMissing,
+    Regrouping,
     Stopped,
     TrainingError,
     shortened,
 )
-from tfdp.group import look_for
-from tfdp.log import say
+from tfdp.group import given_environment, look_for
+from tfdp.log import say, say_on_chief
 from tfdp.workers.faults import FAULTS
 
 
@@ -112,6 +115,9 @@ def _exit_code_of(error: Exception, signals: Signals, log_path: Path) -> int:
     if isinstance(error, Stopped):
         say(f"{error}; its state is saved, and the same command goes on from there")
         return exit_codes.TRY_AGAIN if signals.received is None else 128 + signals.received
+    if isinstance(error, Regrouping):
+        say_on_chief(str(error))
+        _start_again()
     if isinstance(error, PeerFailed):
         return report(error, exit_codes.FAILED)
     if isinstance(error, PeerMissing):
@@ -127,6 +133,19 @@ def _exit_code_of(error: Exception, signals: Signals, log_path: Path) -> int:
     print(_own_traceback(error), file=sys.stderr)
     say(f"ended by the error above; all of it is in {log_path}")
     return exit_codes.FAILED
+
+
+def _start_again() -> NoReturn:
+    """Replaces this program by a new start of it, in the same process: its parent sees no end."""
+    FAULTS.leave()
+    logging.shutdown()
+    sys.stdout.flush()
+    log.close_log()
+    for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        if descriptor > 2:  # of TensorFlow's server, for one, whose port is needed again
+            with contextlib.suppress(OSError):
+                os.set_inheritable(descriptor, False)
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], given_environment())
 
 
 def _exit_code_of_loss(error: Exception, log_path: Path) -> int | None:

@@ -27,11 +27,14 @@ from tfdp.step.metrics import read_metrics
 from tfdp.step.stage import EXAMPLES
 from tfdp.trainer import callbacks, compiled, evaluation
 from tfdp.workers.collectives import Workers
+from tfdp.workers.membership import Membership
 
 DEFAULT_EPOCHS = 10
 
 
-def prepare(settings: TrainSettings, recipe: Recipe, workers: Workers) -> Run:
+def prepare(
+    settings: TrainSettings, recipe: Recipe, workers: Workers, membership: Membership | None
+) -> Run:
     """Prepares a run, so that training can start at its resume point; a collective.
 
     Raises:
@@ -71,6 +74,7 @@ def prepare(settings: TrainSettings, recipe: Recipe, workers: Workers) -> Run:
         settings=settings,
         recipe=recipe,
         workers=workers,
+        membership=membership,
         model=model,
         data=data,
         batches=batches,

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfdp.checkpoints.saving import Saver
 from tfdp.data.pipeline import Batches
 from tfdp.data.sources import Source
-from tfdp.errors import BadInput, Refused, Stopped, TrainingError
+from tfdp.errors import BadInput, Refused, Regrouping, Stopped, TrainingError
 from tfdp.files import Claim
 from tfdp.log import say
 from tfdp.provenance import weights_sha256
@@ -33,6 +33,7 @@ from tfdp.trainer.callbacks import StepCallback
 from tfdp.trainer.epochs import run_epochs
 from tfdp.trainer.timing import StepTime
 from tfdp.workers.collectives import Workers
+from tfdp.workers.membership import Membership
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,6 +46,7 @@ class Run:
         settings: flags of the run.
         recipe: recipe of the run.
         workers: the workers.
+        membership: which workers are away, if the run may go on without some; None if not.
         model: the model, at the resume point.
         data: the recipe's data.
         batches: training batches, from the resume point on.
@@ -61,6 +63,7 @@ class Run:
     settings: TrainSettings
     recipe: Recipe
     workers: Workers
+    membership: Membership | None
     model: keras.Model
     data: RecipeData
     batches: Batches
@@ -130,7 +133,7 @@ class Run:
                 all_reduce=self.all_reduce,
             )
             self._wait_for_saver()  # if something fails from here on, training is saved
-        except Stopped as stopped:
+        except (Stopped, Regrouping) as stopped:
             self.saver.save(stopped.step)
             self._wait_for_saver()
             raise
@@ -191,6 +194,10 @@ class Run:
 
     def _save(self, step: int) -> None:
         self.saver.save(step, bool(self.model.stop_training))
+        if self.membership is not None and step < self.last_step and not self.model.stop_training:
+            newcomers = self.membership.newcomers()
+            if newcomers:
+                raise Regrouping(step, newcomers)
 
     def _evaluate_at_step(
         self, progress: Progress, should_stop: Callable[[], bool], step: int

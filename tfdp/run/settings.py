@@ -78,6 +78,12 @@ class TrainSettings(WorkerSettings, PublishSettings):
     steps: int | None = flag(None, "Total number of updates; or give --epochs.")
     epochs: int | None = flag(None, "Total number of passes over the data; 10 by default.")
     seed: int = flag(0, "Determines initial weights, the order of examples and random layers.")
+    min_workers: int | None = flag(
+        None, "Train with so many workers at least, if others are away; all of them by default."
+    )
+    elastic_wait_s: float = flag(
+        60.0, "Seconds to wait for all workers before training without some.", may_differ=True
+    )
     checkpoint_every_steps: int = flag(1000, "Updates from one checkpoint to the next.")
     keep_checkpoints: int = flag(3, "Number of newest checkpoints to keep.")
     keep_best: str = flag(
@@ -116,6 +122,12 @@ class TrainSettings(WorkerSettings, PublishSettings):
             raise BadInput(f"--steps={self.steps} and --epochs={self.epochs}: give one of them")
         for name in ("steps", "epochs", "checkpoint_every_steps", "keep_checkpoints"):
             check_count(name, getattr(self, name), least=1)
+        check_count("min_workers", self.min_workers, least=1)
+        if not 0 <= self.elastic_wait_s <= MAX_COUNT:
+            raise BadInput(
+                f"--elastic_wait_s is {self.elastic_wait_s}: it has to be 0 or more, up to "
+                f"{MAX_COUNT}"
+            )
         check_count("eval_every_steps", self.eval_every_steps, least=0)
         check_count("accumulate_steps", self.accumulate_steps, least=1)
         check_count("bytes_per_pack", self.bytes_per_pack, least=1)
@@ -127,6 +139,14 @@ class TrainSettings(WorkerSettings, PublishSettings):
             raise BadInput(
                 "--export_dir is none, so nothing is published: --require_min, --require_max and "
                 "--not_worse_than_current are conditions for publishing; leave them out"
+            )
+
+    def check_min_workers(self, count: int) -> None:
+        """Raises BadInput if ``--min_workers`` is more than the number of workers."""
+        if self.min_workers is not None and self.min_workers > count:
+            raise BadInput(
+                f"--min_workers is {self.min_workers}: it has to be 1 to {count}, as the cluster "
+                f"has {count} workers"
             )
 
     def _check_keep_best(self) -> None:

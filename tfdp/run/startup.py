@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.meeting.elastic import Options
 from tfdp.errors import BadInput
+from tfdp.group import look_for
 from tfdp.provenance import package_versions
 from tfdp.recipe import Recipe
-from tfdp.run.settings import WorkerSettings
+from tfdp.run.settings import TrainSettings, WorkerSettings
 from tfdp.workers.collectives import Workers, workers_of
-from tfdp.workers.connecting import connect
+from tfdp.workers.connecting import join
+from tfdp.workers.membership import Membership
 
 
 def meet(settings: WorkerSettings, recipe: Recipe) -> Workers:
@@ -22,11 +25,32 @@ def meet(settings: WorkerSettings, recipe: Recipe) -> Workers:
         BadInput: on all workers, if their flags, recipes or package versions differ.
         PeerMissing: if a worker did not come in time.
     """
-    workers = workers_of(
-        connect(settings.communication, settings.startup_timeout_s, settings.cluster)
-    )
+    group = look_for(settings.cluster)
+    workers = workers_of(join(settings.communication, settings.startup_timeout_s, group).strategy)
     check_agreement(workers, settings.shared(), recipe)
     return workers
+
+
+def meet_elastic(settings: TrainSettings, recipe: Recipe) -> tuple[Workers, Membership | None]:
+    """As ``meet``, but with ``--min_workers`` without workers that are away.
+
+    Returns:
+        The workers that are there, and who is away; None if all are needed.
+    """
+    group = look_for(settings.cluster)
+    if group is None or settings.min_workers is None:
+        settings.check_min_workers(1 if group is None else group.size)
+        return meet(settings, recipe), None
+    settings.check_min_workers(group.size)
+    folder = settings.workdir / ".workers"
+    options = Options(folder, settings.min_workers, settings.elastic_wait_s)
+    joined = join(settings.communication, settings.startup_timeout_s, group, options)
+    assert joined.meeting is not None
+    workers = workers_of(joined.strategy)
+    membership = Membership(group, options, joined.meeting, workers)
+    membership.check_folder_is_shared()
+    check_agreement(workers, settings.shared(), recipe)
+    return workers, membership
 
 
 def check_agreement(workers: Workers, shared: Mapping[str, Any], recipe: Recipe) -> None:

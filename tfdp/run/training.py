@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from tfdp import files
 from tfdp.cli.signals import Signals
 from tfdp.recipe import Recipe
 from tfdp.run.preparing import prepare
 from tfdp.run.settings import TrainSettings
-from tfdp.run.startup import meet
+from tfdp.run.startup import meet_elastic
+
+DYING_S: Final = 10.0  # that an ended process may take to give the workdir free
 
 
 def train(settings: TrainSettings, recipe: Recipe, signals: Signals) -> None:
@@ -17,8 +22,10 @@ def train(settings: TrainSettings, recipe: Recipe, signals: Signals) -> None:
         Stopped: if a signal ended the run; its state is saved.
         TrainingError: if the run can't go on.
     """
-    workers = meet(settings, recipe)
-    run = prepare(settings, recipe, workers)
+    workers, membership = meet_elastic(settings, recipe)
+    if membership is not None:  # before, nobody could know which worker would be the chief
+        workers.run_on_chief(lambda: files.lock_workdir(settings.workdir, DYING_S))
+    run = prepare(settings, recipe, workers, membership)
     try:
         if run.is_finished:
             run.say_nothing_to_do()

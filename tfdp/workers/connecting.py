@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
-from cluster.meeting import rendezvous
-from cluster.meeting.channel import Channel
+from cluster.meeting import elastic, rendezvous
 from cluster.meeting.group import Choice, Group
 from cluster.meeting.liveness import Liveness
+from cluster.meeting.rendezvous import Meeting
 from cluster.resolvers import gpus
 from cluster.resolvers.place import PlaceError
-from cluster.spec import Cluster
 from tfdp.choices import Communication
 from tfdp.errors import BadInput, PeerMissing
-from tfdp.group import look_for
+from tfdp.group import look_for, set_cluster
 from tfdp.log import say
 from tfdp.workers.collectives import workers_of
 from tfdp.workers.faults import FAULTS
@@ -63,7 +63,36 @@ def connect(
             machine without a GPU, or TensorFlow was used before.
         PeerMissing: if a worker did not come in time; the message names it.
     """
-    group = look_for(cluster)
+    return join(communication, startup_timeout_s, look_for(cluster)).strategy
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """This process's connection to the other workers.
+
+    Args:
+        strategy: of all workers, or of this process alone.
+        meeting: who has met; None if there are no other workers.
+    """
+
+    strategy: tf.distribute.Strategy
+    meeting: Meeting | None = None
+
+
+def join(
+    communication: Communication,
+    startup_timeout_s: float,
+    group: Group | None,
+    options: elastic.Options | None = None,
+) -> Joined:
+    """Joins the other workers, as ``connect``.
+
+    Args:
+        communication: as in ``connect``.
+        startup_timeout_s: as in ``connect``.
+        group: the workers, from ``look_for``.
+        options: when a part of them may train without the others; None if all are needed.
+    """
     own_gpus = _own_gpus(group)
     if communication == "nccl" and not own_gpus:
         raise BadInput(
@@ -71,16 +100,18 @@ def connect(
             "use ring or auto, or install the CUDA libraries (pip install 'tfdp[train,gpu]')"
         )
     if group is None:
-        return (
-            tf.distribute.MirroredStrategy() if len(own_gpus) > 1 else tf.distribute.get_strategy()
-        )
-    met, channels = _meet(group, startup_timeout_s)
+        return Joined(_local_strategy(own_gpus))
+    meeting = _meet(group, startup_timeout_s, options)
+    cluster = meeting.cluster
+    set_cluster(cluster)
+    if cluster.size == 1:
+        return Joined(_local_strategy(own_gpus), meeting)
     implementation = tf.distribute.experimental.CommunicationImplementation[communication.upper()]
-    options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
-    liveness = Liveness(met, channels)
+    all_reduce = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+    liveness = Liveness(cluster, meeting.channels)
     with _alarm(startup_timeout_s), liveness.exiting_on_disconnect():
         try:
-            strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=all_reduce)
         except RuntimeError as error:
             if "program startup" not in str(error):
                 raise
@@ -88,12 +119,12 @@ def connect(
                 "TensorFlow was used before the workers were connected: make tensors, datasets "
                 "and models in functions that run after tfdp.connect(), not at import"
             ) from error
-    FAULTS.join(liveness, met.name)
+    FAULTS.join(liveness, cluster.name)
     workers = workers_of(strategy)
     share_random_state(workers)
     workers.settle()
     liveness.start_heartbeats()  # every worker has started TensorFlow by now
-    return strategy
+    return Joined(strategy, meeting)
 
 
 def _own_gpus(group: Group | None) -> list[tf.config.PhysicalDevice]:
@@ -109,12 +140,19 @@ def _own_gpus(group: Group | None) -> list[tf.config.PhysicalDevice]:
     return [visible[index] for index in own]
 
 
-def _meet(group: Group, timeout_s: float) -> tuple[Cluster, dict[int, Channel]]:
-    """Meets the other workers, and lets TensorFlow know them by TF_CONFIG."""
+def _local_strategy(own_gpus: Sequence[tf.config.PhysicalDevice]) -> tf.distribute.Strategy:
+    has_several = len(own_gpus) > 1
+    return tf.distribute.MirroredStrategy() if has_several else tf.distribute.get_strategy()
+
+
+def _meet(group: Group, timeout_s: float, options: elastic.Options | None) -> Meeting:
+    """Meets the other workers, or those that are there if ``options`` allow that."""
     if group.place is not None:
         (say if group.is_chief else logging.getLogger("tfdp").info)(str(group.place))
     try:
-        met, channels = rendezvous.meet(group, timeout_s, report=say)
+        if options is None:
+            return rendezvous.meet(group, timeout_s, report=say)
+        return elastic.meet(group, options, timeout_s, report=say)
     except rendezvous.MissingWorkers as error:
         raise PeerMissing(str(error)) from None
     except OSError as error:
@@ -122,8 +160,6 @@ def _meet(group: Group, timeout_s: float) -> tuple[Cluster, dict[int, Channel]]:
         if error.errno == errno.EADDRINUSE:  # an earlier process of this worker may be leaving
             raise PeerMissing(f"the port of {where} is in use: {error}") from None
         raise BadInput(f"can't listen at {where}, as {group.origin} says: {error}") from None
-    os.environ["TF_CONFIG"] = met.tf_config()
-    return met, channels
 
 
 @contextlib.contextmanager

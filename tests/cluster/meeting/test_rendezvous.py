@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.meeting import rendezvous
+from cluster.meeting import ports, rendezvous
 from cluster.meeting.channel import Channel
 from cluster.meeting.group import Group, of_cluster, of_place
 from cluster.meeting.rendezvous import MissingWorkers
@@ -32,9 +32,9 @@ def cluster(addresses: Sequence[str], index: int) -> Cluster:
 def connect_workers(
     workers: Cluster, timeout_s: float, report: Callable[[str], None]
 ) -> dict[int, Channel]:
-    met, channels = rendezvous.meet(of_cluster(workers), timeout_s, report)
-    assert met == workers
-    return channels
+    meeting = rendezvous.meet(of_cluster(workers), timeout_s, report)
+    assert meeting.cluster == workers
+    return meeting.channels
 
 
 def place(rank: int, size: int = 3, **about: Any) -> Group:
@@ -196,7 +196,7 @@ def test_strangers_and_workers_of_another_cluster_are_refused() -> None:
     results: list[object] = []
     chief = threading.Thread(target=lambda: results.extend(connect(addresses, [0], timeout_s=30)))
     chief.start()
-    wait_until(lambda: rendezvous._accepts(addresses[0]), 10, "the chief listens")
+    wait_until(lambda: ports.accepts(addresses[0]), 10, "the chief listens")
     chief_address = ("127.0.0.1", port(addresses[0]))
     with socket.create_connection(chief_address) as silent_stranger:
         for data in (b"GET / HTTP/1.0\r\n\r\n", b"\0" * 100_000, b'{"hello": 7}\n', b"{}\n"):
@@ -267,15 +267,15 @@ def test_a_connection_to_itself_is_no_other_worker(monkeypatch: pytest.MonkeyPat
         return connection
 
     monkeypatch.setattr(socket, "create_connection", connect_to_itself)
-    assert not rendezvous._accepts(address)
+    assert not ports.accepts(address)
 
 
 def assert_met(results: Sequence[Any]) -> list[str]:
     """Whether all have the same cluster, each its index, and connections; returns addresses."""
-    clusters = [met for met, _ in results]
+    clusters = [meeting.cluster for meeting in results]
     assert [met.index for met in clusters] == list(range(len(results)))
     assert len({met.addresses for met in clusters}) == 1
-    assert are_connected([channels for _, channels in results])
+    assert are_connected([meeting.channels for meeting in results])
     return list(clusters[0].addresses)
 
 
@@ -311,7 +311,7 @@ def test_the_chief_of_another_job_is_not_taken_for_ours() -> None:
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.extend(meet(other[:1], 4)))
     thread.start()
-    wait_until(lambda: rendezvous._accepts(other[0].chief_addresses[0]), 10, "it listens")
+    wait_until(lambda: ports.accepts(other[0].chief_addresses[0]), 10, "it listens")
     (refused,) = meet(ours[1:], 0.5)
     assert "refuses this worker: it is the chief of another job" in str(refused)
     assert_met(meet(ours, 30))
@@ -341,4 +341,4 @@ def test_a_name_that_does_not_resolve_is_waited_for_and_said() -> None:
 def test_addresses_are_those_that_all_can_reach(
     ends: dict[int, tuple[str, str]], hosts: list[str]
 ) -> None:
-    assert list(rendezvous.reachable_hosts(ends).values()) == hosts
+    assert list(rendezvous.reachable_hosts(0, ends).values()) == hosts

@@ -1,0 +1,280 @@
+"""Lets a part of the workers train, while others are away.
+
+With ``min_workers``, a group does not need all of its workers: those that are there after a while
+meet without the others. The lowest rank among them is the chief. As the usual chief may be away,
+workers find each other by a folder that all of them share (of the workdir, which a changing chief
+needs anyway): each writes its address there. A worker joins the lowest rank that lets it, and lets
+higher ranks join it as long as no lower one answers.
+
+Two parts of a cut network never train both. The first time of all, more than half of the workers
+have to be there. From then on, the group trains whose chief holds the folder's lease.
+
+Workers that come while others train wait. The chief of those that train sees them, by
+``Newcomers``, and can let all meet again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from cluster.meeting import lease, ports, rendezvous
+from cluster.meeting.channel import Channel, Closed
+from cluster.meeting.group import Group
+from cluster.meeting.lease import Lease
+from cluster.meeting.rendezvous import Chief, Deadline, Meeting, MissingWorkers
+from cluster.spec import host_and_port
+
+LOOK_EVERY_S: Final = 1.0  # for workers of lower ranks
+MAX_LOOK_PAUSE_S: Final = 30.0  # for one that did not answer several times
+LOOK_FOR_NEWCOMERS_EVERY_S: Final = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """When a part of the workers may train.
+
+    Args:
+        folder: a folder on a file system that all workers share; created if missing.
+        min_workers: how many have to be there, at least.
+        wait_s: how long to wait for the others.
+    """
+
+    folder: Path
+    min_workers: int
+    wait_s: float
+
+    @property
+    def lease_path(self) -> Path:
+        """The file of the lease."""
+        return self.folder / "lease"
+
+    def address_path(self, rank: int) -> Path:
+        """The file in which a worker writes its address."""
+        return self.folder / str(rank)
+
+
+def meet(
+    group: Group, options: Options, timeout_s: float, report: Callable[[str], None]
+) -> Meeting:
+    """Connects this worker to those of the others that are there.
+
+    Args:
+        group: all workers, and the rank of this one.
+        options: how many of them are enough, and where they find each other.
+        timeout_s: how long to wait. It counts anew while a part of the group trains.
+        report: called with what this worker waits for, if it takes long.
+
+    Returns:
+        The workers that have met.
+
+    Raises:
+        MissingWorkers: if not enough came in time.
+        OSError: if the port of this worker is in use, or the folder can't be written.
+    """
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with _own_listener(group) as (listener, address):
+        lease.write(options.address_path(group.rank), {"address": address, "key": group.key})
+        port = host_and_port(address)[1]
+        leader = _Leader(group, options, port, Deadline(group, timeout_s, report), report)
+        lower = [_LowerRank(rank, options) for rank in range(group.rank)]
+        while True:
+            for each in lower:
+                met = each.try_to_join(group, port, leader)
+                if met is not None:
+                    return met
+            leader.lead(listener, until=lambda: any(each.is_due for each in lower))
+            if leader.is_ready:
+                return leader.say_go_to_all()
+
+
+class _LowerRank:
+    """A worker of a lower rank, which leads this one if it is there."""
+
+    def __init__(self, rank: int, options: Options) -> None:
+        self._rank = rank
+        self._path = options.address_path(rank)
+        self._tried: dict[str, object] | None = None  # the address that did not answer
+        self._pause_s = LOOK_EVERY_S
+        self._due_s = -math.inf
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to try again: its address is new, or enough time has passed."""
+        entry = lease.read(self._path)
+        if entry is None:
+            return False
+        if entry != self._tried:
+            return True
+        return time.monotonic() > self._due_s
+
+    def try_to_join(self, group: Group, port: int, leader: _Leader) -> Meeting | None:
+        """Joins it, if it is there and leads; returns the meeting, or None."""
+        entry = lease.read(self._path)
+        if entry is None or not self.is_due:
+            return None
+        self._pause_s = LOOK_EVERY_S if entry != self._tried else 2 * self._pause_s
+        self._pause_s = min(self._pause_s, MAX_LOOK_PAUSE_S)
+        self._tried = entry
+        try:
+            addresses, channel = rendezvous.join_at(
+                str(entry["address"]), group, port, leader.deadline, on_welcome=leader.yield_to_it
+            )
+        except MissingWorkers:
+            raise
+        except (rendezvous.Refused, OSError, KeyError, ValueError):
+            self._due_s = time.monotonic() + self._pause_s
+            return None
+        cluster = rendezvous.cluster_of(group, addresses)
+        return Meeting(cluster, {0: channel}, tuple(sorted(addresses)))
+
+
+class _Leader(Chief):
+    """This worker's side as long as no lower rank lets it join: it lets higher ranks join."""
+
+    def __init__(
+        self,
+        group: Group,
+        options: Options,
+        port: int,
+        deadline: Deadline,
+        report: Callable[[str], None],
+    ) -> None:
+        super().__init__(group, port, deadline)
+        self.deadline = deadline
+        self._options = options
+        self._report = report
+        self._lease = Lease(options.lease_path, group.rank)
+        self._since_s = time.monotonic()
+        self._has_reported = False
+        self.is_ready = False
+
+    def lead(self, listener: socket.socket, until: Callable[[], bool]) -> None:
+        """Lets workers join until enough are there, which ``is_ready`` says, or ``until``."""
+
+        def is_over() -> bool:
+            self.is_ready = self._may_train() and self._lease.take()
+            return self.is_ready or until()
+
+        self.accept(listener, is_over)
+
+    def yield_to_it(self) -> None:
+        """Leaves it to another worker to lead: those that have joined will go there too."""
+        for channel in self.joined.values():
+            channel.close()
+        self.joined.clear()
+
+    def say_go_to_all(self) -> Meeting:
+        """Starts the run of those that have joined."""
+        addresses = self.say_go()
+        ranks = tuple(sorted(addresses))
+        channels = {ranks.index(rank): channel for rank, channel in self.joined.items()}
+        cluster = rendezvous.cluster_of(self._group, addresses)
+        return Meeting(cluster, channels, ranks, self._lease)
+
+    def _may_train(self) -> bool:
+        """Whether those that are here may train without the others."""
+        present = {self._group.rank, *self.joined}
+        if len(present) == self._group.size:
+            return True
+        is_held = self._lease.is_held(present)
+        if is_held and self._has_waited:
+            self._postpone()
+        if len(present) < self._options.min_workers or not self._has_waited:
+            return False
+        return not is_held if self._lease.exists else 2 * len(present) > self._group.size
+
+    @property
+    def _has_waited(self) -> bool:
+        return time.monotonic() - self._since_s > self._options.wait_s
+
+    def _postpone(self) -> None:
+        """Waits on: others train, and will see this worker."""
+        self.deadline.postpone()
+        self._send({"postponed": True})
+        if not self._has_reported:
+            self._has_reported = True
+            self._report(
+                "other workers train without this one, which waits until they take it in, at their "
+                "next checkpoint"
+            )
+
+
+class Newcomers:
+    """Looks, in a thread of the chief, for workers that are away and come back.
+
+    Args:
+        group: all workers.
+        options: where they find each other.
+        ranks: of those that train.
+    """
+
+    def __init__(self, group: Group, options: Options, ranks: Iterable[int]) -> None:
+        self._key = group.key
+        self._paths = {
+            rank: options.address_path(rank) for rank in set(range(group.size)) - set(ranks)
+        }
+        self._waiting: list[int] = []
+        threading.Thread(target=self._look, name="newcomers", daemon=True).start()
+
+    @property
+    def waiting(self) -> list[int]:
+        """Ranks of workers that wait to be taken in, as of a few seconds ago."""
+        return self._waiting
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(LOOK_FOR_NEWCOMERS_EVERY_S)
+            self._waiting = [rank for rank, path in self._paths.items() if self._is_waiting(path)]
+
+    def _is_waiting(self, path: Path) -> bool:
+        """Whether a worker of this group answers at the address in a file: a hello without rank."""
+        entry = lease.read(path)
+        if entry is None:
+            return False
+        try:
+            channel = Channel(ports.connect(str(entry.get("address"))))
+        except (OSError, ValueError):
+            return False
+        try:
+            channel.send({"hello": None, "key": self._key})
+            while channel.wait(rendezvous.ANSWER_TIMEOUT_S):
+                for message in channel.receive():
+                    return message.get("key") == self._key
+        except Closed:
+            pass
+        finally:
+            channel.close()
+        return False
+
+
+@contextlib.contextmanager
+def _own_listener(group: Group) -> Iterator[tuple[socket.socket, str]]:
+    """Listens at this worker's port of TensorFlow; gives the address by which others reach it."""
+    if group.addresses is not None:
+        address = group.addresses[group.rank]
+        with ports.listen(host_and_port(address)[1]) as listener:
+            yield listener, address
+        return
+    with ports.listen_at_free() as listener:
+        host = _own_host(host_and_port(group.chief_addresses[0])[0])
+        yield listener, ports.address(host, listener.getsockname()[1])
+
+
+def _own_host(towards: str) -> str:
+    """Returns the address of this node on the network on which the chief's node is."""
+    for name in (towards, os.uname().nodename):
+        with contextlib.suppress(OSError):
+            family, _, _, _, address = socket.getaddrinfo(name, 9, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect(address)  # sends nothing
+                return str(probe.getsockname()[0])
+    return "127.0.0.1"

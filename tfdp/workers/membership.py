@@ -1,0 +1,84 @@
+"""Which workers train, in a run that may go on without some of them."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from cluster import exit_codes
+from cluster.meeting import lease
+from cluster.meeting.elastic import Newcomers, Options
+from cluster.meeting.group import Group
+from cluster.meeting.rendezvous import Meeting
+from tfdp.errors import BadInput, Replaced
+from tfdp.log import say
+from tfdp.workers.collectives import Workers
+from tfdp.workers.faults import FAULTS, end_process
+
+SHARED_WITHIN_S: Final = 15.0  # file systems of networks show a new file after some seconds
+
+
+class Membership:
+    """The workers that train, and those that are away.
+
+    Args:
+        group: all workers.
+        options: when a part of them may train.
+        meeting: those that have met.
+        workers: the same, as a strategy has them.
+    """
+
+    def __init__(self, group: Group, options: Options, meeting: Meeting, workers: Workers) -> None:
+        self._group = group
+        self._options = options
+        self._workers = workers
+        self.away = sorted(set(range(group.size)) - set(meeting.ranks))
+        self._newcomers: Newcomers | None = None
+        if meeting.lease is not None:
+            meeting.lease.keep(self._end_replaced)
+            if self.away:
+                names = ", ".join(group.describe(rank) for rank in self.away)
+                say(f"training with {len(meeting.ranks)} of {group.size} workers, without {names}")
+                self._newcomers = Newcomers(group, options, meeting.ranks)
+
+    def check_folder_is_shared(self) -> None:
+        """Checks that all workers see the chief's lease; a collective.
+
+        Raises:
+            BadInput: on all workers, if one does not.
+        """
+        name = self._workers.broadcast(self._lease_name() if self._workers.is_chief else None)
+        deadline_s = time.monotonic() + SHARED_WITHIN_S
+        while not (sees_it := self._lease_name() == name) and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+        seen = self._workers.gather_bytes(b"1" if sees_it else b"0")
+        self._workers.settle()
+        if b"0" in seen:
+            raise BadInput(
+                f"--min_workers is {self._options.min_workers}, which needs a --workdir that all "
+                f"workers share, and worker {seen.index(b'0')} does not see what worker 0 writes "
+                f"there: give a folder of a shared file system, or leave out --min_workers"
+            )
+
+    def newcomers(self) -> list[int]:
+        """Returns the ranks of workers that are back and wait to be taken in; a collective."""
+        if not self.away:
+            return []
+        newcomers = self._newcomers
+        found: list[int] = self._workers.run_on_chief(
+            lambda: [] if newcomers is None else newcomers.waiting
+        )
+        return found
+
+    def _lease_name(self) -> bytes:
+        held = lease.read(self._options.lease_path)
+        return b"" if held is None else str(held.get("name")).encode()
+
+    def _end_replaced(self) -> None:
+        error = Replaced(
+            "other workers go on with this run: this process, which must have been frozen or cut "
+            "off meanwhile, ends"
+        )
+        FAULTS.report_failure(error)
+        say(str(error))
+        end_process(exit_codes.FAILED)
