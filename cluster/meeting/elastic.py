@@ -80,18 +80,18 @@ def meet(
         MissingWorkers: if not enough came in time.
         OSError: if the port of this worker is in use, or the folder can't be written.
     """
-    options.folder.mkdir(parents=True, exist_ok=True)
+    folder = lease.Folder(options.folder, group.rank)
     with _own_listener(group) as (listener, address):
         lease.write(options.address_path(group.rank), {"address": address, "key": group.key})
         port = host_and_port(address)[1]
         leader = _Leader(group, options, port, Deadline(group, timeout_s, report), report)
-        lower = [_LowerRank(rank, options) for rank in range(group.rank)]
+        lower = [_LowerRank(rank, group, options) for rank in range(group.rank)]
         while True:
             for each in lower:
-                met = each.try_to_join(group, port, leader)
+                met = each.try_to_join(port, leader)
                 if met is not None:
                     return met
-            leader.lead(listener, until=lambda: any(each.is_due for each in lower))
+            leader.lead(listener, until=lambda: any(each.is_due for each in lower), folder=folder)
             if leader.is_ready:
                 return leader.say_go_to_all()
 
@@ -99,8 +99,9 @@ def meet(
 class _LowerRank:
     """A worker of a lower rank, which leads this one if it is there."""
 
-    def __init__(self, rank: int, options: Options) -> None:
+    def __init__(self, rank: int, group: Group, options: Options) -> None:
         self._rank = rank
+        self._group = group
         self._path = options.address_path(rank)
         self._tried: dict[str, object] | None = None  # the address that did not answer
         self._pause_s = LOOK_EVERY_S
@@ -109,16 +110,18 @@ class _LowerRank:
     @property
     def is_due(self) -> bool:
         """Whether to try again: its address is new, or enough time has passed."""
-        entry = lease.read(self._path)
-        if entry is None:
-            return False
-        if entry != self._tried:
-            return True
-        return time.monotonic() > self._due_s
+        entry = self._entry()
+        return entry is not None and (entry != self._tried or time.monotonic() > self._due_s)
 
-    def try_to_join(self, group: Group, port: int, leader: _Leader) -> Meeting | None:
-        """Joins it, if it is there and leads; returns the meeting, or None."""
+    def _entry(self) -> dict[str, object] | None:
         entry = lease.read(self._path)
+        if entry is None and self._group.addresses is not None:
+            return {"address": self._group.addresses[self._rank]}
+        return entry
+
+    def try_to_join(self, port: int, leader: _Leader) -> Meeting | None:
+        """Joins it, if it is there and leads; returns the meeting, or None."""
+        entry, group = self._entry(), self._group
         if entry is None or not self.is_due:
             return None
         self._pause_s = LOOK_EVERY_S if entry != self._tried else 2 * self._pause_s
@@ -148,7 +151,8 @@ class _Leader(Chief):
         deadline: Deadline,
         report: Callable[[str], None],
     ) -> None:
-        super().__init__(group, port, deadline)
+        remark = f" (workers find each other in {options.folder}, which all of them share)"
+        super().__init__(group, port, deadline, remark)
         self.deadline = deadline
         self._options = options
         self._report = report
@@ -157,10 +161,13 @@ class _Leader(Chief):
         self._has_reported = False
         self.is_ready = False
 
-    def lead(self, listener: socket.socket, until: Callable[[], bool]) -> None:
+    def lead(
+        self, listener: socket.socket, until: Callable[[], bool], folder: lease.Folder
+    ) -> None:
         """Lets workers join until enough are there, which ``is_ready`` says, or ``until``."""
 
         def is_over() -> bool:
+            folder.refresh()
             self.is_ready = self._may_train() and self._lease.take()
             return self.is_ready or until()
 

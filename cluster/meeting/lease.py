@@ -4,6 +4,10 @@ Two groups of workers that can't reach each other must not both train. The folde
 reach decides: a group trains only while its chief holds the lease. Nobody takes the lease of a
 holder that still renews it. Clocks are not compared: an observer counts its own seconds since it
 last saw the lease change.
+
+A client of NFS keeps names and folders in a cache, for a minute or so, but asks the server when it
+opens a file that it knows. So files are written in place here, in one piece of fixed length, and
+``refresh`` lets new ones be seen.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ EXPIRES_S: Final = (
     15.0  # without a change; file systems of networks show changes after some seconds
 )
 CONFIRM_S: Final = 1.0  # until a new holder checks that no other has taken the lease meanwhile
+REFRESH_EVERY_S: Final = 1.0
+_BYTES = 512  # of a file
 
 
 class Lease:
@@ -37,7 +43,7 @@ class Lease:
         self._path = path
         self._rank = rank
         self._renewals = 0
-        self._seen: object = None  # the newest content of another's lease
+        self._seen = b""  # the newest content of another's lease
         self._seen_s = 0.0  # when it was seen first
         self._has_ended = threading.Event()
 
@@ -53,11 +59,15 @@ class Lease:
             ranks: of the workers that are here. A holder of such a rank was an earlier process of
                 one of them, which is gone.
         """
-        held = read(self._path)
-        if held is None or held.get("name") == self.name or held.get("rank") in ranks:
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
             return False
-        if held != self._seen:
-            self._seen, self._seen_s = held, time.monotonic()
+        held = _parse(content)
+        if held is not None and (held.get("name") == self.name or held.get("rank") in ranks):
+            return False
+        if content != self._seen:
+            self._seen, self._seen_s = content, time.monotonic()
         return time.monotonic() - self._seen_s < EXPIRES_S
 
     def take(self) -> bool:
@@ -90,23 +100,58 @@ class Lease:
 
         threading.Thread(target=renew, name="lease", daemon=True).start()
 
+    def stop(self) -> None:
+        """Renews the lease no longer; others may take it once it has expired."""
+        self._has_ended.set()
+
     def _write(self) -> None:
         self._renewals += 1
         content = {"name": self.name, "rank": self._rank, "renewals": self._renewals}
         write(self._path, content)
 
 
+class Folder:
+    """A folder on a file system that all workers share, with a file for each of them.
+
+    Args:
+        path: created if missing.
+        rank: of this process.
+    """
+
+    def __init__(self, path: Path, rank: int) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._probe = path / f".{rank}.{os.getpid()}"
+        self._refreshed_s = float("-inf")
+
+    def refresh(self) -> None:
+        """Lets this machine see files that others have made, if it has not done so just now."""
+        if time.monotonic() - self._refreshed_s > REFRESH_EVERY_S:
+            self._probe.touch()  # what changes a folder makes the machine ask for its newest state
+            self._probe.unlink()
+            self._refreshed_s = time.monotonic()
+
+
 def read(path: Path) -> dict[str, object] | None:
     """Returns the object that a file contains; None if there is no such file or object."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return _parse(path.read_bytes())
+    except OSError:
         return None
-    return content if isinstance(content, dict) else None
 
 
 def write(path: Path, content: dict[str, object]) -> None:
-    """Replaces a file's content by one rename."""
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    hidden.write_text(json.dumps(content))
-    hidden.rename(path)
+    """Replaces the object that a file contains."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.pwrite(descriptor, json.dumps(content).encode().ljust(_BYTES), 0)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _parse(content: bytes) -> dict[str, object] | None:
+    try:
+        parsed = json.loads(content)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None

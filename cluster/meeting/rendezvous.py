@@ -135,8 +135,9 @@ class Deadline:
 class Chief:
     """The chief's side: accepts connections until every other worker has joined."""
 
-    def __init__(self, group: Group, port: int, deadline: Deadline) -> None:
+    def __init__(self, group: Group, port: int, deadline: Deadline, remark: str = "") -> None:
         self._group = group
+        self._remark = remark  # follows the names of missing workers
         self._port = port
         self._deadline = deadline
         self.joined: dict[int, Channel] = {}
@@ -197,7 +198,7 @@ class Chief:
     def _check_missing(self) -> None:
         """Raises MissingWorkers after the time limit; before, keeps joined workers informed."""
         missing = self._missing()
-        self._deadline.check(missing)
+        self._deadline.check(missing, self._remark)
         if missing != self._sent_missing:
             self._sent_missing = missing
             self._send({"missing": missing[:MAX_NAMED]})

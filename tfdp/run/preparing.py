@@ -14,6 +14,7 @@ from tfdp.data import pipeline
 from tfdp.data.pipeline import Batches
 from tfdp.errors import BadInput
 from tfdp.files import Claim
+from tfdp.log import say_on_chief
 from tfdp.publishing import publish_recipe
 from tfdp.recipe import Recipe
 from tfdp.run.recipe_data import RecipeData, data_of
@@ -52,6 +53,8 @@ def prepare(
     resume_point = _resume_point(settings, recipe, workers, store)
     batches = data.training_batches(workers, settings, resume_point.step)
     metric_names = _check_model_and_data(settings, recipe, workers, model, data, batches)
+    if membership is not None:
+        _say_what_depends_on_workers(model)
     run_callbacks = _callbacks(recipe, workers, metric_names)
     _check_publishing(settings, recipe, workers, model, data, metric_names)
     all_reduce = _all_reduce(resume_point, model, workers)
@@ -87,6 +90,16 @@ def prepare(
         first_step=resume_point.step,
         last_step=_last_step(settings, resume_point, batches.steps_per_epoch),
     )
+
+
+def _say_what_depends_on_workers(model: keras.Model) -> None:
+    """Says which results differ if workers come and go."""
+    if any("seed_generator_state" in variable.path for variable in model.variables):
+        say_on_chief(
+            "the model draws random numbers (dropout, augmentation), other ones with another "
+            "number of workers: while some are away, weights differ from those of an undisturbed "
+            "run by more than rounding"
+        )
 
 
 def _resume_point(

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.meeting.elastic import Options
 from tfdp.errors import BadInput
 from tfdp.group import look_for
 from tfdp.provenance import package_versions
@@ -15,7 +14,7 @@ from tfdp.recipe import Recipe
 from tfdp.run.settings import TrainSettings, WorkerSettings
 from tfdp.workers.collectives import Workers, workers_of
 from tfdp.workers.connecting import join
-from tfdp.workers.membership import Membership
+from tfdp.workers.membership import Membership, elastic_options
 
 
 def meet(settings: WorkerSettings, recipe: Recipe) -> Workers:
@@ -42,8 +41,7 @@ def meet_elastic(settings: TrainSettings, recipe: Recipe) -> tuple[Workers, Memb
         settings.check_min_workers(1 if group is None else group.size)
         return meet(settings, recipe), None
     settings.check_min_workers(group.size)
-    folder = settings.workdir / ".workers"
-    options = Options(folder, settings.min_workers, settings.elastic_wait_s)
+    options = elastic_options(settings.workdir, settings.min_workers, settings.elastic_wait_s)
     joined = join(settings.communication, settings.startup_timeout_s, group, options)
     assert joined.meeting is not None
     workers = workers_of(joined.strategy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Final
 
 from cluster import exit_codes
@@ -15,7 +16,12 @@ from tfdp.log import say
 from tfdp.workers.collectives import Workers
 from tfdp.workers.faults import FAULTS, end_process
 
-SHARED_WITHIN_S: Final = 15.0  # file systems of networks show a new file after some seconds
+SHARED_WITHIN_S: Final = 5.0
+
+
+def elastic_options(workdir: Path, min_workers: int, wait_s: float) -> Options:
+    """Returns when a part of the workers may train, given the flags of a run."""
+    return Options(workdir / ".workers", min_workers, wait_s)
 
 
 class Membership:
@@ -49,7 +55,9 @@ class Membership:
         """
         name = self._workers.broadcast(self._lease_name() if self._workers.is_chief else None)
         deadline_s = time.monotonic() + SHARED_WITHIN_S
+        folder = lease.Folder(self._options.folder, self._group.rank)
         while not (sees_it := self._lease_name() == name) and time.monotonic() < deadline_s:
+            folder.refresh()
             time.sleep(0.2)
         seen = self._workers.gather_bytes(b"1" if sees_it else b"0")
         self._workers.settle()

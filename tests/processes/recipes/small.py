@@ -36,6 +36,7 @@ EXAMPLES = 200
 class HParams:
     data: str = "source"
     units: int = 4
+    dropout: float = 0.3
     learning_rate: float = 0.01
 
 
@@ -50,7 +51,7 @@ def build_model(hparams: HParams) -> keras.Model:
         [
             keras.layers.Input((6,)),
             keras.layers.Dense(16, activation="relu"),
-            keras.layers.Dropout(0.3),
+            keras.layers.Dropout(hparams.dropout),
             keras.layers.Dense(hparams.units),
         ]
     )

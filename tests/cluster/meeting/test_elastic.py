@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.meeting import elastic, lease, ports, rendezvous
+from cluster.meeting.elastic import Newcomers, Options
+from cluster.meeting.group import Group, of_cluster, of_place
+from cluster.meeting.lease import Lease
+from cluster.meeting.rendezvous import MissingWorkers
+from cluster.resolvers.place import Place
+from cluster.spec import from_environment, local
+from tests.running import free_port, wait_until
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "RETRY_EVERY_S", 0.05)
+    monkeypatch.setattr(elastic, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(elastic, "LOOK_FOR_NEWCOMERS_EVERY_S", 0.1)
+    monkeypatch.setattr(lease, "CONFIRM_S", 0.05)
+    monkeypatch.setattr(lease, "EXPIRES_S", 1.0)
+    monkeypatch.setattr(lease, "RENEW_EVERY_S", 0.1)
+
+
+def group(rank: int, size: int = 3, job: str = "mine") -> Group:
+    about: Any = {"engine": "Test", "found_by": "RANK", "chief_host": "127.0.0.1", "job": job}
+    return of_place(Place(rank=rank, size=size, **about))
+
+
+class Meetings:
+    """Workers that meet, each in a thread."""
+
+    def __init__(self, folder: Path, min_workers: int = 2, wait_s: float = 0.3) -> None:
+        self.options = Options(folder / ".workers", min_workers, wait_s)
+        self.results: dict[int, Any] = {}
+        self.reports: list[str] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self, groups: Sequence[Group], timeout_s: float = 30) -> Meetings:
+        for each in groups:
+            thread = threading.Thread(target=self._meet, args=(each, timeout_s), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return self
+
+    def wait(self) -> dict[int, Any]:
+        for thread in self._threads:
+            thread.join(60)
+        return self.results
+
+    def _meet(self, own: Group, timeout_s: float) -> None:
+        try:
+            met = elastic.meet(own, self.options, timeout_s, self.reports.append)
+        except Exception as error:
+            met = error  # type: ignore[assignment]
+        self.results[own.rank] = met
+
+
+def assert_met(results: dict[int, Any], ranks: Sequence[int]) -> None:
+    """Whether these ranks have met, and nobody else: one list, the lowest first, connected."""
+    assert sorted(results) == list(ranks), results
+    assert {meeting.ranks for meeting in results.values()} == {tuple(ranks)}
+    assert len({meeting.cluster.addresses for meeting in results.values()}) == 1
+    for index, rank in enumerate(ranks):
+        meeting = results[rank]
+        assert meeting.cluster.index == index
+        assert meeting.cluster.name == f"worker {rank}"
+        assert sorted(meeting.channels) == (list(range(1, len(ranks))) if index == 0 else [0])
+        assert (meeting.lease is not None) == (index == 0)
+        for channel in meeting.channels.values():
+            channel.close()
+
+
+def test_all_workers_meet_without_waiting_for_anybody(tmp_path: Path) -> None:
+    meetings = Meetings(tmp_path, wait_s=1000)
+    assert_met(meetings.start([group(rank) for rank in (2, 1, 0)]).wait(), [0, 1, 2])
+
+
+def test_the_lowest_rank_that_is_there_leads(tmp_path: Path) -> None:
+    results = Meetings(tmp_path).start([group(rank) for rank in (1, 2)]).wait()
+    config = results[2].cluster.tf_config()
+    assert_met(results, [1, 2])
+    cluster = from_environment({"TF_CONFIG": config})
+    assert cluster is not None
+    assert (cluster.names, cluster.index) == (("worker 0", "worker 1"), 1), "tasks without gaps"
+
+
+def test_a_lower_rank_that_comes_later_leads(tmp_path: Path) -> None:
+    meetings = Meetings(tmp_path, wait_s=1000).start([group(1), group(2)])
+    wait_until((tmp_path / ".workers" / "2").exists, 10, "they are there")
+    time.sleep(0.5)  # worker 2 joins worker 1
+    assert_met(meetings.start([group(0)]).wait(), [0, 1, 2])
+
+
+def test_addresses_of_tf_config_are_used_before_any_file_is_there(tmp_path: Path) -> None:
+    """As where a workdir is not shared: workers meet, and the run can say so."""
+    addresses = [free_port() for _ in range(2)]
+    halves = [Meetings(tmp_path / str(rank), min_workers=1, wait_s=1000) for rank in range(2)]
+    for rank, half in enumerate(halves):
+        half.start([of_cluster(local(addresses, rank))])
+    results = halves[0].wait() | halves[1].wait()
+    assert_met(results, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("present", "size", "min_workers"), [([1], 3, 2), ([0], 2, 1), ([1, 3], 4, 2)]
+)
+def test_too_few_workers_do_not_train(
+    present: list[int], size: int, min_workers: int, tmp_path: Path
+) -> None:
+    """Fewer than ``min_workers``; or, the first time, not more than half."""
+    meetings = Meetings(tmp_path, min_workers)
+    results = meetings.start([group(rank, size) for rank in present], timeout_s=1.5).wait()
+    assert all(isinstance(result, MissingWorkers) for result in results.values())
+    assert str(tmp_path) in str(results[present[0]]), "it says where workers find each other"
+    assert not meetings.options.lease_path.exists()
+
+
+def test_half_of_the_workers_go_on_with_a_run_that_nobody_else_goes_on_with(tmp_path: Path) -> None:
+    meetings = Meetings(tmp_path, min_workers=1)
+    meetings.options.folder.mkdir()
+    assert Lease(meetings.options.lease_path, rank=0).take()  # its holder is gone
+    started_s = time.monotonic()
+    assert_met(meetings.start([group(1, 2)]).wait(), [1])
+    assert time.monotonic() - started_s > lease.EXPIRES_S
+
+
+def test_an_earlier_process_of_one_of_them_holds_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EXPIRES_S", 1000)
+    meetings = Meetings(tmp_path, min_workers=1)
+    meetings.options.folder.mkdir()
+    assert Lease(meetings.options.lease_path, rank=1).take()
+    assert_met(meetings.start([group(1, 2)]).wait(), [1])
+
+
+def test_of_two_halves_that_can_not_reach_each_other_one_trains(tmp_path: Path) -> None:
+    """They share the folder, and no network: the one that was there first holds the lease."""
+    first, second = (Meetings(tmp_path, min_workers=1) for _ in range(2))
+    first.options.folder.mkdir()
+    lost: list[bool] = []
+    assert Lease(first.options.lease_path, rank=3).take()  # of an earlier start
+    results = first.start([group(0, 4), group(1, 4)]).wait()
+    held = results[0].lease
+    assert_met(results, [0, 1])
+    held.keep(lambda: lost.append(True))
+    for rank in (0, 1):  # where the others look, nobody answers
+        lease.write(first.options.address_path(rank), {"address": f"127.0.0.1:{free_port()}"})
+    results = second.start([group(2, 4), group(3, 4)], timeout_s=60).results
+    wait_until(lambda: second.reports, 20, "they say that they wait")
+    time.sleep(3 * lease.EXPIRES_S)
+    assert "other workers train without this one" in second.reports[0]
+    assert results == {}
+    assert not lost
+    held.stop()  # its process has ended
+    assert_met(second.wait(), [2, 3])
+
+
+def test_a_holder_that_was_frozen_learns_that_it_lost_the_lease(tmp_path: Path) -> None:
+    old, new = (Lease(tmp_path / "lease", rank) for rank in range(2))
+    lost = threading.Event()
+    assert old.take()
+    assert new.is_held([1])
+    assert new.take()
+    old.keep(lost.set)
+    assert lost.wait(20)
+    assert new.is_own()
+
+
+def test_a_damaged_lease_expires_too(tmp_path: Path) -> None:
+    path = tmp_path / "lease"
+    path.write_bytes(b'{"name": "ab')
+    observer = Lease(path, rank=0)
+    assert observer.is_held([0])
+    wait_until(lambda: not observer.is_held([0]), 20, "it expires")
+
+
+def test_the_chief_sees_workers_that_wait_and_no_others(tmp_path: Path) -> None:
+    meetings = Meetings(tmp_path, min_workers=2)
+    meetings.options.folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        stranger = stack.enter_context(ports.listen_at_free())
+        other = {"address": f"127.0.0.1:{stranger.getsockname()[1]}", "key": group(0).key}
+        lease.write(meetings.options.address_path(0), other)
+        gone = {"address": f"127.0.0.1:{free_port()}", "key": group(0).key}
+        lease.write(meetings.options.address_path(1), gone)
+        newcomers = Newcomers(group(2), meetings.options, ranks=[2])
+        another_job = Meetings(tmp_path / "other").start([group(1, job="other")], timeout_s=4)
+        wait_until((tmp_path / "other" / ".workers" / "1").exists, 10, "it waits")
+        address = lease.read(another_job.options.address_path(1))
+        assert address is not None
+        lease.write(meetings.options.address_path(1), address)
+        time.sleep(1)
+        assert newcomers.waiting == []
+        meetings.start([group(0)], timeout_s=5)
+        wait_until(lambda: newcomers.waiting == [0], 20, "it is seen")
+        assert isinstance(meetings.wait()[0], MissingWorkers)
