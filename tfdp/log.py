@@ -14,7 +14,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Final, TextIO
+
+PREFIX: Final = "tfdp: "  # of each line for people
 
 _file: TextIO | None = None
 _captured = b""  # output from before ``open_log``
@@ -89,7 +91,7 @@ def _make_tensorflow_verbose() -> None:
 def say(message: str) -> None:
     """Prints a message for people, and logs it."""
     logging.getLogger("tfdp").info("%s", message)
-    print(f"tfdp: {message}", file=sys.stderr, flush=True)
+    print(f"{PREFIX}{message}", file=sys.stderr, flush=True)
 
 
 def say_on_chief(message: str) -> None:
@@ -111,3 +113,15 @@ def write_stacks() -> None:
     """Writes the Python stack of every thread to the log file, if it is open."""
     if _file is not None:
         faulthandler.dump_traceback(_file)
+
+
+def descriptors() -> tuple[int, int | None]:
+    """Returns the descriptors of the terminal and of the log file, None if that is not open.
+
+    They are for another process, which speaks in this one's place.
+    """
+    try:
+        terminal = sys.stderr.fileno()
+    except (AttributeError, OSError):  # a notebook's
+        terminal = 2
+    return terminal, None if _file is None else _file.fileno()

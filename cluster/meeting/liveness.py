@@ -19,16 +19,13 @@ error first, which ends the others with the same code.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import os
 import selectors
-import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from cluster import exit_codes
@@ -85,34 +82,6 @@ class Liveness:
         self._is_ending = False
         # A forked child would keep connections open after the death of this process.
         os.register_at_fork(after_in_child=self._close)
-
-    @contextlib.contextmanager
-    def exiting_on_disconnect(self) -> Iterator[None]:
-        """Inside the block, a broken connection ends the process by SIGUSR1.
-
-        Needed while TensorFlow starts: it holds Python's lock and waits for the other workers
-        without limit. To a shell, death by SIGUSR1 is 128 + SIGUSR1 = ``exit_codes.TRY_AGAIN``. The
-        kernel sends the signal on any event of a connection. Only a break can be one, because
-        workers send nothing before ``start_heartbeats``. Outside of the main thread, which alone
-        may set signal handlers, the block has no effect.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        handler = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-        descriptors = [other.channel.fileno() for other in self._others.values()]
-        for descriptor in descriptors:
-            fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
-            fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGUSR1)
-            _set_flag(descriptor, os.O_ASYNC, on=True)
-        try:
-            if any(other.channel.wait(0) for other in self._others.values()):
-                os.kill(os.getpid(), signal.SIGUSR1)  # broken before the flag was set
-            yield
-        finally:
-            for descriptor in descriptors:
-                _set_flag(descriptor, os.O_ASYNC, on=False)
-            signal.signal(signal.SIGUSR1, handler)
 
     def watch(self, on_run_end: Callable[[RunEnd], None]) -> None:
         """Starts to watch the connections, in a thread.
@@ -247,11 +216,6 @@ class Liveness:
     def _close(self) -> None:
         for other in self._others.values():
             other.channel.close()
-
-
-def _set_flag(descriptor: int, flag: int, *, on: bool) -> None:
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
 
 
 def _tensorflow_answers(address: str) -> bool:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import logging
 import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 from cluster.meeting import elastic, rendezvous
+from cluster.meeting.channel import Channel
 from cluster.meeting.group import Choice, Group
+from cluster.meeting.guard import Guard
 from cluster.meeting.liveness import Liveness
 from cluster.meeting.rendezvous import Meeting
 from cluster.resolvers import gpus
 from cluster.resolvers.place import PlaceError
+from cluster.spec import Cluster, host_and_port
+from tfdp import log
 from tfdp.choices import Communication
 from tfdp.errors import BadInput, PeerMissing
 from tfdp.group import look_for, set_cluster
 from tfdp.log import say
+from tfdp.workers import proxy
 from tfdp.workers.collectives import workers_of
 from tfdp.workers.faults import FAULTS
 from tfdp.workers.random_state import share_random_state
@@ -109,7 +111,9 @@ def join(
     implementation = tf.distribute.experimental.CommunicationImplementation[communication.upper()]
     all_reduce = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
     liveness = Liveness(cluster, meeting.channels)
-    with _alarm(startup_timeout_s), liveness.exiting_on_disconnect():
+    hosts = [host_and_port(address)[0] for address in cluster.addresses]
+    os.environ[proxy.VARIABLE] = proxy.direct_hosts(os.environ, hosts)
+    with _guard(cluster, meeting.channels, startup_timeout_s):
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=all_reduce)
         except RuntimeError as error:
@@ -162,20 +166,21 @@ def _meet(group: Group, timeout_s: float, options: elastic.Options | None) -> Me
         raise BadInput(f"can't listen at {where}, as {group.origin} says: {error}") from None
 
 
-@contextlib.contextmanager
-def _alarm(timeout_s: float) -> Iterator[None]:
-    """Ends the process by SIGALRM if the block takes longer than ``timeout_s``.
+def _guard(cluster: Cluster, channels: Mapping[int, Channel], timeout_s: float) -> Guard:
+    """Returns what ends this process if a worker is lost, or freezes, while TensorFlow starts.
 
-    That happens if another worker freezes while TensorFlow starts. TensorFlow holds Python's lock
-    while it waits, so neither a thread nor a Python signal handler could run.
+    TensorFlow holds Python's lock while it waits for the other workers, without limit.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, timeout_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    others = [index for index in range(cluster.size) if index != cluster.index]
+    terminal, log_file = log.descriptors()
+    return Guard(
+        timeout_s,
+        f"TensorFlow did not start within {timeout_s:g} s: {{silent}}. See whether a worker is "
+        "frozen, whether a firewall or a proxy (http_proxy) stands between the workers' ports, or "
+        "raise --startup_timeout_s",
+        prefix=log.PREFIX,
+        terminal=terminal,
+        log=log_file,
+        connections={channels[index].fileno(): cluster.describe(index) for index in channels},
+        addresses={cluster.describe(i): host_and_port(cluster.addresses[i]) for i in others},
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import queue
-import signal
 import socket
 import threading
 import time
@@ -221,39 +220,6 @@ def test_messages_come_whole_and_in_order_however_they_are_cut() -> None:
         assert messages == [{"a": 1}, {}, {"b": "\n"}]
         with pytest.raises(ValueError, match="8192 are the most"):
             receiver.send({"long": "x" * channel.MAX_MESSAGE_BYTES})
-
-
-# A process that waits as TensorFlow's start does, holding Python's lock, while a peer ends.
-STARTING = """
-import ctypes, os, socket, sys
-from cluster import spec
-from cluster.meeting import channel, liveness
-connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-when = sys.argv[2]
-if when == "before": connection.recv(1)  # the peer has ended
-worker = liveness.Liveness(spec.local([1, 2], 1), {0: channel.Channel(connection)})
-with worker.exiting_on_disconnect():
-    print("in the block", flush=True)
-    ctypes.PyDLL(None).usleep(100_000 if when == "after" else 60_000_000)
-print("after the block", flush=True)
-ctypes.PyDLL(None).usleep(500_000)
-"""
-
-
-@pytest.mark.parametrize(
-    ("when", "code"), [("before", -signal.SIGUSR1), ("in", -signal.SIGUSR1), ("after", 0)]
-)
-def test_a_break_while_tensorflow_starts_ends_the_process(when: str, code: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
-        with Process(["python", "-c", STARTING, port, when], limit_s=30) as process:
-            peer, _ = listener.accept()
-            with peer:
-                if when != "before":
-                    process.wait_for(f"{when} the block")
-                peer.close()
-                process.wait(code)
-    assert 128 + signal.SIGUSR1 == 138
 
 
 def test_a_forked_child_keeps_no_connection_open() -> None:
