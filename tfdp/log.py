@@ -19,6 +19,7 @@ from typing import Final, TextIO
 PREFIX: Final = "tfdp: "  # of each line for people
 
 _file: TextIO | None = None
+_path: Path | None = None
 _captured = b""  # output from before ``open_log``
 _said: set[str] = set()
 
@@ -52,9 +53,9 @@ def open_log(folder: Path, worker: int) -> Path:
     Returns:
         The file's path.
     """
-    global _file
+    global _file, _path
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"worker-{worker}.log"
+    _path = path = folder / f"worker-{worker}.log"
     _make_tensorflow_verbose()
     sys.stderr.flush()
     terminal = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
@@ -115,10 +116,15 @@ def write_stacks() -> None:
         faulthandler.dump_traceback(_file)
 
 
-def descriptors() -> tuple[int, int | None]:
-    """Returns the descriptors of the terminal and of the log file, None if that is not open.
+def path() -> Path | None:
+    """Returns the path of the log file; None if it is not open."""
+    return _path
 
-    They are for another process, which speaks in this one's place.
+
+def descriptors() -> tuple[int, int | None]:
+    """Returns the descriptors of the terminal and of the log file, for another process.
+
+    The latter is None if there is no log file.
     """
     try:
         terminal = sys.stderr.fileno()

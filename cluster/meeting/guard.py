@@ -3,8 +3,9 @@
 A library that holds Python's lock stops all Python code of a process, its signal handlers too;
 TensorFlow does so while it starts. Then only another process can tell people what happened, and
 only a signal of the kernel can end the process. So a guard watches the connections to the other
-workers and a time limit. If a connection breaks or the time is up, it prints one line in its
-parent's place and ends the parent by SIGUSR1: to a shell, that is 128 + SIGUSR1 = ``TRY_AGAIN``.
+workers and a time limit, which the parent may postpone. If a connection breaks or the time is up,
+it prints one line in its parent's place and ends the parent by SIGUSR1: to a shell, that is
+128 + SIGUSR1 = ``TRY_AGAIN``.
 
 The guard is this file, started as a program: it needs the standard library only, and is there after
 20 ms. It reads nothing from the connections, and it dies with its parent, so that its copies of
@@ -32,9 +33,9 @@ GRACE_S: Final = 2.0  # for the parent to end by itself
 GREETING_TIMEOUT_S: Final = 2.0  # for TensorFlow of another worker
 LOOK_EVERY_S: Final = 0.5
 _MAX_ASKED: Final = 100  # other workers
-_PEEKED_BYTES: Final = 8192  # the longest message of ``channel``
+_READ_BYTES: Final = 1 << 20  # heartbeats of days, and the longest message of ``channel``
 _BREAK: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
-_STDERR: Final = 2
+_STDIN, _STDERR = 0, 2
 _PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
 _FOR_PARENT: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
@@ -55,6 +56,9 @@ class Guard:
             None if there is no such file.
         connections: name of the other worker by the descriptor of the connection to it.
         addresses: ``(host, port)`` of the other workers, by their names.
+        lost_while: what the parent does meanwhile, for the line about a broken connection.
+        patience_s: a break ends the parent if it has not postponed the limit for so long; a parent
+            whose Python code runs learns of the break by itself.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class Guard:
         log: int | None,
         connections: Mapping[int, str] | None = None,
         addresses: Mapping[str, tuple[str, int]] | None = None,
+        lost_while: str,
+        patience_s: float = 0.0,
     ) -> None:
         self._terminal = terminal
         self._logs = [] if log is None else [log]
@@ -77,6 +83,8 @@ class Guard:
             "outputs": [_STDERR, *self._logs],
             "connections": list(self._connections.items()),
             "addresses": list((addresses or {}).items()),
+            "lost_while": lost_while,
+            "patience_s": patience_s,
             "timeout_s": timeout_s,
             "message": message,
         }
@@ -101,6 +109,10 @@ class Guard:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._stack.close()
+
+    def postpone(self, timeout_s: float, message: str) -> None:
+        """Sets the time limit, from now on, and the line to print then."""
+        self._tell({"timeout_s": timeout_s, "message": message})
 
     def _tell(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -128,43 +140,71 @@ def _ended_by_signal(logs: list[int]) -> Iterator[None]:
 
 
 class _Watch:
-    """The guard's end.
+    """The guard's end, which reads messages of the parent from standard input."""
 
-    Args:
-        first: the first message of the parent.
-    """
-
-    def __init__(self, first: dict[str, Any]) -> None:
+    def __init__(self) -> None:
+        self._unread = b""
+        first = self._newest_message()
+        if not first:
+            sys.exit()  # the parent has ended already
         self._parent: int = first["parent"]
         self._prefix: str = first["prefix"]
         self._outputs: list[int] = first["outputs"]
         self._addresses: list[tuple[str, tuple[str, int]]] = first["addresses"]
         self._names: dict[int, str] = dict(first["connections"])
-        self._left_s: float = first["timeout_s"]
-        self._message: str = first["message"]
+        self._lost_while: str = first["lost_while"]
+        self._patience_s: float = first["patience_s"]
+        self._silent_s = 0.0  # since the parent's last message
+        # What may end the parent: the seconds until then, and the line to print.
+        self._ends: list[tuple[float, str]] = [(first["timeout_s"], first["message"])]
 
     def run(self) -> None:
         """Returns when the parent has closed the pipe, or is to end."""
         poll = select.poll()
-        poll.register(sys.stdin, select.POLLIN)
+        poll.register(_STDIN, select.POLLIN)
         for descriptor in self._names:
-            poll.register(descriptor, select.POLLIN)
+            poll.register(descriptor, select.POLLIN if self._patience_s == 0 else _BREAK)
         last_look_s = time.monotonic()
-        while self._left_s > 0:
-            for descriptor, event in poll.poll(1000 * min(LOOK_EVERY_S, self._left_s)):
-                if descriptor == sys.stdin.fileno():
-                    return
-                if self._is_end(descriptor, event):
+        while min(self._ends)[0] > 0:
+            for descriptor, event in poll.poll(1000 * min(LOOK_EVERY_S, min(self._ends)[0])):
+                if descriptor == _STDIN:
+                    message = self._newest_message()
+                    if not message:
+                        return
+                    # Python code of the parent runs: it notices broken connections by itself.
+                    self._ends = [(message["timeout_s"], message["message"])]
+                    self._silent_s = 0.0
+                elif self._is_end(descriptor, event):
                     poll.unregister(descriptor)
                 else:
                     poll.modify(descriptor, _BREAK)  # what has arrived stays there
             now_s = time.monotonic()
             # If more time has passed, this process was frozen, and probably its parent as well.
-            self._left_s -= min(now_s - last_look_s, 2 * LOOK_EVERY_S)
+            passed_s = min(now_s - last_look_s, 2 * LOOK_EVERY_S)
             last_look_s = now_s
-        if "{silent}" in self._message:
-            self._message = self._message.replace("{silent}", self._silent())
-        self._end_parent()
+            if not self._parent_is_stopped():
+                self._ends = [(left_s - passed_s, line) for left_s, line in self._ends]
+                self._silent_s += passed_s
+        line = min(self._ends)[1]
+        self._end_parent(line.replace("{silent}", self._silent()) if "{silent}" in line else line)
+
+    def _newest_message(self) -> dict[str, Any]:
+        """Returns the last message that has arrived, after waiting for one; empty at the end."""
+        while True:
+            *lines, rest = self._unread.split(b"\n")
+            if lines:
+                self._unread = rest
+                return json.loads(lines[-1])  # type: ignore[no-any-return]
+            data = os.read(_STDIN, _READ_BYTES)
+            if not data:
+                return {}
+            self._unread += data
+
+    def _parent_is_stopped(self) -> bool:
+        """Returns whether a signal or a debugger has stopped the parent."""
+        with contextlib.suppress(OSError), open(f"/proc/{self._parent}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(") ")[2][:1] in ("T", "t")
+        return False
 
     def _is_end(self, descriptor: int, event: int) -> bool:
         """Looks at a connection that has broken, or at which something has arrived."""
@@ -172,7 +212,7 @@ class _Watch:
         reason = "its process has ended"
         try:
             with socket.socket(fileno=os.dup(descriptor)) as connection:
-                data = connection.recv(_PEEKED_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                data = connection.recv(_READ_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except ConnectionResetError:
             data = b""
         except OSError as error:
@@ -180,12 +220,12 @@ class _Watch:
         last_message = _last_message(data)
         if data and not last_message and not event & _BREAK:
             return False  # heartbeats
-        self._message = f"{name} was lost while TensorFlow started: {reason}"
-        self._left_s = 0.0
-        if last_message:
-            # TensorFlow may be about to start here too; the parent then reads the message itself.
-            self._message = last_message.get("reason", self._message)
-            self._left_s = GRACE_S
+        line = f"{name} was lost while {self._lost_while}: {reason}"
+        left_s = self._patience_s - self._silent_s
+        if last_message and self._patience_s == 0:
+            left_s = GRACE_S  # the parent may be about to run, and to read it by itself
+        if "goodbye" not in last_message or self._patience_s == 0:
+            self._ends.append((left_s, last_message.get("reason", line)))
         return True
 
     def _silent(self) -> str:
@@ -212,12 +252,11 @@ class _Watch:
         does = "does not answer at its address" if len(silent) == 1 else "don't answer"
         return f"{', '.join(silent)} {does}"
 
-    def _end_parent(self) -> None:
-        line = f"{self._prefix}{self._message}\n".encode()
+    def _end_parent(self, line: str) -> None:
         for descriptor in self._outputs:
             if select.select([], [descriptor], [], GRACE_S)[1]:  # else nobody reads it
                 with contextlib.suppress(OSError):
-                    os.write(descriptor, line)
+                    os.write(descriptor, f"{self._prefix}{line}\n".encode())
         for number in (signal.SIGUSR1, signal.SIGKILL):
             if os.getppid() == self._parent:
                 os.kill(self._parent, number)
@@ -238,9 +277,7 @@ def _main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for name in _FOR_PARENT:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    line = sys.stdin.readline()
-    if line:  # else the parent has ended already
-        _Watch(json.loads(line)).run()
+    _Watch().run()
 
 
 if __name__ == "__main__":

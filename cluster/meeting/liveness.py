@@ -15,6 +15,8 @@ A worker is lost in one of three cases:
 
 A worker that ends as it should says goodbye first, and is not lost. A worker that fails sends its
 error first, which ends the others with the same code.
+
+The chief may ask all others a question. Each answers it in a thread, whatever its main thread does.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from cluster import exit_codes
@@ -61,6 +63,7 @@ class _OtherWorker:
         self.silent_s = 0.0
         self.has_ended = False  # or is lost: the end of its connection is no news
         self.has_acknowledged = False  # the last message of this worker
+        self.answer: Message | None = None  # to the newest question
 
 
 class Liveness:
@@ -78,6 +81,8 @@ class Liveness:
         self._send_lock = threading.Lock()  # keeps the lines of two threads apart
         self._run_end: RunEnd | None = None
         self._on_run_end: Callable[[RunEnd], None] = lambda _: None
+        self._answer: Callable[[str], Message] = lambda _: {}
+        self._questions = 0
         self._has_heartbeats = False
         self._is_ending = False
         # A forked child would keep connections open after the death of this process.
@@ -91,6 +96,48 @@ class Liveness:
         """
         self._on_run_end = on_run_end
         threading.Thread(target=self._watch, name="liveness", daemon=True).start()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of all workers, in the order of their indices."""
+        return self._cluster.names
+
+    def connections(self) -> dict[int, str]:
+        """Returns the name of the other worker by the descriptor of the connection to it."""
+        with self._changed:
+            return {
+                other.channel.fileno(): self._cluster.describe(index)
+                for index, other in self._others.items()
+            }
+
+    def answer_by(self, answer: Callable[[str], Message]) -> None:
+        """Sets what answers questions of the chief; it is called in a thread of its own."""
+        self._answer = answer
+
+    def ask(
+        self, question: str, timeout_s: float, of: Collection[int] | None = None
+    ) -> dict[int, Message]:
+        """Asks other workers; on the chief, which alone is connected to all.
+
+        Args:
+            question: what the other worker's ``answer_by`` gets.
+            timeout_s: how long to wait for answers.
+            of: indices of the workers; None for all.
+
+        Returns:
+            The answers that came in time, by the index of the worker.
+        """
+        with self._changed:
+            self._questions += 1
+            others = {i: other for i, other in self._others.items() if of is None or i in of}
+            for other in others.values():
+                other.answer = None
+        self._send({"ask": question, "number": self._questions}, others.values())
+        with self._changed:
+            self._changed.wait_for(
+                lambda: all(other.answer is not None for other in others.values()), timeout_s
+            )
+            return {i: other.answer for i, other in others.items() if other.answer is not None}
 
     def start_heartbeats(self) -> None:
         """Starts to send heartbeats and to expect them; call it when all workers ``watch``."""
@@ -170,6 +217,13 @@ class Liveness:
             with self._changed:
                 other.has_acknowledged = True
                 self._changed.notify_all()
+        elif "ask" in message:
+            threading.Thread(target=self._reply, args=(message, other), daemon=True).start()
+        elif "answer" in message:
+            with self._changed:
+                if message.get("number") == self._questions:
+                    other.answer = dict(message["answer"])
+                    self._changed.notify_all()
         elif message:  # not a heartbeat: the other worker's last message
             with self._changed:
                 other.has_ended = True
@@ -178,6 +232,10 @@ class Liveness:
                 run_end = RunEnd(int(message["end"]), str(message.get("reason")))
                 self._set_run_end(run_end, reported_by=other)
             self._send({"heard": True}, [other])
+
+    def _reply(self, message: Message, other: _OtherWorker) -> None:
+        answer = self._answer(str(message["ask"]))
+        self._send({"answer": answer, "number": message.get("number")}, [other])
 
     def _check_silence(self, passed_s: float) -> None:
         """Adds to the silence of every other worker; marks those lost that are frozen."""

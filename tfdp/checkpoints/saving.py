@@ -12,6 +12,7 @@ import numpy as np
 from tfdp.checkpoints import callback_state, state
 from tfdp.checkpoints.store import CheckpointStore
 from tfdp.log import say
+from tfdp.whereabouts import marked
 from tfdp.workers.collectives import Workers
 
 
@@ -75,6 +76,7 @@ class Saver:
         self._model.stop_training = self._about["stopped_early"]
         self._arrays = {}  # large
 
+    @marked("saving")
     def save(self, step: int, stopped_early: bool = False) -> None:
         """Saves, unless that step is already saved; a collective.
 
@@ -111,6 +113,7 @@ class Saver:
         if self._store is not None:
             self._store.check()
 
+    @marked("saving")
     def wait(self) -> None:
         """Returns when all checkpoints are on disk; raises the error of a failed write."""
         if self._store is not None:

@@ -25,6 +25,7 @@ from tfdp.data.replica_batch import ReplicaBatch, of_replica, take_rows
 from tfdp.data.sources import Batch, Source
 from tfdp.errors import BadInput
 from tfdp.log import say
+from tfdp.whereabouts import READING, marked
 from tfdp.workers.collectives import Workers
 
 Build = Callable[[tf.distribute.InputContext], tf.data.Dataset]
@@ -56,6 +57,7 @@ class Batches:
     examples_before: Callable[[int], int] | None = None
     steps_to_skip: int = 0
 
+    @marked(READING)
     def iterator(self) -> Any:
         """Returns an iterator over the batches after the skipped ones; call it once."""
         iterator = iter(self.dataset)
@@ -227,6 +229,7 @@ def from_dataset(
     )
 
 
+@marked(READING)
 def _opened(dataset: tf.data.Dataset) -> tuple[Any, tf.data.Dataset]:
     """Returns the first element of an endless dataset, and a dataset that yields all of them once.
 
@@ -362,6 +365,7 @@ def with_auto_shard_policy(
     return dataset.with_options(options)
 
 
+@marked(READING)
 def _count_batches(dataset: tf.data.Dataset, workers: Workers) -> int:
     length = int(dataset.cardinality())
     if length == tf.data.INFINITE_CARDINALITY:

@@ -16,12 +16,14 @@ from tensorflow_serving.apis import predict_pb2
 
 from tfdp.errors import TrainingError
 from tfdp.publishing import warmup
+from tfdp.whereabouts import marked
 
 LIMIT_S = 600.0  # to import TensorFlow (some 3 s), load the version, and run the requests
 
 Outputs = dict[str, np.ndarray]  # of one request, by the outputs' names
 
 
+@marked("checking the version to publish")
 def check(
     version: Path,
     requests: Sequence[bytes],

@@ -27,12 +27,14 @@ from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.metrics import read_metrics
 from tfdp.step.stage import EXAMPLES
 from tfdp.trainer import callbacks, compiled, evaluation
+from tfdp.whereabouts import marked
 from tfdp.workers.collectives import Workers
 from tfdp.workers.membership import Membership
 
 DEFAULT_EPOCHS = 10
 
 
+@marked("preparing the run")
 def prepare(
     settings: TrainSettings, recipe: Recipe, workers: Workers, membership: Membership | None
 ) -> Run:

@@ -32,6 +32,7 @@ from tfdp.step.metrics import local_metric_states, read_metrics, set_local_metri
 from tfdp.trainer.callbacks import StepCallback
 from tfdp.trainer.epochs import run_epochs
 from tfdp.trainer.timing import StepTime
+from tfdp.whereabouts import marked
 from tfdp.workers.collectives import Workers
 from tfdp.workers.membership import Membership
 
@@ -156,6 +157,7 @@ class Run:
         if self.data.eval is not None:
             self.results.eval_metrics = self.data.evaluate(self.model, self.settings)
 
+    @marked("publishing")
     def publish_and_sum_up(self) -> None:
         """Publishes the model and writes the summary, on the chief."""
 

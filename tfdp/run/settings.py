@@ -108,6 +108,12 @@ class TrainSettings(WorkerSettings, PublishSettings):
         "float32", "Dtype in which gradients are sent: bfloat16 is half the bytes."
     )
     bytes_per_pack: int | None = flag(None, "Largest size of one all-reduce of gradients.")
+    hang_timeout_s: float | None = flag(
+        None,
+        "Seconds without a step after which the run ends with 138; by default far more than any "
+        "step has taken.",
+        may_differ=True,
+    )
     tensorboard: bool = flag(True, "Write WORKDIR/tensorboard.")
     profile: bool = flag(False, "Profile some steps, and report what limits the run's speed.")
 
@@ -127,6 +133,11 @@ class TrainSettings(WorkerSettings, PublishSettings):
             raise BadInput(
                 f"--elastic_wait_s is {self.elastic_wait_s}: it has to be 0 or more, up to "
                 f"{MAX_COUNT}"
+            )
+        if self.hang_timeout_s is not None and not 0 < self.hang_timeout_s <= MAX_COUNT:
+            raise BadInput(
+                f"--hang_timeout_s is {self.hang_timeout_s}: it has to be positive, up to "
+                f"{MAX_COUNT}; leave it out for an automatic limit"
             )
         check_count("eval_every_steps", self.eval_every_steps, least=0)
         check_count("accumulate_steps", self.accumulate_steps, least=1)

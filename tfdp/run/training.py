@@ -10,6 +10,7 @@ from tfdp.recipe import Recipe
 from tfdp.run.preparing import prepare
 from tfdp.run.settings import TrainSettings
 from tfdp.run.startup import meet_elastic
+from tfdp.workers.standstill import StandstillWatch
 
 DYING_S: Final = 10.0  # that an ended process may take to give the workdir free
 
@@ -23,16 +24,17 @@ def train(settings: TrainSettings, recipe: Recipe, signals: Signals) -> None:
         TrainingError: if the run can't go on.
     """
     workers, membership = meet_elastic(settings, recipe)
-    if membership is not None:  # before, nobody could know which worker would be the chief
-        workers.run_on_chief(lambda: files.lock_workdir(settings.workdir, DYING_S))
-    run = prepare(settings, recipe, workers, membership)
-    try:
-        if run.is_finished:
-            run.say_nothing_to_do()
-            return
-        with signals.deferred():
-            run.train(lambda: signals.received is not None)
-        run.evaluate()
-        run.publish_and_sum_up()
-    finally:
-        run.saver.wait()
+    with StandstillWatch(settings.hang_timeout_s, workers.index):
+        if membership is not None:  # before, nobody could know which worker would be the chief
+            workers.run_on_chief(lambda: files.lock_workdir(settings.workdir, DYING_S))
+        run = prepare(settings, recipe, workers, membership)
+        try:
+            if run.is_finished:
+                run.say_nothing_to_do()
+                return
+            with signals.deferred():
+                run.train(lambda: signals.received is not None)
+            run.evaluate()
+            run.publish_and_sum_up()
+        finally:
+            run.saver.wait()

@@ -19,6 +19,7 @@ from tfdp.step.losses import ShareLosses
 from tfdp.step.per_compile import function_of, once_per_compile
 from tfdp.step.rules import Rules, kept_rules
 from tfdp.step.share import as_replica_batch, share_of
+from tfdp.whereabouts import marked
 
 
 @once_per_compile
@@ -41,6 +42,7 @@ def test_steps(model: keras.Model) -> Callable[[Any, int, int, int], None]:
 
     run = function_of(model, run_steps)
 
+    @marked("an evaluation", input="iterator")
     def call(iterator: Any, smallest_batch: int, first_step: int, steps: int) -> None:
         # As in training: within one call, the shape of what is gathered has to stay the same.
         per_call = 1 if varies else steps
@@ -92,6 +94,7 @@ def test_next(model: keras.Model) -> Callable[[Any, int], tuple[bool, bool]]:
 
     run = function_of(model, run_next)
 
+    @marked("an evaluation", input="iterator")
     def call(iterator: Any, step: int) -> tuple[bool, bool]:
         has_batch, is_alike = run(iterator, tf.constant(step, tf.int64))
         return bool(has_batch), bool(is_alike)

@@ -14,6 +14,7 @@ from tfdp.step import metrics
 from tfdp.step.building import flat, has_own_logs, returned_numbers
 from tfdp.step.rules import Rules
 from tfdp.step.share import Share
+from tfdp.whereabouts import ALL_REDUCE, marked
 
 
 class StepLogs:
@@ -78,6 +79,7 @@ class StepLogs:
                 (number.assign if is_first else number.assign_add)(own)
         self._results.by_id = {}
 
+    @marked(ALL_REDUCE)
     def read(self) -> dict[str, Any]:
         """Returns the logs by name, over all replicas; a collective."""
         numbers = {name: each for name, each in self._numbers.items() if name not in self._metrics}

@@ -36,6 +36,7 @@ from tfdp.step.per_compile import function_of, once_per_compile
 from tfdp.step.replicated_states import ReplicatedStates
 from tfdp.step.rules import Rules, kept_rules
 from tfdp.step.share import Combination, Share, add_gradients, as_replica_batch, share_of
+from tfdp.whereabouts import STEP, marked
 
 
 class StepsReport(NamedTuple):
@@ -340,6 +341,7 @@ def train_steps(
 
     run = function_of(model, run_steps)
 
+    @marked(STEP, input="iterator")
     def call(iterator: Any, first_step: int, steps: int) -> StepsReport:
         # Within one call, TensorFlow requires a collective to keep its first shape. The gradient of
         # an embedding has a row for every token, rows that are gathered have one for every example,

@@ -19,10 +19,12 @@ from tfdp.trainer import compiled, keras_methods
 from tfdp.trainer.callbacks import StepCallback
 from tfdp.trainer.timing import StepTime
 from tfdp.trainer.update_loop import UpdateLoop
+from tfdp.whereabouts import marked
 from tfdp.workers.collectives import Workers
 from tfdp.workers.faults import FAULTS
 
 
+@marked("training")
 def run_epochs(
     model: keras.Model,
     batches: Batches,

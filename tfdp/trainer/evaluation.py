@@ -21,6 +21,7 @@ from tfdp.trainer import callbacks as callbacks_module
 from tfdp.trainer import compiled, keras_methods
 from tfdp.trainer.scores import Scores
 from tfdp.trainer.update_loop import CALL_S, MAX_GROWTH
+from tfdp.whereabouts import SIGNS, marked
 from tfdp.workers.collectives import Workers, workers_of
 
 
@@ -77,6 +78,7 @@ def evaluate(
     return scores if return_dict is None else scores.as_keras()
 
 
+@marked("an evaluation")
 def evaluate_all(
     model: keras.Model,
     data: Source | tf.data.Dataset,
@@ -193,6 +195,7 @@ def _run_all(
             return
         step_s = (time.perf_counter() - began_s) / count
         done += count
+        SIGNS.give()
         callbacks.on_test_batch_end(done - 1, test_logs(model).read() if is_observed else None)
         if done == batches.steps:
             return

@@ -24,6 +24,7 @@ from tfdp.step import keras_private, metrics
 from tfdp.step.train_step import TrainSteps
 from tfdp.trainer import timing
 from tfdp.trainer.timing import StepTime
+from tfdp.whereabouts import SIGNS
 from tfdp.workers.collectives import Workers
 
 CALL_S = 0.8  # intended duration of a call
@@ -66,7 +67,7 @@ class UpdateLoop:
         one_by_one: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.step = first_step
+        self.step = SIGNS.step = first_step
         self.times: list[StepTime] = []
         self._model = model
         self._workers = workers
@@ -113,6 +114,7 @@ class UpdateLoop:
             else tuple(seconds / self._steps for seconds in (took_s, *waited))
         )
         self.step += self._steps
+        SIGNS.give_step(self.step)
 
     def agree(self) -> bool:
         """Exchanges the workers' states and requests; all workers come to the same decisions.

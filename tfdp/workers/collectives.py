@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp.errors import BadInput, PeerFailed
+from tfdp.whereabouts import ALL_REDUCE, SIGNS, marked
 
 
 @cache
@@ -70,6 +71,7 @@ class Workers:
         """Number of replicas on each worker."""
         return self.replicas // self.count
 
+    @marked(ALL_REDUCE)
     def gather(self, row: np.ndarray) -> np.ndarray:
         """Returns the ``row`` of every worker, in worker order: ``[workers, *row.shape]``.
 
@@ -80,8 +82,10 @@ class Workers:
             return row[np.newaxis]
         table = np.zeros((self.count, *row.shape), row.dtype)
         table[self.index] = row
+        SIGNS.give()
         return self._all_reduce_sum(tf.constant(table)).numpy()  # type: ignore[no-any-return]
 
+    @marked(ALL_REDUCE)
     def broadcast(self, data: bytes | None) -> bytes:
         """Returns the chief's ``data`` on every worker; the argument of others is ignored."""
         if self.count == 1:

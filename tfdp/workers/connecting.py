@@ -183,4 +183,5 @@ def _guard(cluster: Cluster, channels: Mapping[int, Channel], timeout_s: float) 
         log=log_file,
         connections={channels[index].fileno(): cluster.describe(index) for index in channels},
         addresses={cluster.describe(i): host_and_port(cluster.addresses[i]) for i in others},
+        lost_while="TensorFlow started",
     )

@@ -12,7 +12,8 @@ import logging
 import os
 import sys
 import threading
-from typing import Final, NoReturn
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final, NoReturn
 
 from cluster import exit_codes
 from cluster.meeting.liveness import Liveness, RunEnd
@@ -92,6 +93,44 @@ class Faults:
         """Reports to the other workers, once, that this process ends as it should."""
         if self._liveness is not None and self._take_over():
             self._liveness.leave()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of all workers, in the order of their indices; a nameless one without ``join``."""
+        return ("",) if self._liveness is None else self._liveness.names
+
+    def connections(self) -> dict[int, str]:
+        """Returns the name of the other worker by the descriptor of the connection to it."""
+        return {} if self._liveness is None else self._liveness.connections()
+
+    def answer_by(self, answer: Callable[[str], dict[str, Any]]) -> None:
+        """Sets what answers questions of the chief; it is called in a thread of its own."""
+        if self._liveness is not None:
+            self._liveness.answer_by(answer)
+
+    def ask(
+        self, question: str, timeout_s: float, of: Collection[int] | None = None
+    ) -> dict[int, dict[str, Any]]:
+        """Asks other workers; on the chief.
+
+        Returns:
+            The answers that came in ``timeout_s``, by the index of the worker.
+        """
+        return {} if self._liveness is None else self._liveness.ask(question, timeout_s, of)
+
+    def end_run(self, line: str, others_line: str) -> NoReturn:
+        """Ends all workers with ``exit_codes.TRY_AGAIN``, from another thread than the main thread.
+
+        Args:
+            line: for people, on this worker.
+            others_line: for people, on the other workers.
+        """
+        self._take_over()
+        log.write_stacks()
+        log.say(line)
+        if self._liveness is not None:
+            self._liveness.end_run(exit_codes.TRY_AGAIN, others_line)
+        end_process(exit_codes.TRY_AGAIN)
 
     def wait_for_news(self) -> RunEnd | None:
         """Returns which worker was lost or failed, after TensorFlow has reported a loss.

@@ -35,6 +35,7 @@ def wait():
     with Guard(
         float(timeout_s), "not started: {silent}", prefix="tfdp: ", terminal=2, log=log,
         connections={connection.fileno(): "worker 7 (there:1)"}, addresses=addresses,
+        lost_while="TensorFlow started",
     ) as guard:
         print(f"guard {guard._process.pid} in the block", flush=True)
         ctypes.PyDLL(None).usleep(int(float(wait_s) * 1e6))
