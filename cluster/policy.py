@@ -16,6 +16,9 @@ This is the one place that decides.
 - The restart is immediate, unless the last run and others right before it were short (under
   ``SHORT_RUN_S``). Then it comes after 1 s, 2 s, 4 s and so on, up to ``MAX_PAUSE_S``, each varied
   at random by up to a quarter.
+- A worker that does not run at all for ``FROZEN_AFTER_S`` is frozen: stopped by a signal (SIGSTOP),
+  or waiting in the kernel (a disk that no longer answers). It gets SIGKILL and counts as lost. If
+  the kernel can't end it either, the launcher waits for ``GRACE_S`` only.
 - If the launcher itself gets a signal to stop, it sends the signal on to the workers. They have
   ``--stop_timeout_s`` to save and end; a second signal kills them at once. The run ends with 128 +
   the signal, but with 0 if all workers finished, and with the code of a permanent error if any.
@@ -37,6 +40,8 @@ GRACE_S: Final = 2.0  # short: with a worker lost, there is nothing more to save
 SHORT_RUN_S: Final = 20.0
 MAX_PAUSE_S: Final = 60.0
 RESTART_COUNTS_S: Final = 3600.0
+SAMPLE_EVERY_S: Final = 1.0
+FROZEN_AFTER_S: Final = 20.0  # others that still run notice a frozen worker earlier, and end
 
 # Signals for the workers that still run, each with the seconds from now until it is sent.
 StopPlan = tuple[tuple[float, signal.Signals], ...]
@@ -68,10 +73,13 @@ class Exit:
     Args:
         worker: its name.
         code: its exit code, or minus the signal that killed it, as in ``subprocess``.
+        loss: why it counts as lost, as the rest of a sentence about it; empty if it ended by itself
+            or by a signal.
     """
 
     worker: str
     code: int
+    loss: str = ""
 
     @property
     def is_permanent(self) -> bool:
@@ -84,10 +92,55 @@ class Exit:
         return self.code in (exit_codes.TRY_AGAIN, 128 - exit_codes.TRY_AGAIN)
 
     def __str__(self) -> str:
+        if self.loss:
+            return f"{self.worker} {self.loss}"
         if self.code < 0:
             return f"{self.worker} was killed by {_signal_name(-self.code)}"
         meaning = _MEANINGS.get(self.code)
         return f"{self.worker} ended with {self.code}" + (f" ({meaning})" if meaning else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What the kernel says about a process at one moment.
+
+    Args:
+        state: its letter in ``/proc/<pid>/stat``.
+        cpu_ticks: processor time that all its threads have used so far.
+    """
+
+    state: str
+    cpu_ticks: int
+
+
+class Stillness:
+    """For how long a worker has not run at all, as far as it was observed.
+
+    Time between two samples that are far apart does not count: the launcher itself may have been
+    stopped then, or the machine asleep.
+    """
+
+    def __init__(self) -> None:
+        self._last: Sample | None = None
+        self._last_s = 0.0
+        self._still_s = 0.0
+
+    def add(self, sample: Sample, now_s: float) -> None:
+        """Adds a sample, taken at the monotonic time ``now_s``."""
+        # T is stopped by a signal (not t: by a debugger), D waits for a device.
+        if sample.state in ("T", "D") and sample == self._last:
+            self._still_s += min(now_s - self._last_s, 2 * SAMPLE_EVERY_S)
+        else:
+            self._still_s = 0.0
+        self._last, self._last_s = sample, now_s
+
+    @property
+    def loss(self) -> str:
+        """Says that the worker is frozen, as in ``Exit``; empty if it is not."""
+        if self._last is None or self._still_s < FROZEN_AFTER_S:
+            return ""
+        cause = "stopped by a signal" if self._last.state == "T" else "waiting in the kernel"
+        return f"was frozen for {self._still_s:.0f} s ({cause})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import IO
 
 from cluster import exit_codes, policy, spec
 from cluster.launching import spares
+from cluster.launching.frozen import FrozenWorkers
 from cluster.launching.printer import STDERR, STDOUT, Printer
 from cluster.launching.process import WorkerProcess
 from cluster.launching.signals import Signals
@@ -104,6 +105,7 @@ class Launcher:
         running: list[WorkerProcess] = []
         exits: list[policy.Exit] = []
         shutdown = _Shutdown()
+        frozen = FrozenWorkers()
         try:
             self._start_workers(running)
             while running:
@@ -111,12 +113,12 @@ class Launcher:
                     self._send(number, running, shutdown.reason)
                 if not shutdown.is_planned:
                     self._spares.start_if_due()
-                is_stopped = self._wait(
-                    until_s=shutdown.due_s if shutdown.is_planned else self._spares.due_s
-                )
-                if is_stopped:
+                for line in frozen.kill_if_due(running):
+                    self._printer.log(line)
+                due_s = shutdown.due_s if shutdown.is_planned else self._spares.due_s
+                if self._wait(frozen.due_s if due_s is None else min(due_s, frozen.due_s)):
                     shutdown.plan_for_signals(self._stop_signals, self._stop_timeout_s)
-                for worker_exit in self._remove_ended(running):
+                for worker_exit in self._remove_ended(running, frozen):
                     if shutdown.is_exit_counted:
                         exits.append(worker_exit)
                         shutdown.plan_for_exit(worker_exit)
@@ -145,16 +147,20 @@ class Launcher:
         name = spec.task_name("worker", index)
         return WorkerProcess(name, self._command, environ, self._watchdog, has_input=True)
 
-    def _remove_ended(self, running: list[WorkerProcess]) -> list[policy.Exit]:
+    def _remove_ended(
+        self, running: list[WorkerProcess], frozen: FrozenWorkers
+    ) -> list[policy.Exit]:
         """Removes the workers that have ended from ``running``, and prints their last output."""
         exits = []
         for worker in list(running):
             code = worker.poll()
+            if code is None and frozen.is_given_up(worker):
+                code = -signal.SIGKILL
             if code is not None:
                 running.remove(worker)
                 self._printer.drain(worker.stdout)
                 self._printer.drain(worker.stderr)
-                exits.append(policy.Exit(worker.name, code))
+                exits.append(policy.Exit(worker.name, code, frozen.loss_of(worker)))
         return exits
 
     def _send(self, number: signal.Signals, running: Sequence[WorkerProcess], reason: str) -> None:

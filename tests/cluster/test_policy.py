@@ -5,7 +5,7 @@ from signal import SIGINT, SIGKILL, SIGTERM, Signals
 import pytest
 
 from cluster import policy
-from cluster.policy import Exit
+from cluster.policy import Exit, Sample
 
 
 def exits(*codes: int) -> list[Exit]:
@@ -89,6 +89,42 @@ def test_the_reason_names_the_cause(codes: tuple[int, ...], expected: str) -> No
     reason = policy.decide(exits(*codes), run_times_s=[5, 500], max_restarts=3).reason
     assert reason.startswith(expected)
     assert "\n" not in reason
+
+
+def test_a_lost_worker_is_named_with_its_loss() -> None:
+    lost = Exit("worker 1", -SIGKILL, "was frozen for 20 s")
+    decision = policy.decide([Exit("worker 0", 138), lost], max_restarts=3)
+    assert decision.exit_code is None
+    assert decision.reason == "worker 1 was frozen for 20 s: starting again, restart 1 of 3"
+
+
+def loss(samples: list[tuple[float, str, int]]) -> str:
+    """The loss after samples: each a time, a state, and processor time."""
+    stillness = policy.Stillness()
+    for now_s, state, cpu_ticks in samples:
+        stillness.add(Sample(state, cpu_ticks), now_s)
+    return stillness.loss
+
+
+@pytest.mark.parametrize(("state", "cause"), [("T", "by a signal"), ("D", "in the kernel")])
+def test_a_worker_is_frozen_once_it_did_not_run_for_so_long(state: str, cause: str) -> None:
+    last_s = int(policy.FROZEN_AFTER_S)
+    samples = [(float(at_s), state, 7) for at_s in range(last_s + 1)]
+    assert loss(samples).startswith("was frozen for 20 s")
+    assert cause in loss(samples)
+    assert loss(samples[:-1]) == ""
+    for at in (0, last_s // 2, last_s):
+        for other in ((float(at), "R", 7), (float(at), "S", 7), (float(at), state, 8)):
+            assert loss([*samples[:at], other, *samples[at + 1 :]]) == ""
+
+
+@pytest.mark.parametrize("state", ["R", "S", "t", "Z"])
+def test_no_other_state_is_frozen(state: str) -> None:
+    assert loss([(float(at_s), state, 7) for at_s in range(100)]) == ""
+
+
+def test_time_that_was_not_observed_does_not_count() -> None:
+    assert loss([(0.0, "T", 7), (1000.0, "T", 7), (2000.0, "T", 7)]) == ""
 
 
 def test_the_last_reason_names_the_limit() -> None:

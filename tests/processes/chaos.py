@@ -1,9 +1,9 @@
 """Harms runs at random and compares their weights: ``python -m tests.processes.chaos --rounds=50``.
 
-A round is one harm: a signal (KILL, STOP, TERM) to one worker of a run under the launcher, while it
-starts, trains, saves, evaluates or exports. A seed determines signal, worker and moment. After a
-few rounds, or as many as come before its end, a run goes on to its end. There its weights have to
-equal those of an undisturbed run, bit for bit.
+A round is one harm: a signal (KILL, STOP, TERM) to one worker of a run under the launcher, or to
+all at once, while it starts, trains, saves, evaluates or exports. A seed determines signal, workers
+and moment. After a few rounds, or as many as come before its end, a run goes on to its end. There
+its weights have to equal those of an undisturbed run, bit for bit.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ MOMENTS = ("start", "train", "save", "evaluate", "export")
 SIGNALS = ("KILL", "STOP", "TERM")
 ROUNDS_A_RUN = 4
 WORKERS = 2
+VICTIMS = (*((index,) for index in range(WORKERS)), tuple(range(WORKERS)))
 LIMIT_S = 90  # for each step of a round
 
 
 @dataclasses.dataclass(frozen=True)
 class Harm:
-    """One harm: ``signal`` to worker ``victim``, ``delay_s`` after ``moment``."""
+    """One harm: ``signal`` to the workers ``victims``, ``delay_s`` after ``moment``."""
 
     moment: str
     signal: str
-    victim: int
+    victims: tuple[int, ...]
     delay_s: float
 
 
@@ -50,7 +51,7 @@ class Outcome:
 
     Args:
         harm: the harm.
-        noticed_s: seconds until another worker had ended; None if none did.
+        noticed_s: seconds until a worker had ended, other than a single victim; None if none did.
         resumed_s: seconds until the run went on; None if it had ended.
         reason: the launcher's message.
         message: another worker's message, if any.
@@ -75,7 +76,7 @@ def draw(rng: random.Random, rounds: int) -> Iterator[list[Harm]]:
             Harm(
                 moment,
                 rng.choice(SIGNALS),
-                rng.randrange(WORKERS),
+                rng.choice(VICTIMS),
                 rng.uniform(0, 6 if moment == "start" else 0.3),
             )
             for moment in moments
@@ -122,10 +123,11 @@ def _harm(harm: Harm, launcher: Process) -> Outcome:
     workers = _workers(launcher)
     before = len(launcher.output)
     began_s = time.monotonic()
-    if harm.victim in workers:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            workers[harm.victim].send_signal(getattr(signal, f"SIG{harm.signal}"))
-    others = [worker for index, worker in workers.items() if index != harm.victim]
+    for victim in harm.victims:
+        with contextlib.suppress(psutil.NoSuchProcess, KeyError):
+            workers[victim].send_signal(getattr(signal, f"SIG{harm.signal}"))
+    # With all workers harmed, nobody is left to notice but the launcher, which ends the first.
+    others = [worker for index, worker in workers.items() if {index} != {*harm.victims}]
     noticed = _wait(launcher, lambda: any(not _is_alive(other) for other in others))
     noticed_s = time.monotonic() - began_s if noticed else None
     restart = r"\[launch\] (.*: starting again.*)"
@@ -189,7 +191,8 @@ def main(argv: Sequence[str]) -> int:
             "-".rjust(7) if time_s is None else f"{time_s:7.1f}"
             for time_s in (outcome.noticed_s, outcome.resumed_s)
         ]
-        row = f"{rounds:5}  {harm.moment:8}  {harm.signal:4}  {harm.victim:6}"
+        victims = "+".join(map(str, harm.victims))
+        row = f"{rounds:5}  {harm.moment:8}  {harm.signal:4}  {victims:>7}"
         print(
             f"{row}  {times[0]}  {times[1]}  {outcome.message[:90] or outcome.reason}", flush=True
         )
@@ -197,8 +200,8 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="tfdp-chaos-") as folder:
         finish(Path(folder) / "undisturbed")
         expected = summary(Path(folder) / "undisturbed")["weights_sha256"]
-        print("round  moment    sent  worker  noticed  resumed  message of another worker")
-        print("                               (s)        (s)")
+        print("round  moment    sent  workers  noticed  resumed  message of another worker")
+        print("                                   (s)      (s)")
         for number, harms in enumerate(draw(rng, flags.rounds), start=1):
             workdir = Path(folder) / str(number)
             harm_a_run(workdir, harms, report)

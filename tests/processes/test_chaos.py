@@ -13,8 +13,8 @@ def test_a_disturbed_run_ends_with_the_weights_of_an_undisturbed_one(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     harms = [
-        Harm("start", "KILL", victim=1, delay_s=2.5),
-        Harm("export", "KILL", victim=0, delay_s=0.0),
+        Harm("start", "KILL", victims=(1,), delay_s=2.5),
+        Harm("export", "KILL", victims=(0,), delay_s=0.0),
     ]
     outcomes: list[Outcome] = []
     chaos.harm_a_run(tmp_path / "run", harms, outcomes.append)
@@ -34,4 +34,6 @@ def test_all_harms_are_drawn_from_the_seed() -> None:
     assert len(harms) == 50
     assert {harm.moment for harm in harms} == set(chaos.MOMENTS)
     assert {harm.signal for harm in harms} == set(chaos.SIGNALS)
-    assert {harm.victim for harm in harms} == set(range(chaos.WORKERS))
+    assert {harm.victims for harm in harms} == {(0,), (1,), (0, 1)}
+    together = {harm.signal for harm in harms if len(harm.victims) > 1}
+    assert together == set(chaos.SIGNALS), "each signal is sent to all workers at once, too"
