@@ -23,8 +23,10 @@ test: setup                        ## unit tests and tests with real processes
 	$(BIN)/python -m pytest -q --numprocesses=$(AT_ONCE) --dist=loadfile --no-loadscope-reorder
 
 ROUNDS ?= 50
+ELASTIC_ROUNDS ?= 10
 chaos: setup                       ## harm runs in every way, compare their weights, print a table
 	$(BIN)/python -m tests.processes.chaos --rounds=$(ROUNDS)
+	$(BIN)/python -m tests.processes.chaos_elastic --rounds=$(ELASTIC_ROUNDS)
 
 peers: .bench/.made                ## what benchmarks compare with, in an environment of its own
 
