@@ -1,4 +1,6 @@
-"""Takes workers away at random and lets them come back: ``python -m tests.processes.chaos_elastic``.
+"""Takes workers away at random, and lets them come back.
+
+Start it as ``python -m tests.processes.chaos_elastic --rounds=10``.
 
 Three workers run with ``--min_workers=2``, each kept by itself as a pod is. A round takes one of
 them away (SIGKILL), waits until the others have saved without it or only for a moment, and lets it
@@ -18,8 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.processes.pods import Pods
-from tests.processes.test_elastic import ENV, FLAGS, assert_same_weights, newest_step, places
+from tests.processes.test_elastic import ENV, FLAGS, assert_same_weights, newest_step
 from tests.processes.test_train import STEPS, command, summary
+from tests.processes.workers import places
 from tests.running import run
 
 WORKERS = 3
@@ -30,7 +33,7 @@ LIMIT_S = 600
 def harm_a_run(workdir: Path, rng: random.Random, rounds: int) -> int:
     """Runs once to the end; returns how many rounds came before that, at most ``rounds``."""
     flags = (*FLAGS, "--min_workers=2", "--elastic_wait_s=3", "--checkpoint_every_steps=2")
-    environments = [{**each, "PACE_S": str(PACE_S)} for each in places(WORKERS)]
+    environments = [{**ENV, **each, "PACE_S": str(PACE_S)} for each in places(WORKERS)]
     done = 0
     with Pods(command(workdir, *flags), environments, limit_s=LIMIT_S) as pods:
         pods.start(*range(WORKERS))

@@ -9,26 +9,11 @@ import safetensors.numpy
 
 from tests.processes.pods import Pods
 from tests.processes.test_train import STEPS, checkpoints, command, summary
-from tests.processes.workers import Workers
-from tests.running import free_port, run
+from tests.processes.workers import Workers, places
+from tests.running import run
 
 FLAGS = ("--hparam=dropout=0.0", "--export_dir=none", "--eval_every_steps=0")
 ENV = {"CALLBACKS": "none"}
-
-
-def places(size: int) -> list[dict[str, str]]:
-    """The variables of each worker: the chief's address, how many, and a rank."""
-    port = str(free_port())
-    return [
-        {
-            **ENV,
-            "RANK": str(rank),
-            "WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        for rank in range(size)
-    ]
 
 
 def newest_step(workdir: Path) -> int:
@@ -52,7 +37,7 @@ def test_a_run_goes_on_without_its_chief_and_takes_it_in_again(tmp_path: Path) -
     run(["python", *command(tmp_path / "alone", *FLAGS)[1:]], env=ENV)
     workdir = tmp_path / "run"
     flags = (*FLAGS, "--min_workers=2", "--elastic_wait_s=4")
-    environments = [{**each, "PACE_S": "0.3"} for each in places(3)]
+    environments = [{**ENV, **each, "PACE_S": "0.3"} for each in places(3)]
     with Pods(command(workdir, *flags), environments) as pods:
         pods.start(0, 1, 2)
         pods.wait_until(lambda: newest_step(workdir) >= 4, "all three have saved")

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 import tensorflow as tf
 
-from tests.processes.workers import Workers, tf_configs
+from tests.processes.workers import Workers, run_places, tf_configs
 from tests.running import Process, run, wait_until
 
 RECIPE = Path(__file__).parent / "recipes" / "small.py"
@@ -121,6 +121,18 @@ def test_a_run_leaves_what_was_promised(undisturbed: Path) -> None:
     assert "finished at step" in (undisturbed / "logs" / "worker-0.log").read_text()
     assert list((undisturbed / "tensorboard").glob("events.out.tfevents.*"))
     assert not list(undisturbed.rglob(".*[0-9]")), "something was left half done"
+
+
+def test_workers_that_know_the_chief_their_number_and_a_rank_compute_the_same(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    chief, other = run_places([command(workdir)] * 2, 0, 0, env=csv_of(workdir))
+    assert_only_own_words(chief, other)
+    found = "tfdp: worker 0 of 2 by the environment (RANK, WORLD_SIZE, MASTER_ADDR)\n"
+    assert chief.startswith(found), "one line says what was found"
+    assert other == ""
+    assert summary(workdir)["weights_sha256"] == summary(undisturbed)["weights_sha256"]
 
 
 def test_the_published_model_answers_raw_features_with_the_saved_weights(undisturbed: Path) -> None:

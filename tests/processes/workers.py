@@ -79,3 +79,22 @@ def tf_configs(count: int) -> list[str]:
     while len(ports) < count:
         ports.add(free_port())
     return [spec.local(list(ports), index).tf_config() for index in range(count)]
+
+
+def places(size: int) -> list[dict[str, str]]:
+    """The variables of each worker: the chief's address, how many, and a rank."""
+    port = str(free_port())
+    about = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{"RANK": str(rank), **about} for rank in range(size)]
+
+
+def run_places(
+    commands: Sequence[Sequence[str]], *expect: int, env: Mapping[str, str] | None = None
+) -> list[str]:
+    """Runs workers that know their places only; returns their outputs."""
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(Process(command, env={**place, **(env or {})}))
+            for command, place in zip(commands, places(len(commands)), strict=True)
+        ]
+        return [process.wait(code) for process, code in zip(processes, expect, strict=True)]

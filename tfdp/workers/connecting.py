@@ -123,6 +123,13 @@ def join(
                 "TensorFlow was used before the workers were connected: make tensors, datasets "
                 "and models in functions that run after tfdp.connect(), not at import"
             ) from error
+        except tf.errors.UnknownError as error:
+            if "Could not start gRPC server" not in str(error):
+                raise
+            raise PeerMissing(
+                f"another process has taken the port of {cluster.address} while TensorFlow "
+                "started: start all workers again"
+            ) from None
     FAULTS.join(liveness, cluster.name)
     workers = workers_of(strategy)
     share_random_state(workers)
