@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos peers bench pictures check format clean
+.PHONY: help setup demo test chaos hangs peers bench pictures check format clean
 
 help:                              ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,9 @@ ELASTIC_ROUNDS ?= 10
 chaos: setup                       ## harm runs in every way, compare their weights, print a table
 	$(BIN)/python -m tests.processes.chaos --rounds=$(ROUNDS)
 	$(BIN)/python -m tests.processes.chaos_elastic --rounds=$(ELASTIC_ROUNDS)
+
+hangs: setup                       ## let runs stand still in every way, compare their weights
+	$(BIN)/python -m tests.processes.hangs
 
 peers: .bench/.made                ## what benchmarks compare with, in an environment of its own
 

@@ -158,12 +158,13 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _called_by_tensorflow() -> Iterator[FrameType]:
-    """Yields the user's innermost frame of each thread in which TensorFlow calls Python."""
+    """Yields the user's innermost frame of each other thread in which TensorFlow calls Python."""
     main = threading.main_thread().ident
     for thread, innermost in sys._current_frames().items():
-        frames = list(_outwards(innermost))
-        if thread != main and "/tensorflow/" in frames[-1].f_code.co_filename:
-            yield from [each for each in frames if _is_users(each)][:1]
+        frame = next((each for each in _outwards(innermost) if _is_users(each)), None)
+        callers = [each.f_code.co_filename for each in _outwards(frame)]
+        if frame is not None and thread != main and any("/tensorflow/" in each for each in callers):
+            yield frame
 
 
 def _is_blocked(iterator: Any) -> bool:

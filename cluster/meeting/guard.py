@@ -144,7 +144,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._unread = b""
-        first = self._newest_message()
+        first, *later = self._messages() or [{}]
         if not first:
             sys.exit()  # the parent has ended already
         self._parent: int = first["parent"]
@@ -156,7 +156,8 @@ class _Watch:
         self._patience_s: float = first["patience_s"]
         self._silent_s = 0.0  # since the parent's last message
         # What may end the parent: the seconds until then, and the line to print.
-        self._ends: list[tuple[float, str]] = [(first["timeout_s"], first["message"])]
+        self._ends: list[tuple[float, str]] = []
+        self._postpone([first, *later][-1])
 
     def run(self) -> None:
         """Returns when the parent has closed the pipe, or is to end."""
@@ -168,12 +169,10 @@ class _Watch:
         while min(self._ends)[0] > 0:
             for descriptor, event in poll.poll(1000 * min(LOOK_EVERY_S, min(self._ends)[0])):
                 if descriptor == _STDIN:
-                    message = self._newest_message()
-                    if not message:
+                    messages = self._messages()
+                    if not messages:
                         return
-                    # Python code of the parent runs: it notices broken connections by itself.
-                    self._ends = [(message["timeout_s"], message["message"])]
-                    self._silent_s = 0.0
+                    self._postpone(messages[-1])
                 elif self._is_end(descriptor, event):
                     poll.unregister(descriptor)
                 else:
@@ -188,17 +187,20 @@ class _Watch:
         line = min(self._ends)[1]
         self._end_parent(line.replace("{silent}", self._silent()) if "{silent}" in line else line)
 
-    def _newest_message(self) -> dict[str, Any]:
-        """Returns the last message that has arrived, after waiting for one; empty at the end."""
-        while True:
-            *lines, rest = self._unread.split(b"\n")
-            if lines:
-                self._unread = rest
-                return json.loads(lines[-1])  # type: ignore[no-any-return]
+    def _messages(self) -> list[dict[str, Any]]:
+        """Returns the messages that have arrived, after waiting for one; none at the end."""
+        lines: list[bytes] = []
+        while not lines:
             data = os.read(_STDIN, _READ_BYTES)
             if not data:
-                return {}
-            self._unread += data
+                break
+            *lines, self._unread = (self._unread + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def _postpone(self, message: dict[str, Any]) -> None:
+        # Python code of the parent runs: it notices broken connections by itself.
+        self._ends = [(message["timeout_s"], message["message"])]
+        self._silent_s = 0.0
 
     def _parent_is_stopped(self) -> bool:
         """Returns whether a signal or a debugger has stopped the parent."""

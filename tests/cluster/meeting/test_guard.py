@@ -17,10 +17,10 @@ from tests.running import Process, wait_until
 
 LIMIT_S = 20
 
-# Its arguments: the peer's port, the time limit, the seconds of the wait, "thread" or "main", the
-# log file, and a silent worker's port.
+# Its arguments: the peer's port, the time limit, the seconds of the wait, "main" or what is special
+# about it, the log file, and a silent worker's port. One that "runs" holds the lock after the wait.
 WAITING = """
-import ctypes, os, signal, socket, sys, threading
+import ctypes, os, signal, socket, sys, threading, time
 from cluster.meeting.guard import Guard
 port, timeout_s, wait_s, thread, log, silent_port = sys.argv[1:]
 connection = socket.create_connection(("127.0.0.1", int(port)))
@@ -43,7 +43,23 @@ def wait():
     ctypes.PyDLL(None).usleep(500_000)
     print("received", connection.recv(100) if thread == "reads" else None)
 
+def run():
+    with Guard(
+        float(timeout_s), "the lock is held", prefix="tfdp: ", terminal=2, log=log,
+        connections={connection.fileno(): "worker 7 (there:1)"},
+        lost_while="a library held the lock", patience_s=0.5,
+    ) as guard:
+        print(f"guard {guard._process.pid} in the block", flush=True)
+        end_s = time.monotonic() + float(wait_s)
+        while time.monotonic() < end_s:
+            guard.postpone(float(timeout_s), "the lock is held")
+            time.sleep(0.05)
+        print("holds the lock", flush=True)
+        ctypes.PyDLL(None).usleep(60_000_000)
+
 waiting = threading.Thread(target=wait)
+if thread == "runs":
+    run()
 waiting.start() if thread in ("thread", "handled") else wait()
 """
 
@@ -183,3 +199,46 @@ def test_a_frozen_process_is_ended_too(tmp_path: Path) -> None:
         worker.process.signal(signal.SIGSTOP)
         worker.peer.close()
         assert LOST in worker.process.wait(-signal.SIGKILL)
+
+
+HELD = "holds the lock\ntfdp: the lock is held\n"
+
+
+def test_a_process_that_runs_postpones_its_end_until_it_holds_the_lock(tmp_path: Path) -> None:
+    with waiting(tmp_path, thread="runs", timeout_s=0.5, wait_s=1) as worker:
+        assert worker.process.wait(-signal.SIGUSR1).endswith(HELD)
+    assert re.search(r'File "<string>", line \d+ in run\n', worker.log.read_text())
+
+
+def test_a_break_is_for_the_process_if_it_runs(tmp_path: Path) -> None:
+    with waiting(tmp_path, thread="runs", timeout_s=1, wait_s=0.7) as worker:
+        worker.wait_for_guard()
+        worker.peer.close()
+        assert worker.process.wait(-signal.SIGUSR1).endswith(HELD)
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        (b"", "worker 7 (there:1) was lost while a library held the lock: its process has ended"),
+        (b'{}\n{"end": 138, "reason": "no step: so"}\n', "no step: so"),
+        (b'{}\n{"goodbye": true}\n', "the lock is held"),  # it is not lost
+    ],
+)
+def test_a_break_ends_a_process_that_holds_the_lock(last: bytes, said: str, tmp_path: Path) -> None:
+    with waiting(tmp_path, thread="runs", timeout_s=1.5, wait_s=0.1) as worker:
+        worker.peer.sendall(b"{}\n")
+        worker.process.wait_for("holds the lock")
+        worker.peer.sendall(last)
+        worker.peer.close()
+        assert worker.process.wait(-signal.SIGUSR1).endswith(f"holds the lock\ntfdp: {said}\n")
+
+
+def test_the_time_of_a_stopped_process_does_not_count(tmp_path: Path) -> None:
+    with waiting(tmp_path, thread="runs", timeout_s=0.5, wait_s=2.5) as worker:
+        worker.wait_for_guard()
+        worker.process.signal(signal.SIGSTOP)
+        time.sleep(1.2)  # longer than the limit
+        assert worker.process.popen.poll() is None
+        worker.process.signal(signal.SIGCONT)
+        worker.process.wait_for("holds the lock")

@@ -147,6 +147,21 @@ def test_all_may_leave_at_the_same_moment(start: Callable[[int], Workers]) -> No
     workers.assert_no_run_end(0, 1, 2)
 
 
+def test_the_chief_gets_answers_from_all_that_can_give_them(
+    start: Callable[[int], Workers],
+) -> None:
+    workers = start(4)
+    late = threading.Event()
+    workers.liveness[1].answer_by(lambda question: {"to": question, "by": 1})
+    workers.liveness[2].answer_by(lambda _: {"is late": late.wait(LIMIT_S)})
+    chief = workers.liveness[0]
+    assert chief.ask("where", 0.5) == {1: {"to": "where", "by": 1}, 3: {}}
+    assert chief.ask("why", 0.5, of=[1]) == {1: {"to": "why", "by": 1}}
+    late.set()
+    assert chief.ask("how", LIMIT_S, of=[2]) == {2: {"is late": True}}
+    workers.assert_no_run_end(0, 1, 2, 3)
+
+
 @pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_worker_is_lost_and_is_sent_the_news(
