@@ -12,5 +12,5 @@ FINISHED: Final = 0
 FAILED: Final = 1  # permanent error without a code of its own: it would come again
 BAD_INPUT: Final = 2  # wrong flags, TF_CONFIG or recipe, reported before training
 INTERRUPTED: Final = 130  # by SIGINT, state saved
-TRY_AGAIN: Final = 138  # another worker was lost or never came
+TRY_AGAIN: Final = 138  # a worker was lost, never came or stands still
 TERMINATED: Final = 143  # by SIGTERM, state saved

@@ -54,7 +54,7 @@ _MEANINGS: Final = {
     exit_codes.FAILED: "failed",
     exit_codes.BAD_INPUT: "bad input",
     exit_codes.INTERRUPTED: "interrupted",
-    exit_codes.TRY_AGAIN: "another worker was lost or never came",
+    exit_codes.TRY_AGAIN: "a worker was lost, never came or stood still",
     exit_codes.TERMINATED: "stopped by SIGTERM",
 }
 

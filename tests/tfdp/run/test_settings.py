@@ -65,6 +65,8 @@ def test_values_in_range_are_taken(good: dict[str, Any]) -> None:
         ({"seed": -(2**63) - 1}, "--seed is -9223372036854775809.*64 bits"),
         ({"startup_timeout_s": 0.0}, "--startup_timeout_s is 0.0: it has to be positive"),
         ({"startup_timeout_s": float("nan")}, "--startup_timeout_s is nan"),
+        ({"hang_timeout_s": 0.0}, "--hang_timeout_s is 0.0: it has to be positive"),
+        ({"hang_timeout_s": float("nan")}, "--hang_timeout_s is nan"),
         ({"communication": "mpi"}, "--communication is mpi: .*auto, ring, nccl"),
         ({"gradient_dtype": "float16"}, "--gradient_dtype is float16: .*float32, bfloat16"),
         ({"bytes_per_pack": 0}, "--bytes_per_pack is 0: it has to be 1 or more"),
