@@ -68,13 +68,13 @@ def on_stop_signals(received: Sequence[signal.Signals], stop_timeout_s: float) -
 
 @dataclasses.dataclass(frozen=True)
 class Exit:
-    """The end of a worker.
+    """The end of a worker, or why a host can't have workers.
 
     Args:
-        worker: its name.
+        worker: its name, or the host's.
         code: its exit code, or minus the signal that killed it, as in ``subprocess``.
-        loss: why it counts as lost, as the rest of a sentence about it; empty if it ended by itself
-            or by a signal.
+        loss: what is known beyond the code, as the rest of a sentence about the worker; empty if it
+            ended by itself or by a signal.
     """
 
     worker: str
@@ -98,6 +98,18 @@ class Exit:
             return f"{self.worker} was killed by {_signal_name(-self.code)}"
         meaning = _MEANINGS.get(self.code)
         return f"{self.worker} ended with {self.code}" + (f" ({meaning})" if meaning else "")
+
+
+class CantStart(Exception):  # noqa: N818
+    """The workers can't be started.
+
+    Args:
+        exits: why not, as if machines were workers that have ended.
+    """
+
+    def __init__(self, exits: Sequence[Exit]) -> None:
+        super().__init__("; ".join(map(str, exits)))
+        self.exits = exits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,16 +178,17 @@ def decide(
     max_restarts: int = 0,
     draw: Callable[[], float] = random.random,
 ) -> Decision:
-    """Decides what follows after all workers have ended.
+    """Decides what follows after all workers have ended, or could not be started.
 
     Args:
         exits: in order of time, without those of workers that were stopped because another failed.
+            Empty if the launcher was told to stop before it started workers.
         stop_signal: the signal that told the launcher to stop, if any.
         run_times_s: how long the cluster ran after each start so far, the last start included.
         max_restarts: number of restarts per hour of running.
         draw: returns a random number from 0 to 1.
     """
-    if all(end.code == exit_codes.FINISHED for end in exits):
+    if exits and all(end.code == exit_codes.FINISHED for end in exits):
         return Decision(exit_codes.FINISHED, "all workers have finished")
     permanent = next((end for end in exits if end.is_permanent), None)
     if permanent is not None:

@@ -60,8 +60,9 @@ MAY_IMPORT = {
     "tfdp.workers": {"tfdp", "cluster.meeting", "cluster.resolvers", "cluster"},
     "tfdp": {"cluster.meeting", "cluster"},  # errors, logs, files, a recipe's form
     "tfdp.recipes": {"tfdp"},  # as a user's: by public names alone
-    "cluster.commands": {"cluster.launching"},
-    "cluster.launching": {"cluster"},
+    "cluster.commands": {"cluster.launching", "cluster.hosts"},
+    "cluster.launching": {"cluster.hosts", "cluster"},
+    "cluster.hosts": {"cluster"},
     "cluster.meeting": {"cluster.resolvers", "cluster"},
     "cluster.resolvers": set(),
     "cluster": set(),  # addresses, exit codes, the policy of restarts

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from cluster import policy
-from cluster.launching.process import WorkerProcess
+from cluster.launching.machines import Worker
 
 
 class FrozenWorkers:
@@ -19,10 +19,10 @@ class FrozenWorkers:
 
     def __init__(self) -> None:
         self.due_s = time.monotonic()
-        self._stillness: dict[WorkerProcess, policy.Stillness] = {}
-        self._killed_s: dict[WorkerProcess, float] = {}
+        self._stillness: dict[Worker, policy.Stillness] = {}
+        self._killed_s: dict[Worker, float] = {}
 
-    def kill_if_due(self, running: Sequence[WorkerProcess]) -> list[str]:
+    def kill_if_due(self, running: Sequence[Worker]) -> list[str]:
         """Looks at the running workers if that is due, and kills those that are frozen.
 
         Returns:
@@ -44,11 +44,11 @@ class FrozenWorkers:
                 lines.append(f"{worker.name} {stillness.loss}: sending SIGKILL to it")
         return lines
 
-    def loss_of(self, worker: WorkerProcess) -> str:
+    def loss_of(self, worker: Worker) -> str:
         """Returns why a worker was killed here, as in ``policy.Exit``; empty if it was not."""
         return self._stillness[worker].loss if worker in self._killed_s else ""
 
-    def is_given_up(self, worker: WorkerProcess) -> bool:
+    def is_given_up(self, worker: Worker) -> bool:
         """Returns whether a worker was killed here, but the kernel did not end it in time."""
         killed_s = self._killed_s.get(worker)
         return killed_s is not None and time.monotonic() > killed_s + policy.GRACE_S

@@ -14,6 +14,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import IO, Final
 
+from cluster.hosts.worker import RemoteOutput
+
+Source = IO[bytes] | RemoteOutput
 STDOUT: Final = 1
 STDERR: Final = 2
 PROGRESS_EVERY_S: Final = 2.0
@@ -78,7 +81,7 @@ class Printer:
     """Copies the output of workers to the launcher's own output, in the order of arrival."""
 
     def __init__(self) -> None:
-        self._streams: dict[IO[bytes], _Stream] = {}
+        self._streams: dict[Source, _Stream] = {}
         self._queue: collections.deque[tuple[int, bytearray]] = collections.deque()
         self._queued_bytes = 0
         self._closed_targets: set[int] = set()
@@ -86,14 +89,16 @@ class Printer:
     @property
     def sources(self) -> list[IO[bytes]]:
         """Streams to ``read`` when they are ready; none while too much output is queued."""
-        return [] if self._queued_bytes > _MAX_QUEUED_BYTES else list(self._streams)
+        if self._queued_bytes > _MAX_QUEUED_BYTES:
+            return []
+        return [source for source in self._streams if not isinstance(source, RemoteOutput)]
 
     @property
     def targets(self) -> list[int]:
         """The descriptor to ``write`` to when it is ready, if output is queued."""
         return [self._queue[0][0]] if self._queue else []
 
-    def add(self, source: IO[bytes], name: str, index: int, target: int) -> None:
+    def add(self, source: Source, name: str, index: int, target: int) -> None:
         """Adds a worker's stream.
 
         Args:
@@ -117,17 +122,29 @@ class Printer:
             self._remove(source)
         return bool(data)
 
-    def drain(self, source: IO[bytes]) -> None:
+    def read_arrived(self) -> None:
+        """Reads what has arrived from other hosts, as long as not too much output is queued."""
+        for source in list(self._streams):
+            if self._queued_bytes > _MAX_QUEUED_BYTES:
+                break
+            if isinstance(source, RemoteOutput):
+                self._read_remote(source)
+
+    def drain(self, source: Source) -> None:
         """Reads the rest of an ended worker's output and closes the stream.
 
         It does not wait for the end of the stream: an unknown process may still hold the pipe.
         """
-        if source in self._streams:
+        if source not in self._streams:
+            return
+        if isinstance(source, RemoteOutput):
+            self._read_remote(source)
+        else:
             os.set_blocking(source.fileno(), False)
             for _ in range(_MAX_PIPE_BYTES // _READ_BYTES):
                 if not self.read(source):
                     break
-            self._remove(source)
+        self._remove(source)
 
     def log(self, text: str) -> None:
         """Prints a line of the launcher itself, to standard error."""
@@ -164,7 +181,13 @@ class Printer:
             self._queue[-1][1].extend(text)
             self._queued_bytes += len(text)
 
-    def _remove(self, source: IO[bytes]) -> None:
+    def _read_remote(self, source: RemoteOutput) -> None:
+        if data := source.read():
+            stream = self._streams[source]
+            self._enqueue(stream, stream.splitter.feed(data))
+
+    def _remove(self, source: Source) -> None:
         if stream := self._streams.pop(source, None):
             self._enqueue(stream, stream.splitter.finish())
-            source.close()
+            if not isinstance(source, RemoteOutput):
+                source.close()

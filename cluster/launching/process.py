@@ -8,10 +8,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO
 
 from cluster import policy
+from cluster.hosts.keeper import read_stat
 from cluster.launching.watchdog import Watchdog
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -44,6 +44,7 @@ class WorkerProcess:
         has_input: bool = False,
     ) -> None:
         self.name = name
+        self.loss = ""
         self._watchdog = watchdog
 
         def before_exec() -> None:
@@ -100,12 +101,8 @@ class WorkerProcess:
 
     def sample(self) -> policy.Sample | None:
         """Returns what the kernel says about the process now; None if it has ended."""
-        try:
-            stat = Path(f"/proc/{self._popen.pid}/stat").read_text()
-        except OSError:
-            return None
-        fields = stat.rpartition(") ")[2].split()  # a program's name may contain anything
-        return policy.Sample(state=fields[0], cpu_ticks=int(fields[11]) + int(fields[12]))
+        stat = read_stat(self._popen.pid)
+        return None if stat is None else policy.Sample(*stat)
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the process alone, but SIGKILL to its whole process group."""

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from cluster.launching.process import WorkerProcess
+from cluster.launching.machines import Worker
 
-VARIABLE: Final = "CLUSTER_SPARE"  # its value is the index of the worker that the spare is for
+VARIABLE: Final = "CLUSTER_SPARE"  # its value is the slot of the worker that the spare is for
 START_DELAY_S: Final = 10.0  # earlier, the workers' own start needs the processors
 
 
@@ -54,16 +54,14 @@ class Spares:
     """The launcher's spares.
 
     Args:
-        indices: of the workers that get a spare.
-        start_process: starts the spare for the worker of an index.
+        slots: of the workers that get a spare.
+        start_process: starts the spare for a slot.
     """
 
-    def __init__(
-        self, indices: Sequence[int], start_process: Callable[[int], WorkerProcess]
-    ) -> None:
-        self._indices = indices
+    def __init__(self, slots: Sequence[int], start_process: Callable[[int], Worker]) -> None:
+        self._slots = slots
         self._start_process = start_process
-        self._processes: dict[int, WorkerProcess] = {}
+        self._processes: dict[int, Worker] = {}
         self._due_s = math.inf
 
     @property
@@ -73,7 +71,7 @@ class Spares:
 
     def schedule(self) -> None:
         """Makes missing spares due in ``START_DELAY_S``; call it when workers have started."""
-        if self._indices:
+        if self._slots:
             self._due_s = time.monotonic() + START_DELAY_S
 
     def start_if_due(self) -> None:
@@ -81,16 +79,16 @@ class Spares:
         if time.monotonic() < self._due_s:
             return
         self._due_s = math.inf
-        for index in self._indices:
-            if index not in self._processes:
+        for slot in self._slots:
+            if slot not in self._processes:
                 with contextlib.suppress(OSError):
-                    self._processes[index] = self._start_process(index)
+                    self._processes[slot] = self._start_process(slot)
 
-    def activate(self, index: int, tf_config: str) -> WorkerProcess | None:
-        """Makes the spare of an index a worker, even if it is still importing.
+    def activate(self, slot: int, tf_config: str) -> Worker | None:
+        """Makes the spare of a slot a worker, even if it is still importing.
 
         Returns:
             The worker, or None if there is no running spare for it.
         """
-        spare = self._processes.pop(index, None)
+        spare = self._processes.pop(slot, None)
         return spare if spare is not None and spare.write_line(tf_config) else None

@@ -24,6 +24,8 @@ from pathlib import Path
 
 import psutil
 
+from cluster.launching import spares
+from tests.processes.test_spares import is_spare
 from tests.processes.test_train import command, finish, summary
 from tests.running import Process
 
@@ -156,14 +158,19 @@ def _wait(launcher: Process, condition: Callable[[], bool]) -> bool:
 
 
 def _workers(launcher: Process) -> dict[int, psutil.Process]:
-    """Returns the launcher's workers by index."""
+    """Returns the launcher's workers by index, those that were spares included."""
     workers = {}
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(launcher.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                config = json.loads(process.environ().get("TF_CONFIG", "{}"))
-                if config and process.status() != psutil.STATUS_ZOMBIE:
-                    workers[config["task"]["index"]] = process
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+                environ = process.environ()  # as it was at the start
+                if spares.VARIABLE in environ:
+                    index = None if is_spare(process) else int(environ[spares.VARIABLE])
+                else:
+                    config = json.loads(environ.get("TF_CONFIG", "{}"))
+                    index = config["task"]["index"] if config else None
+                if index is not None and process.status() != psutil.STATUS_ZOMBIE:
+                    workers[index] = process
     return workers
 
 
