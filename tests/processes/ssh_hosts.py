@@ -7,9 +7,9 @@ with addresses in 10.213.40.0/24. Whatever runs in them is killed at the end, an
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +22,6 @@ import pytest
 from tests.running import Process, wait_until
 
 NETWORK = "10.213.40"
-_DAEMON = """
-hostname "$1" && shift && exec "$@"
-"""
 
 
 def skip_unless_possible() -> None:
@@ -89,6 +86,12 @@ class Hosts:
     def __getitem__(self, index: int) -> Host:
         return self.hosts[index]
 
+    def command(self, hosts: str, flags: Sequence[str], command: Sequence[str]) -> list[str]:
+        """The command line of a launcher in its namespace."""
+        enter = ("nsenter", f"--net=/run/netns/{self.hub}")
+        launch = (sys.executable, "-m", "cluster.launch", f"--hosts={hosts}")
+        return [*enter, *launch, f"--ssh_config={self.config}", *flags, "--", *command]
+
     def launch(
         self,
         hosts: str,
@@ -96,16 +99,11 @@ class Hosts:
         command: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        limit_s: float = 120,
+        **options: Any,
     ) -> Process:
-        """Starts a launcher in its namespace; use the process in a ``with`` block."""
-        enter = ("nsenter", f"--net=/run/netns/{self.hub}")
-        launch = (sys.executable, "-m", "cluster.launch", f"--hosts={hosts}")
-        config = (f"--ssh_config={self.config}", *(f"--env={name}" for name in env or ()))
-        return Process(
-            [*enter, *launch, *config, *flags, "--", *command], env=env, cwd=cwd, limit_s=limit_s
-        )
+        """Starts a launcher, whose workers get ``env`` too; use it in a ``with`` block."""
+        flags = [*(f"--env={name}" for name in env or ()), *flags]
+        return Process(self.command(hosts, flags, command), env=env, **options)
 
     def left(self) -> list[psutil.Process]:
         """What runs on hosts, and the ssh clients beside the launcher."""
@@ -211,8 +209,6 @@ def processes_in(namespace: str) -> list[psutil.Process]:
 
 def workers_of(processes: Sequence[psutil.Process]) -> dict[int, psutil.Process]:
     """Workers among processes, by index: those that lead sessions and have a TF_CONFIG."""
-    import json
-
     workers = {}
     for process in processes:
         with contextlib.suppress(OSError, psutil.NoSuchProcess, psutil.AccessDenied):
@@ -230,7 +226,3 @@ def hosts_up(folder: Path, number: int = 2) -> Iterator[Hosts]:
         hosts = Hosts(folder, number)
         hosts.up(stack)
         yield hosts
-
-
-def interrupted() -> int:
-    return signal.SIGINT
