@@ -68,7 +68,13 @@ class Host:
 
     def replace_file(self, path: Path, content: Path) -> None:
         """Makes the host see ``content`` in place of a file: its mounts are its own."""
-        call("nsenter", f"--mount=/proc/{self.sshd}/ns/mnt", *("mount", "--bind"), content, path)  # type: ignore[arg-type]
+        call(
+            "nsenter",
+            f"--mount=/proc/{self.sshd}/ns/mnt",
+            *("mount", "--bind"),
+            str(content),
+            str(path),
+        )
 
     def restore_file(self, path: Path) -> None:
         call("nsenter", f"--mount=/proc/{self.sshd}/ns/mnt", "umount", str(path))
@@ -104,6 +110,10 @@ class Hosts:
         """Starts a launcher, whose workers get ``env`` too; use it in a ``with`` block."""
         flags = [*(f"--env={name}" for name in env or ()), *flags]
         return Process(self.command(hosts, flags, command), env=env, **options)
+
+    def call(self, *command: str) -> str:
+        """Runs a short command where the launcher runs; returns its output."""
+        return call("nsenter", f"--net=/run/netns/{self.hub}", *command)
 
     def left(self) -> list[psutil.Process]:
         """What runs on hosts, and the ssh clients beside the launcher."""
