@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos hangs peers bench pictures check format clean
+.PHONY: help setup demo test chaos hangs ssh peers bench pictures check format clean
 
 help:                              ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ chaos: setup                       ## harm runs in every way, compare their weig
 
 hangs: setup                       ## let runs stand still in every way, compare their weights
 	$(BIN)/python -m tests.processes.hangs
+
+ssh: setup                         ## workers on other hosts, by real sshd in network namespaces; needs root
+	$(BIN)/python -m pytest -q -s tests/processes/test_ssh.py tests/processes/ssh_long.py
 
 peers: .bench/.made                ## what benchmarks compare with, in an environment of its own
 

@@ -124,7 +124,7 @@ class Connection:
                 self._read_errors()
             if not has_ended and self._stdin in ready:
                 del self._outgoing[: os.write(self._stdin.fileno(), self._outgoing[:_READ_BYTES])]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             self._abandon(f"its answer is wrong: {error!r}")
         except OSError:  # ssh has closed its end
             self._outgoing.clear()
@@ -140,8 +140,9 @@ class Connection:
 
     def close(self) -> None:
         """Ends the connection: the keeper kills its workers, and ssh ends; does not wait."""
-        with contextlib.suppress(OSError):
-            self._stdin.close()
+        for stream in (self._stdin, self._stdout):  # ssh must not wait for a reader of its output
+            with contextlib.suppress(OSError):
+                stream.close()
 
     def wait(self, until_s: float) -> None:
         """Waits for the end of a closed connection; kills ssh at the monotonic ``until_s``."""

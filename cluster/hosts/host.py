@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cluster import policy
+from cluster import exit_codes, policy
 from cluster.hosts.connection import Connection
 from cluster.hosts.worker import RemoteWorker
 
+_UNREACHABLE: Final = 255  # ssh's own code
 LOOK_S: Final = 60.0  # for what the launcher asks before a start; the host may be busy
 _VERSIONS: Final = """
 import importlib.metadata, json, platform
@@ -69,7 +70,7 @@ class RemoteHost:
         address: at which ssh reached it.
         ports: a free one for each slot.
         facts: what has to be the same on all hosts, by its name for people.
-        problem: why it can't be used for the next start, as in ``policy.Exit``; empty if it can.
+        problem: why it can't be used for the next start, as in ``policy.Exit``; None if it can.
         is_ready: whether it can be used.
     """
 
@@ -79,7 +80,7 @@ class RemoteHost:
         self.address = ""
         self.ports: list[int] = []
         self.facts: dict[str, str] = {}
-        self.problem = ""
+        self.problem: policy.Exit | None = None
         self.is_ready = False
         self._job = job
         self._ssh = ssh
@@ -94,13 +95,7 @@ class RemoteHost:
     @property
     def is_settled(self) -> bool:
         """Whether it is known if it can be used."""
-        return self.is_ready or bool(self.problem)
-
-    @property
-    def problem_code(self) -> int:
-        """The exit code that stands for the problem: 2 for one that waiting does not solve."""
-        is_lost = self._connection is None or self._connection.loss
-        return 255 if is_lost or self._has_been_ready else 2
+        return self.is_ready or self.problem is not None
 
     @property
     def connection(self) -> Connection | None:
@@ -113,11 +108,10 @@ class RemoteHost:
         Raises:
             OSError: if ssh can't be started.
         """
-        self.problem, self.is_ready = "", False
-        self.facts, self.ports = {}, []
-        self._versions = None
+        self.problem, self.is_ready = None, False
         self._deadline_s = time.monotonic() + LOOK_S
         if self.connection is None:
+            self.facts.clear()
             self._connection = Connection(self._ssh, self._on_message)
         else:
             self._look()
@@ -163,7 +157,7 @@ class RemoteHost:
             if connection.loss:
                 self._on_loss(connection.loss)
         if not self.is_settled and time.monotonic() > self._deadline_s:
-            self._give_up(f"did not answer within {LOOK_S:.0f} s")
+            self._give_up(f"did not answer within {LOOK_S:.0f} s", _UNREACHABLE)
         return self._has_news
 
     def _send(self, message: Mapping[str, Any]) -> None:
@@ -177,8 +171,11 @@ class RemoteHost:
         look = {"program": program, "path": path, "recipe": recipe, "ports": ports}
         self._send({"look": {"cwd": self._job.cwd, **look}})
 
-    def _give_up(self, problem: str) -> None:
-        self.problem, self.is_ready = problem, False
+    def _give_up(self, loss: str, code: int | None = None) -> None:
+        # What a host lacks now but had before may come back, as a file system after a reboot does.
+        lacks = _UNREACHABLE if self._has_been_ready else exit_codes.BAD_INPUT
+        self.problem = policy.Exit(f"host {self.name}", lacks if code is None else code, loss)
+        self.is_ready = False
         self._has_news = True
 
     def _on_loss(self, reason: str) -> None:
@@ -186,14 +183,14 @@ class RemoteHost:
         for worker in self._workers.values():
             worker.note_end(-signal.SIGKILL, f"was lost with host {self.name}: {reason}")
         self._workers.clear()
-        if not self.problem:
-            self._give_up(f"can't be reached: {reason}")
+        if self.problem is None:
+            self._give_up(f"can't be reached: {reason}", _UNREACHABLE)
 
     def _on_message(self, message: Mapping[str, Any], payload: bytes) -> None:
         """Takes a message of the keeper.
 
         Raises:
-            ValueError, KeyError, TypeError: if it is none.
+            ValueError, LookupError, TypeError, AttributeError: if it is none.
         """
         if "output" in message:
             if worker := self._workers.get(message["output"]):
@@ -214,7 +211,14 @@ class RemoteHost:
         elif "looked" in message:
             self._on_looked(**message["looked"])
         elif "hello" in message:
-            self.address = str(message["hello"]["address"]).replace("::ffff:", "")
+            self._on_hello(str(message["hello"]["address"]))
+
+    def _on_hello(self, address: str) -> None:
+        self.address = address.replace("::ffff:", "")  # IPv4, to a server that listens on IPv6
+        if not self.address or "%" in self.address:
+            shown = self.address or "none"
+            self._give_up(f"was reached at no address for others ({shown}): use another name")
+        else:
             self._look()
 
     def _on_looked(
@@ -230,7 +234,7 @@ class RemoteHost:
         else:
             if self._job.recipe is not None:
                 self.facts[f"{self._job.recipe} (sha256)"] = (recipe_sha256 or "no file")[:12]
-            if self._job.is_python:
+            if self._job.is_python and "python" not in self.facts:
                 command = [program, "-c", _VERSIONS]
                 self._versions = self.start("versions", {}, command=command)
             else:

@@ -103,18 +103,14 @@ class Hosts:
         if not all(host.is_settled for host in self._hosts):
             return None
         usable = [host for host in self._hosts if host.is_ready]
-        problems = [
-            policy.Exit(f"host {host.name}", host.problem_code, host.problem)
-            for host in self._hosts
-            if not host.is_ready
-        ]
+        problems = [host.problem for host in self._hosts if host.problem is not None]
         workers = sum(len(host.slots) for host in usable)
         if workers < self._min_workers or any(problem.is_permanent for problem in problems):
             raise policy.CantStart(problems)
         if difference := differences({host.name: host.facts for host in usable}):
             raise policy.CantStart([policy.Exit("hosts", exit_codes.BAD_INPUT, difference)])
-        if unreachable := _unreachable_for_others(usable):
-            raise policy.CantStart([unreachable])
+        if error := _wrong_address(usable):
+            raise policy.CantStart([error])
         for problem in problems:
             self._log(f"{problem}: going on with {workers} of {len(self.slots)} workers")
         self._log_places(usable)
@@ -163,9 +159,16 @@ def _host_and_port(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _unreachable_for_others(hosts: Sequence[RemoteHost]) -> policy.Exit | None:
+def _wrong_address(hosts: Sequence[RemoteHost]) -> policy.Exit | None:
+    """Returns an error if workers could not reach each other at the hosts' addresses."""
+    names: dict[str, str] = {}
     for host in hosts if len(hosts) > 1 else ():
+        loss = ""
         if ipaddress.ip_address(host.address).is_loopback:
             loss = f"was reached at {host.address}, where others can't reach it: use another name"
+        elif host.address in names:
+            loss = f"is {names[host.address]} as well ({host.address}): list it once"
+        if loss:
             return policy.Exit(f"host {host.name}", exit_codes.BAD_INPUT, loss)
+        names[host.address] = host.name
     return None

@@ -91,6 +91,10 @@ def test_the_reason_names_the_cause(codes: tuple[int, ...], expected: str) -> No
     assert "\n" not in reason
 
 
+def test_a_launcher_that_is_stopped_before_workers_started_has_not_finished() -> None:
+    assert policy.decide([], stop_signal=SIGTERM).exit_code == 143
+
+
 def test_a_lost_worker_is_named_with_its_loss() -> None:
     lost = Exit("worker 1", -SIGKILL, "was frozen for 20 s")
     decision = policy.decide([Exit("worker 0", 138), lost], max_restarts=3)
