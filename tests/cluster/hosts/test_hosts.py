@@ -25,7 +25,7 @@ SHELL_OF = {
     "refused": "echo 'a warning' >&2; echo 'Connection refused' >&2; exit 255",
     "silent": "exec sleep 600",
     "chatty": "yes",
-    "wrong": r"printf '\0tfdp-keeper\n{"beat": 1}\n'; exec sleep 600",
+    "wrong": r"""printf '\0tfdp-keeper\n{"beat": 1}\n'; exec sleep 600""",
     "nologin": "echo 'This account is not available.'; exit 1",
 }
 
