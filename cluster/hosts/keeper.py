@@ -116,6 +116,9 @@ def free_ports(count: int) -> list[int]:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:
         first = 0
+    family: dict[str, Any] = {}
+    if socket.has_dualstack_ipv6():
+        family = {"family": socket.AF_INET6, "dualstack_ipv6": True}
     candidates = list(range(_FIRST_PORT, first))
     random.shuffle(candidates)
     ports: list[int] = []
@@ -123,10 +126,9 @@ def free_ports(count: int) -> list[int]:
         for port in [*candidates, *[0] * count]:
             if len(ports) == count:
                 break
-            listener = stack.enter_context(socket.socket())
             with contextlib.suppress(OSError):
-                listener.bind(("", port))
-                ports.append(listener.getsockname()[1])
+                listener = socket.create_server(("", port), **family)
+                ports.append(stack.enter_context(listener).getsockname()[1])
     return ports
 
 
