@@ -114,7 +114,7 @@ class CantStart(Exception):  # noqa: N818
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What the kernel says about a process at one moment.
+    """What the kernel reports about a process at one moment.
 
     Args:
         state: its letter in ``/proc/<pid>/stat``.

@@ -5,8 +5,9 @@ imports the standard library only, and runs with Python 3.8 and later. Messages 
 standard input and output (``encode``, ``Decoder``).
 
 When the connection ends, or nothing arrives for ``SILENCE_S``, the keeper kills its workers and
-ends. If the keeper itself is killed, the kernel kills its workers, and a second process of it, the
-guard, kills their children as well.
+ends. When it gets a signal to stop, as at a shutdown of the host, it passes SIGTERM to its workers
+and ends when they have saved and ended. If the keeper itself is killed, the kernel kills its
+workers, and a second process of it, the guard, kills their children as well.
 """
 
 from __future__ import annotations
@@ -252,6 +253,11 @@ class Child:
         with contextlib.suppress(BrokenPipeError), self.popen.stdin as stdin:
             stdin.write(line.encode() + b"\n")
 
+    def close_input(self) -> None:
+        """Closes its standard input, if that is a pipe: a spare that waits for a line then ends."""
+        if self.popen.stdin is not None:
+            self.popen.stdin.close()
+
     def poll(self) -> int | None:
         """Returns the exit code, or minus the signal that killed it; None while it runs.
 
@@ -290,12 +296,13 @@ class Keeper:
         self._outgoing = bytearray(MAGIC)
         self._silence = Silence()
         self._beat_due_s = 0.0
-        self._is_over = False
+        self._is_over = False  # kills workers
+        self._is_leaving = False  # waits for workers that were told to stop
         self._wake, wake_writer = os.pipe()
         for descriptor in (0, 1, self._wake, wake_writer):
             os.set_blocking(descriptor, False)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._end)
+            signal.signal(number, self._leave)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
 
@@ -306,6 +313,8 @@ class Keeper:
         self._send({"hello": {"address": address[0] if address else ""}})
         try:
             while not self._is_over:
+                if self._is_leaving and not self._children and not self._outgoing:
+                    break
                 self._beat_if_due()
                 self._wait()
         except (OSError, ValueError):
@@ -314,8 +323,11 @@ class Keeper:
             for child in self._children.values():
                 child.signal(signal.SIGKILL)
 
-    def _end(self, *_: object) -> None:
-        self._is_over = True
+    def _leave(self, *_: object) -> None:
+        self._is_leaving = True
+        for child in self._children.values():
+            child.signal(signal.SIGTERM)
+            child.close_input()
 
     def _send(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
         self._outgoing += encode(message, payload)
@@ -374,6 +386,10 @@ class Keeper:
 
     def _start(self, message: Mapping[str, Any]) -> None:
         number = message["start"]
+        if self._is_leaving:
+            error = "its keeper was told to stop"
+            self._send({"ended": number, "code": 128 + signal.SIGTERM, "error": error})
+            return
         try:
             self._children[number] = Child(message, self._guard)
         except (OSError, subprocess.SubprocessError) as error:

@@ -39,7 +39,7 @@ class Worker(Protocol):
         """Returns the exit code, or minus the signal that killed it; None while it runs."""
 
     def sample(self) -> policy.Sample | None:
-        """Returns what the kernel says about the process; None if nothing new is known."""
+        """Returns what the kernel reports about the process; None if nothing new has arrived."""
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the process alone, but SIGKILL to its whole process group."""

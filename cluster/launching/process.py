@@ -100,7 +100,7 @@ class WorkerProcess:
         return self._popen.wait()
 
     def sample(self) -> policy.Sample | None:
-        """Returns what the kernel says about the process now; None if it has ended."""
+        """Returns what the kernel reports about the process now; None if it has ended."""
         stat = read_stat(self._popen.pid)
         return None if stat is None else policy.Sample(*stat)
 

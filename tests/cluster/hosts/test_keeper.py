@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -235,7 +234,7 @@ def children(pid: int) -> list[psutil.Process]:
     return [each for each in found if each.cmdline()[-1] != str(SOURCE)]
 
 
-@pytest.mark.parametrize("how", ["end of input", "terminated", "killed"])
+@pytest.mark.parametrize("how", ["end of input", "killed"])
 def test_nothing_outlives_the_keeper(how: str) -> None:
     session = Session()
     session.next()
@@ -246,11 +245,34 @@ def test_nothing_outlives_the_keeper(how: str) -> None:
     if how == "end of input":
         session.stdin.close()
     else:
-        session.process.send_signal(signal.SIGTERM if how == "terminated" else signal.SIGKILL)
+        session.process.kill()
     session.process.wait(LIMIT_S)
     assert psutil.wait_procs(everybody, timeout=LIMIT_S)[1] == []
     session.stdin.close()
     session.process.stdout.close()  # type: ignore[union-attr]
+
+
+def test_workers_may_save_when_the_host_shuts_down(session: Session) -> None:
+    """A spare that does not react to signals ends with its input."""
+    saves = """
+import signal, sys, time
+def stop(number, frame):
+    time.sleep(0.5)
+    sys.stdout.write("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+print("up")
+time.sleep(600)
+"""
+    waits = "import signal, sys; signal.signal(15, signal.SIG_IGN); print('up'); sys.stdin.read()"
+    session.start(1, waits, has_input=True)
+    assert session.output(1, 3) == b"up\n"
+    session.start(2, saves)
+    assert session.output(2, 3) == b"up\n"
+    session.process.terminate()
+    assert session.next() == ({"ended": 1, "code": 0}, b"")
+    assert session.output(2, 5) == b"saved"
+    assert session.next() == ({"ended": 2, "code": 143}, b"")
 
 
 def test_it_ends_with_its_workers_when_nothing_arrives(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import IO
 
 import pytest
 
+from cluster.hosts.worker import RemoteOutput
 from cluster.launching import printer
 from cluster.launching.printer import LineSplitter, Printer
 
@@ -154,6 +155,28 @@ def test_a_reader_that_does_not_read_never_blocks_the_printer(streams: Streams) 
         os.close(target)
         if unread >= 0:
             os.close(unread)
+
+
+def test_output_of_other_hosts_is_read_when_it_has_arrived_and_as_far_as_there_is_room(
+    streams: Streams,
+) -> None:
+    taken: list[int] = []
+    source = RemoteOutput(taken.append)
+    streams.printer.add(source, "worker 7", 7, streams.out)
+    assert streams.printer.sources == [], "it has no descriptor"
+    source.feed(b"half of ")
+    streams.printer.read_arrived()
+    source.feed(b"a line\n" + b"y\n" * printer._MAX_QUEUED_BYTES)
+    streams.printer.read_arrived()
+    assert len(taken) == 2
+    source.feed(b"last")
+    streams.printer.read_arrived()
+    assert len(taken) == 2, "too much is queued"
+    streams.printer.drain(source)
+    assert taken[2:] == [4]
+    text = streams.text
+    assert text.startswith("[worker 7] half of a line\n[worker 7] y\n")
+    assert text.endswith("[worker 7] y\n[worker 7] last\n")
 
 
 def test_only_a_terminal_gets_colours(streams: Streams) -> None:
