@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from cluster import exit_codes
 from cluster.launching import spares
 from tfdp import files, log
-from tfdp.cli import flags, process
+from tfdp.cli import first_process, flags, process
 from tfdp.cli.signals import Signals
 from tfdp.errors import BadInput
 from tfdp.group import look_for
@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one worker and returns its exit code."""
     if flags.print_help(TrainSettings, argv, __doc__ or ""):
         return exit_codes.FINISHED
+    first_process.go_on_in_a_child()
     signals = Signals()  # before any import, NumPy included, starts a thread
     if not spares.wait_until_needed(_import_training):
         return exit_codes.FINISHED

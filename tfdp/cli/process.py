@@ -16,7 +16,7 @@ from typing import NoReturn, Protocol, TypeVar
 from cluster import exit_codes
 from tfdp import log
 from tfdp.choices import Cluster
-from tfdp.cli import flags
+from tfdp.cli import first_process, flags
 from tfdp.cli.signals import Signals
 from tfdp.errors import (
     BadInput,
@@ -65,6 +65,7 @@ def run_on_checkpoint(
     """
     if flags.print_help(kind, argv, about):
         return exit_codes.FINISHED
+    first_process.go_on_in_a_child()
     signals = Signals()  # before any import, NumPy included, starts a thread
     try:
         settings = flags.parse(kind, argv)

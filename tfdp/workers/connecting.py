@@ -103,6 +103,12 @@ def join(
         )
     if group is None:
         return Joined(_local_strategy(own_gpus))
+    if os.getpid() == 1:
+        say(
+            "this is the first process of its container, which can't end itself if another worker "
+            "is lost while TensorFlow starts: set shareProcessNamespace: true in the pod's spec, "
+            "or start the container with --init"
+        )
     meeting = _meet(group, startup_timeout_s, options)
     cluster = meeting.cluster
     set_cluster(cluster)
