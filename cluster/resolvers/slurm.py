@@ -99,4 +99,9 @@ def _has_own_gpus(environ: Mapping[str, str]) -> bool:
     binding = environ.get("SLURM_GPU_BIND", "")
     if binding:
         return bool(re.search(r"\b(single:1|per_task:\d+|(map|mask)(_gpu)?:.+)$", binding))
-    return "SLURM_GPUS_PER_TASK" in environ or "gres/gpu" in environ.get("SLURM_TRES_PER_TASK", "")
+    if "SLURM_GPUS_PER_TASK" in environ or "gres/gpu" in environ.get("SLURM_TRES_PER_TASK", ""):
+        return True
+    # Not all versions hand those on to tasks. A task that sees a part of the step's GPUs on this
+    # node has been given that part.
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return visible != [""] and len(visible) < (optional_number(environ, "SLURM_GPUS_ON_NODE") or 0)
