@@ -79,7 +79,8 @@ def test_a_launcher_that_got_a_stop_signal_stops(
         ),
         (
             (138, 138),
-            "worker 0 ended with 138 (a worker was lost, never came or stood still): starting again",
+            "worker 0 ended with 138 (a worker was lost, never came or stood still): starting "
+            "again",
         ),
         ((-35,), "worker 0 was killed by signal 35"),
         ((200,), "worker 0 ended with 200: starting again"),
