@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos hangs ssh kubernetes peers bench pictures check format clean
+.PHONY: help setup demo test chaos hangs ssh kubernetes ray peers bench pictures check format clean
 
 help:                              ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,14 @@ ssh: setup                         ## workers on other hosts, by real sshd in ne
 kubernetes: setup                  ## runs in processes that look like pods (needs root): pods are lost in every way
 	$(BIN)/python -m pytest -q tests/processes/test_kubernetes.py tests/processes/kubernetes_cases.py
 
+ray: .ray/.made                    ## tests of examples/ray on a real Ray, in an environment of its own
+	.ray/bin/python -m pytest -q tests/ray
+
+.ray/.made: examples/ray/requirements.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv .ray
+	.ray/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r $< -e '.[train]'
+	touch $@
+
 peers: .bench/.made                ## what benchmarks compare with, in an environment of its own
 
 .bench/.made: benchmarks/peers/requirements.txt
@@ -62,4 +70,4 @@ format: setup                      ## what `check` would ask for, done
 	$(BIN)/ruff format .
 
 clean:                             ## everything that the targets above made
-	rm -rf .venv .bench runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .bench .ray runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -116,7 +116,7 @@ class Launcher:
         """
         running: list[Worker] = []
         exits: list[policy.Exit] = []
-        shutdown = _Shutdown()
+        shutdown = Shutdown()
         frozen = FrozenWorkers()
         try:
             self._start_workers(addresses, running)
@@ -208,7 +208,7 @@ class Launcher:
                 return False
 
 
-class _Shutdown:
+class Shutdown:
     """When to send which signal to the workers that still run, and why.
 
     Attributes:

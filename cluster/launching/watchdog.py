@@ -15,11 +15,16 @@ import sys
 
 
 class Watchdog:
-    """The launcher's end: a context manager that lasts as long as the launcher."""
+    """The launcher's end: a context manager that lasts as long as the launcher.
 
-    def __init__(self) -> None:
+    Args:
+        is_orphan: whether the watchdog is no child of this process: other programs (Ray) kill a
+            process together with its children.
+    """
+
+    def __init__(self, *, is_orphan: bool = False) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__],
+            [sys.executable, "-I", "-S", __file__, *(["orphan"] if is_orphan else [])],
             stdin=subprocess.PIPE,
             # With a copy of the launcher's output, readers of that output would never see its end.
             stdout=subprocess.DEVNULL,
@@ -28,6 +33,8 @@ class Watchdog:
         )
         assert self._process.stdin is not None
         self._pipe = self._process.stdin
+        if is_orphan:
+            self._process.wait()  # its parent, which ends at once
 
     def add(self, group: int) -> None:
         """Adds a process group; a new process may add itself between fork and exec."""
@@ -57,4 +64,6 @@ def _watch() -> None:
 
 
 if __name__ == "__main__":
+    if "orphan" in sys.argv and os.fork():
+        os._exit(0)
     _watch()
