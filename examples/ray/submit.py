@@ -21,7 +21,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import exit_codes, policy, spec
@@ -156,7 +160,6 @@ class Run:
         self._resources = {"CPU": flags.cpus_per_worker, "GPU": flags.gpus_per_worker}
         if not flags.gpus_per_worker:
             del self._resources["GPU"]
-        self._group = placement_group([self._resources] * flags.workers, strategy=flags.placement)
         # With a working_dir, Ray has put the files there, and starts actors in it.
         env = ray.get_runtime_context().runtime_env
         self._folder = None if env.get("working_dir") else str(Path.cwd())
@@ -166,7 +169,6 @@ class Run:
         run_times_s: list[float] = []
         while True:
             try:
-                self._wait_for_nodes()
                 decision = self._run_and_decide(run_times_s)
                 log(decision.reason)
                 if decision.exit_code is not None:
@@ -177,24 +179,19 @@ class Run:
                 log(decision.reason)
                 return decision.exit_code or exit_codes.FAILED
 
-    def _wait_for_nodes(self) -> None:
-        """Waits until Ray has placed all bundles, also those of a node that was lost."""
-        remind_s = time.monotonic() + 2.0
-        while not self._group.wait(POLL_S):
-            self._raise_if_stopped()
-            if time.monotonic() > remind_s:
-                remind_s = time.monotonic() + REMIND_S
-                log(
-                    f"waiting for nodes: {self._flags.workers} of {self._resources} by "
-                    f"{self._flags.placement}; free now: {ray.available_resources()}"
-                )
-
     def _run_and_decide(self, run_times_s: list[float]) -> policy.Decision:
-        started_s = time.monotonic()
+        """Reserves bundles, anew for each start: the node of an earlier bundle may be lost."""
+        group = placement_group(
+            [self._resources] * self._flags.workers, strategy=self._flags.placement
+        )
         try:
-            exits = self._run_once()
+            self._wait_for_nodes(group)
+            started_s = time.monotonic()
+            exits = self._run_once(group)
         except OSError as error:
             return policy.Decision(exit_codes.FAILED, f"can't run the command: {error}")
+        finally:
+            remove_placement_group(group)
         run_times_s.append(time.monotonic() - started_s)
         return policy.decide(
             exits,
@@ -203,7 +200,19 @@ class Run:
             max_restarts=self._flags.max_restarts,
         )
 
-    def _run_once(self) -> list[policy.Exit]:
+    def _wait_for_nodes(self, group: PlacementGroup) -> None:
+        """Waits until Ray has placed all bundles."""
+        remind_s = time.monotonic() + 2.0
+        while not group.wait(POLL_S):
+            self._raise_if_stopped()
+            if time.monotonic() > remind_s:
+                remind_s = time.monotonic() + REMIND_S
+                log(
+                    f"waiting for nodes: {self._flags.workers} of {self._resources} by "
+                    f"{self._flags.placement}; free now: {ray.available_resources()}"
+                )
+
+    def _run_once(self, group: PlacementGroup) -> list[policy.Exit]:
         """Runs the workers once, until all have ended.
 
         Returns:
@@ -214,9 +223,7 @@ class Run:
             Stopped: if a signal came before all were started.
             OSError: if the command can't be started.
         """
-        workers = [
-            Worker(index, self._group, self._resources) for index in range(self._flags.workers)
-        ]
+        workers = [Worker(index, group, self._resources) for index in range(self._flags.workers)]
         try:
             lost = self._start(workers)
             return [lost] if lost else self._watch(workers)
@@ -344,6 +351,12 @@ def main(argv: Sequence[str]) -> int:
     flags.command = list(argv[split + 1 :])
     if flags.workers < 1:
         parser.error(f"--workers is {flags.workers}: it has to be 1 or more")
+    if flags.cpus_per_worker <= 0:
+        parser.error(f"--cpus_per_worker is {flags.cpus_per_worker}: it has to be more than 0")
+    if flags.max_restarts < 0:
+        parser.error(f"--max_restarts is {flags.max_restarts}: it has to be 0 or more")
+    if not 0 <= flags.stop_timeout_s < float("inf"):
+        parser.error(f"--stop_timeout_s is {flags.stop_timeout_s}: it has to be 0 or more")
     if not flags.command:
         parser.error("the command is missing: put it after --, as in -- python -m tfdp.train …")
     ray.init(log_to_driver=False)  # workers' lines come by their keepers, none is left out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +24,10 @@ def cluster() -> Iterator[Any]:
 
     folder = tempfile.mkdtemp(prefix="ray-")  # a short path: it is part of names of sockets
     Path(folder, "ray").mkdir()
-    os.environ |= {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+    token = Path(folder, "token")
+    token.write_text(secrets.token_hex(32))  # otherwise Ray makes one in the home directory
+    variables = {"RAY_TMPDIR": folder, "RAY_AUTH_TOKEN_PATH": str(token)}
+    os.environ |= {**variables, "RAY_USAGE_STATS_ENABLED": "0"}
     small = {"object_store_memory": 80 << 20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **small})
     try:
