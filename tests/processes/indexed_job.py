@@ -136,6 +136,10 @@ class Job:
         """Takes a pod off the network, as if its node had lost power."""
         ip("-n", self.pods[index].namespace, "link", "set", "eth0", "down")
 
+    def connect(self, index: int) -> None:
+        """Puts a pod back on the network."""
+        ip("-n", self.pods[index].namespace, "link", "set", "eth0", "up")
+
     def wait(self, *expect: int | None) -> list[str]:
         """Waits for the end of all pods and returns their outputs.
 

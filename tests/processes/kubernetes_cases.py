@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.processes.indexed_job import indexed_job
+from tests.processes.test_elastic import ENV, FLAGS, assert_same_weights, newest_step
 from tests.processes.test_train import (
+    STEPS,
     assert_only_own_words,
     command,
     csv_of,
     summary,
     wait_for_checkpoint,
 )
+from tests.running import run, wait_until
 
 # Meets the other worker as tfdp.connect does, and ends before TensorFlow starts.
 LEAVES_AT_ONCE = """
@@ -75,3 +78,33 @@ def test_the_first_process_of_a_pod_ends_if_another_worker_leaves_while_tensorfl
         job.publish(0)
         job.start(1, ["python", "-c", LEAVES_AT_ONCE])
         job.wait(138, 0)
+
+
+@pytest.mark.timeout(600)
+def test_of_two_parts_of_a_cut_network_one_trains(tmp_path: Path) -> None:
+    """The chief loses its network, and comes back without it: the others go on, it does not."""
+    run(["python", *command(tmp_path / "alone", *FLAGS)[1:]], env=ENV)
+    workdir = tmp_path / "run"
+    flags = (*FLAGS, "--min_workers=2", "--elastic_wait_s=4")
+    with indexed_job(command(workdir, *flags), 3, tmp_path, {"PACE_S": "0.4", **ENV}) as job:
+        for index in range(3):
+            job.start(index)
+        job.publish(0)
+        wait_until(lambda: newest_step(workdir) >= 4, 90, "all three have saved")
+        job.disconnect(0)
+        job.wait(138, 138, 138)
+        before = newest_step(workdir)
+        job.start(0)
+        job.disconnect(0)
+        job.start(1)
+        job.start(2)
+        wait_until(lambda: newest_step(workdir) > before + 4, 120, "two of them go on")
+        cut_off = job.pods[0].process
+        cut_off.wait_for("other workers train without this one")
+        assert "tfdp: step" not in cut_off.output
+        job.connect(0)
+        outputs = job.wait(0, 0, 0)
+    assert "training with 2 of 3 workers, without worker 0" in outputs[1]
+    assert "is saved: starting again with worker 0" in outputs[1]
+    assert (summary(workdir)["workers"], summary(workdir)["steps"]) == (3, STEPS)
+    assert_same_weights(workdir, tmp_path / "alone")
