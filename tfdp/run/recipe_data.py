@@ -19,6 +19,7 @@ from tfdp.log import say_on_chief
 from tfdp.recipe import Recipe
 from tfdp.run.settings import TrainSettings, WorkerSettings
 from tfdp.trainer import evaluation
+from tfdp.whereabouts import READING, marked
 from tfdp.workers.collectives import Workers
 
 
@@ -91,6 +92,7 @@ class RecipeData:
         )
 
 
+@marked(READING)  # it may download or count all of it
 def data_of(recipe: Recipe) -> RecipeData:
     """Calls the recipe's functions for data; raises BadInput if a result is no data."""
     train = _checked(recipe, "train_data", recipe.train_data(recipe.hparams))

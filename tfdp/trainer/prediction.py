@@ -20,9 +20,11 @@ from tfdp.step.building import overrides
 from tfdp.step.eval_step import predict_step
 from tfdp.trainer import callbacks as callbacks_module
 from tfdp.trainer import keras_methods
+from tfdp.whereabouts import SIGNS, marked
 from tfdp.workers.collectives import Workers, workers_of
 
 
+@marked("a prediction")
 def predict(
     model: keras.Model,
     x: Any,
@@ -88,6 +90,7 @@ def predict(
         else:  # TensorFlow shards, and no worker can tell which rows another one has
             part = _as_arrays(workers.strategy.gather(rows, axis=0))
         parts.append(part)
+        SIGNS.give()
         hooks.on_predict_batch_end(step, {"outputs": part} if is_observed else None)
         if is_observed and workers.gather(np.array([model.stop_predicting], np.int32)).any():
             break

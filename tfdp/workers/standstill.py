@@ -178,7 +178,8 @@ class StandstillWatch:
         still_s = self._clock.still_s
         places: dict[int, Place | None] = dict.fromkeys(range(len(self._names)))
         timeout_s = ANSWER_TIMEOUT_S + whereabouts.PROBE_S
-        for index, answer in FAULTS.ask(_PLACE, timeout_s, of=answers).items():
+        asked = [index for index, answer in answers.items() if answer]
+        for index, answer in FAULTS.ask(_PLACE, timeout_s, of=asked).items():
             places[index] = Place(**answer)
         places[self._index] = whereabouts.probed()
         FAULTS.end_run(
