@@ -22,6 +22,10 @@ This is the one place that decides.
 - If the launcher itself gets a signal to stop, it sends the signal on to the workers. They have
   ``--stop_timeout_s`` to save and end; a second signal kills them at once. The run ends with 128 +
   the signal, but with 0 if all workers finished, and with the code of a permanent error if any.
+- In a job of a cluster manager (``decide_in_job``), restarts take place within the job, as above.
+  The job is put back into the queue if the manager told it to stop while it was running (its time
+  limit is near), or if nodes of it are dead: then restarts within the job don't help. A job that
+  was cancelled or preempted is left to the manager.
 """
 
 from __future__ import annotations
@@ -163,11 +167,13 @@ class Decision:
         exit_code: the launcher's exit code, or None to start the cluster again.
         reason: one line for people.
         pause_s: seconds until the next start.
+        should_requeue: whether to put the job back into the cluster manager's queue.
     """
 
     exit_code: int | None
     reason: str
     pause_s: float = 0.0
+    should_requeue: bool = False
 
 
 def decide(
@@ -208,6 +214,43 @@ def decide(
     return Decision(
         None, f"{cause}: starting again{when}, restart {restarts + 1} of {max_restarts}", pause_s
     )
+
+
+def decide_in_job(
+    exits: Sequence[Exit],
+    *,
+    is_job_running: bool,
+    dead_nodes: Sequence[str] = (),
+    stop_signal: signal.Signals | None = None,
+    run_times_s: Sequence[float] = (0.0,),
+    max_restarts: int = 0,
+) -> Decision:
+    """Decides what follows after all workers have ended, in a job of a cluster manager.
+
+    Args:
+        exits: as in ``decide``.
+        is_job_running: whether the job is to go on, by the cluster manager; False if it was
+            cancelled or preempted.
+        dead_nodes: nodes of the job on which nothing can be started any more.
+        stop_signal: the signal that told this program, or the workers' nodes, to stop, if any.
+        run_times_s: as in ``decide``, within this job.
+        max_restarts: as in ``decide``.
+    """
+    decision = decide(
+        exits, stop_signal=stop_signal, run_times_s=run_times_s, max_restarts=max_restarts
+    )
+    if decision.exit_code is not None and decision.exit_code < 128:
+        return decision
+    if not is_job_running:
+        reason = "the job ends: it was cancelled, preempted, or is over its time limit"
+        ended = stopped_by(stop_signal or signal.SIGTERM)
+        return dataclasses.replace(ended, reason=reason)
+    if stop_signal == signal.SIGTERM:
+        return dataclasses.replace(decision, should_requeue=True)
+    if dead_nodes and stop_signal is None:
+        reason = f"nothing can be started on {', '.join(dead_nodes)} any more"
+        return Decision(exit_codes.TRY_AGAIN, reason, should_requeue=True)
+    return decision
 
 
 def stopped_by(stop_signal: signal.Signals) -> Decision:

@@ -1,0 +1,80 @@
+"""Keeps the workers of a Slurm job alive: ``python -m cluster.slurm -- python -m tfdp.train …``.
+
+For batch scripts and salloc. Starts the command with srun, once for each task of the job, and
+starts all of them again when one is lost. At the job's time limit, or when a node has died, it puts
+the job back into the queue. ``cluster.policy`` decides when, and with which exit code this ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+
+from cluster.launching.signals import Signals
+from cluster.launching.slurm_job import Job
+from cluster.launching.slurm_runner import SlurmRunner
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command as the tasks of a Slurm job; returns the exit code."""
+    flags = _parse(argv)
+    with Signals() as signals:
+        return SlurmRunner(
+            flags.command,
+            job=Job(),
+            srun_flags=flags.srun_flags,
+            max_restarts=flags.max_restarts,
+            min_nodes=flags.min_nodes,
+            signals=signals,
+        ).run()
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.slurm",
+        usage="%(prog)s [flags] -- command …",
+        description="Runs a command as the tasks of the Slurm job in which this is called.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--max_restarts",
+        type=int,
+        default=3,
+        help="how often per hour all workers are started again in this job after one was lost "
+        "(%(default)s)",
+    )
+    parser.add_argument(
+        "--min_nodes",
+        type=int,
+        help="with sbatch --no-kill: go on without nodes that died, if so many are left; by "
+        "default, the job is put back into the queue",
+    )
+    parser.add_argument(
+        "--srun_flags",
+        action="append",
+        default=[],
+        help="more flags for srun, as in --srun_flags='--label --cpu-bind=none'; may be repeated",
+    )
+    split = argv.index("--") if "--" in argv else len(argv)
+    flags = parser.parse_args(argv[:split])
+    flags.command = list(argv[split + 1 :])
+    flags.srun_flags = [word for text in flags.srun_flags for word in shlex.split(text)]
+    if flags.max_restarts < 0:
+        parser.error(f"--max_restarts is {flags.max_restarts}: it has to be 0 or more")
+    if flags.min_nodes is not None and flags.min_nodes < 1:
+        parser.error(f"--min_nodes is {flags.min_nodes}: it has to be 1 or more")
+    if not flags.command:
+        parser.error("the command is missing: put it after --, as in -- python -m tfdp.train …")
+    if "SLURM_JOB_ID" not in os.environ:
+        parser.error("SLURM_JOB_ID is not set: call this in a batch script (sbatch) or in salloc")
+    if shutil.which("srun") is None:
+        parser.error("srun does not exist here: call this where Slurm's commands are installed")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

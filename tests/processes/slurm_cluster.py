@@ -1,0 +1,141 @@
+"""A real Slurm cluster on this machine: each node has a network and a hostname of its own.
+
+All of it lives in one PID namespace, and in mounts and networks that nobody else sees. The kernel
+takes it down with the first process of the namespace, which dies with the test, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import slurm_daemons
+from tests.running import ROOT, Process, run, wait_until
+
+PROGRAMS = ("slurmctld", "slurmd", "srun", "munged", "ip", "unshare", "nsenter")
+LIMIT_S = 1800
+
+
+def skip_without_slurm() -> None:
+    """Skips a test, with the reason, where Slurm can't be run."""
+    if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
+        pytest.skip(f"a Slurm cluster needs {', '.join(missing)}")
+    if os.geteuid() != 0:
+        pytest.skip("a Slurm cluster in network namespaces needs root")
+
+
+class Cluster:
+    """A running cluster of nodes ``n1``, ``n2``, …; use it in a ``with`` block.
+
+    Args:
+        nodes: number of nodes.
+    """
+
+    def __init__(self, nodes: int = 2) -> None:
+        namespaces = ("--pid", "--mount-proc", "--net", "--uts", "--mount", "--ipc")
+        daemons = ("python", slurm_daemons.__file__, str(nodes))
+        unshare = ("unshare", *namespaces, "--fork", "--kill-child", "--")
+        command = [sys.executable if part == "python" else part for part in (*unshare, *daemons)]
+        self._outside = Process(command, limit_s=LIMIT_S)
+        try:
+            self._outside.wait_for("daemons have started")
+            children = Path(f"/proc/{self._outside.pid}/task/{self._outside.pid}/children")
+            self._first_pid = int(children.read_text().split()[0])
+            everyone = slurm_daemons.node_names(nodes)
+            wait_until(lambda: self.idle_nodes() == everyone, 60, "all nodes are idle")
+        except BaseException:
+            self.__exit__(AssertionError)
+            raise
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if kind is not None:
+            print(self.logs())
+        self._outside.__exit__()
+
+    def command(self, *command: str) -> list[str]:
+        """Returns the command line that runs a command as a user of the cluster would."""
+        namespaces = ("--pid", "--net", "--uts", "--mount", "--ipc")
+        environment = ("env", f"--chdir={ROOT}", f"SLURM_CONF={slurm_daemons.CONF}")
+        words = [sys.executable if word == "python" else word for word in command]
+        return ["nsenter", f"--target={self._first_pid}", *namespaces, *environment, *words]
+
+    def run(self, *command: str, expect: int | None = 0, **options: Any) -> str:
+        """Runs a command on the cluster to its end and returns its output."""
+        return run(self.command(*command), expect=expect, **{"limit_s": 60, **options})
+
+    def start(self, *command: str, **options: Any) -> Process:
+        """Starts a command on the cluster; use it in a ``with`` block."""
+        return Process(self.command(*command), **options)
+
+    def submit(self, script: Path, *flags: str, env: Mapping[str, str] | None = None) -> str:
+        """Submits a batch script, whose output is in a file beside it; returns the job's number."""
+        output = ("--open-mode=append", f"--output={script}.out")
+        return self.run("sbatch", "--parsable", *output, *flags, str(script), env=env).strip()
+
+    def idle_nodes(self) -> list[str]:
+        """Nodes that are up and run nothing; none while the controller does not answer."""
+        shown = self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%n", expect=None)
+        return sorted(set(re.findall(r"^n\d+$", shown, re.MULTILINE)))
+
+    def job(self, number: str) -> dict[str, str]:
+        """What Slurm says about a job: JobState, Restarts, Reason, …"""
+        shown = self.run("scontrol", "show", "job", number, "--oneliner")
+        return dict(re.findall(r"(\S+?)=(\S*)", shown))
+
+    def wait_for_state(self, number: str, *states: str, timeout_s: float = 120) -> dict[str, str]:
+        """Waits until a job is in one of the states; returns what Slurm says about it."""
+
+        def found() -> dict[str, str] | None:
+            job = self.job(number)
+            return job if job["JobState"] in states else None
+
+        try:
+            waited: dict[str, str] = wait_until(found, timeout_s, f"{number} is {states}")
+            return waited
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it is {self.job(number)}") from None
+
+    def pids(self, node: str) -> list[int]:
+        """The processes on a node, by their numbers on the cluster."""
+        return [int(pid) for pid in self.run("ip", "netns", "pids", node).split()]
+
+    def kill(self, *pids: int) -> None:
+        """Sends SIGKILL to processes of the cluster."""
+        self.run("kill", "-KILL", *map(str, pids))
+
+    def kill_node(self, node: str) -> None:
+        """Ends all processes on a node at once: slurmd and what it has started."""
+        self.run("sh", "-c", f"kill -KILL $(ip netns pids {node})")
+
+    def unplug(self, node: str) -> None:
+        """Takes a node from the network; its processes go on."""
+        self.run("ip", "-n", node, "link", "set", "cable", "down")
+
+    def plug(self, node: str) -> None:
+        """Takes a node back into the network."""
+        self.run("ip", "-n", node, "link", "set", "cable", "up")
+
+    def start_node(self, node: str) -> None:
+        """Starts the daemon of a node that was killed."""
+        self.run("setsid", "--fork", *slurm_daemons.slurmd(node))
+
+    def logs(self) -> str:
+        """The last lines of all daemons."""
+        with contextlib.suppress(OSError, AttributeError):
+            folder = Path(f"/proc/{self._first_pid}/root{slurm_daemons.STATE}/log")
+            return "\n".join(
+                f"--- {path.name}\n" + "\n".join(path.read_text().splitlines()[-30:])
+                for path in sorted(folder.iterdir())
+            )
+        return self._outside.output
