@@ -41,23 +41,25 @@ class Job:
         """
         until_s = time.monotonic() + timeout_s
         while True:
-            state = _ask("squeue", "--noheader", f"--jobs={self.number}", "--format=%T")
-            if state is not None:
-                return state.split() == ["RUNNING"]
+            asked = _run("squeue", "--noheader", f"--jobs={self.number}", "--format=%T")
+            if asked is not None and asked.returncode == 0:
+                return asked.stdout.split() == ["RUNNING"]
             if self.missing_programs or time.monotonic() > until_s:
                 return None
             time.sleep(ASK_AGAIN_S)
 
     def requeue(self) -> bool:
-        """Puts the job back into the queue, which ends it; returns whether Slurm has agreed.
+        """Puts the job back into the queue; returns whether Slurm has agreed.
 
-        It must be running: Slurm puts a cancelled job back as well.
+        Slurm then ends the job, with this process and possibly before this returns. The job must
+        be running: Slurm puts a cancelled job back as well.
         """
-        return _ask("scontrol", "requeue", self.number) is not None
+        asked = _run("scontrol", "requeue", self.number)
+        return asked is not None and asked.returncode <= 0  # below 0: killed with the job
 
 
-def _ask(*command: str) -> str | None:
-    """Runs a command of Slurm; returns its output, or None if it fails. It prints why itself."""
+def _run(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """Runs a command of Slurm; returns None if it can't be run. It prints errors itself."""
     try:
         return subprocess.run(
             command,
@@ -65,7 +67,7 @@ def _ask(*command: str) -> str | None:
             stdout=subprocess.PIPE,
             text=True,
             timeout=COMMAND_TIMEOUT_S,
-            check=True,
-        ).stdout
+            check=False,
+        )
     except (OSError, subprocess.SubprocessError):
         return None

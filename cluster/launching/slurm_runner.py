@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import select
 import signal
 import sys
@@ -113,10 +114,15 @@ class SlurmRunner:
             self._tasks_on = {n: c for n, c in self._tasks_on.items() if n not in dead_nodes}
             _log(f"going on without {', '.join(sorted(dead_nodes))} (--min_nodes)")
             dead_nodes = frozenset()
-        has_finished = all(each.code == exit_codes.FINISHED for each in end.exits)
+        # What srun refuses, it refuses again, unless it has started the tasks before.
+        nothing = policy.Exit("srun has started no task: it", exit_codes.FAILED)
+        exits = end.exits or [
+            dataclasses.replace(nothing, code=None) if self._tasks_on else nothing
+        ]
+        has_finished = all(each.code == exit_codes.FINISHED for each in exits)
         is_running = has_finished or self._job.is_running(ANSWER_TIMEOUT_S)
         return policy.decide_in_job(
-            end.exits,
+            exits,
             is_job_running=is_running is not False,
             dead_nodes=sorted(dead_nodes),
             stop_signal=stop_signal,
@@ -138,10 +144,12 @@ class SlurmRunner:
         return None
 
     def _requeue(self) -> None:
-        if self._job.is_running(ANSWER_TIMEOUT_S) and self._job.requeue():
-            _log(f"job {self._job.number} is back in the queue")
-        else:
-            _log(f"job {self._job.number} could not be put back into the queue")
+        number = self._job.number
+        if self._job.is_running(ANSWER_TIMEOUT_S):
+            _log(f"putting job {number} back into the queue")
+            if self._job.requeue():
+                return
+        _log(f"job {number} can't be put back into the queue: it ends")
 
 
 def _task_command(command: Sequence[str]) -> list[str]:

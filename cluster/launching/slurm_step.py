@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from cluster import exit_codes, policy
+from cluster import policy
 from cluster.launching.shutdown import Shutdown
 from cluster.launching.signals import Signals
 from cluster.launching.slurm_reports import Reports
@@ -32,7 +32,7 @@ class StepEnd:
 
     Args:
         exits: of its tasks, in order of time, without those of tasks that were stopped because
-            another one failed.
+            another one failed. Empty if no task started.
         stop_signal: the first signal to stop that this program or a task got, if any.
         tasks_on: number of tasks that started, by the names of their nodes.
         has_started: whether all tasks started.
@@ -145,8 +145,9 @@ class Step:
             self._shutdown.plan_for_signals(self._stop_signals, math.inf)
 
     def _send(self, number: signal.Signals, reports: Reports) -> None:
-        ranks = ", ".join(str(task.hello.rank) for task in reports.running)
-        self._log(f"{self._shutdown.reason}: sending {number.name} to worker {ranks}")
+        if running := [str(task.hello.rank) for task in reports.running]:
+            names = f"worker {', '.join(running)}"
+            self._log(f"{self._shutdown.reason}: sending {number.name} to {names}")
         reports.signal(number)
         if number == signal.SIGKILL:
             self._kill_srun_in(SRUN_TIMEOUT_S)
@@ -167,9 +168,7 @@ class Step:
         was_killed = srun_code == -signal.SIGKILL
         dead = [task for task in tasks if task.is_running or (was_killed and task.code is None)]
         exits = list(self._exits)
-        if not tasks:  # whatever srun says: nothing has run
-            exits.append(policy.Exit("srun", srun_code or exit_codes.FAILED))
-        elif self._shutdown.is_exit_counted:
+        if self._shutdown.is_exit_counted:
             exits += [task.end for task in reports.running]
             missing = set(range(reports.size or 0)) - reports.tasks.keys()
             exits += [policy.Exit(f"worker {rank}", None) for rank in sorted(missing)]

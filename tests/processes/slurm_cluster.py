@@ -106,9 +106,14 @@ class Cluster:
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {self.job(number)}") from None
 
-    def pids(self, node: str) -> list[int]:
-        """The processes on a node, by their numbers on the cluster."""
-        return [int(pid) for pid in self.run("ip", "netns", "pids", node).split()]
+    def programs(self, node: str) -> list[str]:
+        """The command lines of the processes on a node."""
+        shown = self.run("sh", "-c", f"ps --no-headers -o args -p $(ip netns pids {node})")
+        return shown.splitlines()
+
+    def pid_of(self, program: str) -> int:
+        """The number on the cluster of the process that runs ``python -m program``."""
+        return int(self.run("pgrep", "--full", "--", f"^[^ ]*python[^ ]* -m {program}"))
 
     def kill(self, *pids: int) -> None:
         """Sends SIGKILL to processes of the cluster."""
