@@ -108,12 +108,22 @@ class Cluster:
 
     def programs(self, node: str) -> list[str]:
         """The command lines of the processes on a node."""
-        shown = self.run("sh", "-c", f"ps --no-headers -o args -p $(ip netns pids {node})")
+        pids = f"$(ip netns pids {node} | paste -sd,)"
+        shown = self.run("sh", "-c", f"ps --no-headers -o args -p 0,{pids}", expect=None)
         return shown.splitlines()
 
-    def pid_of(self, program: str) -> int:
-        """The number on the cluster of the process that runs ``python -m program``."""
-        return int(self.run("pgrep", "--full", "--", f"^[^ ]*python[^ ]* -m {program}"))
+    def pid_of(self, module: str, node: str = "") -> int:
+        """The number on the cluster of the process that runs ``python -m module``.
+
+        Args:
+            module: name of the module.
+            node: where to look for it; by default, on all nodes and on the controller's host.
+        """
+        command = f"^[^ ]*python[^ ]* -m {re.escape(module)}"
+        enter = ("nsenter", f"--net=/run/netns/{node}") if node else ()
+        where = ("--ns=$$", "--nslist=net") if node else ()
+        script = f"pgrep --full {' '.join(where)} -- '{command}'"
+        return int(self.run(*enter, "sh", "-c", script))
 
     def kill(self, *pids: int) -> None:
         """Sends SIGKILL to processes of the cluster."""
@@ -127,13 +137,11 @@ class Cluster:
         """Takes a node from the network; its processes go on."""
         self.run("ip", "-n", node, "link", "set", "cable", "down")
 
-    def plug(self, node: str) -> None:
-        """Takes a node back into the network."""
+    def restore(self, node: str) -> None:
+        """Lets a node that was killed or unplugged take part again."""
         self.run("ip", "-n", node, "link", "set", "cable", "up")
-
-    def start_node(self, node: str) -> None:
-        """Starts the daemon of a node that was killed."""
-        self.run("setsid", "--fork", *slurm_daemons.slurmd(node))
+        if "slurmd -D" not in "".join(self.programs(node)):
+            self.run("setsid", "--fork", *slurm_daemons.slurmd(node))
 
     def logs(self) -> str:
         """The last lines of all daemons."""
