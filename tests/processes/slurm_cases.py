@@ -205,7 +205,7 @@ def test_slurm_itself_puts_a_preempted_job_back(cluster: Cluster, tmp_path: Path
     cluster.run("srun", "--partition=urgent", "--nodes=3", "--exclusive", "true", limit_s=LIMIT_S)
     assert cluster.wait_for_state(job, "COMPLETED")["Restarts"] == "1"
     assert ENDED in said(tmp_path)
-    # It may come twice, at the same moment: from Slurm to the tasks, and to srun, which passes it on.
+    # It may come twice at the same moment: from Slurm itself, and passed on by srun.
     assert "saved" in Workers(tmp_path).notes(1)
 
 
