@@ -71,6 +71,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("the command is missing: put it after --, as in -- python -m tfdp.train …")
     if "SLURM_JOB_ID" not in os.environ:
         parser.error("SLURM_JOB_ID is not set: call this in a batch script (sbatch) or in salloc")
+    if (tasks := os.environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1":
+        parser.error(f"this is one of {tasks} tasks of srun: call this without srun, it starts it")
     if shutil.which("srun") is None:
         parser.error("srun does not exist here: call this where Slurm's commands are installed")
     return flags

@@ -35,7 +35,10 @@ class Task:
     @property
     def end(self) -> policy.Exit:
         """Its end, for the policy."""
-        return policy.Exit(f"worker {self.hello.rank} ({self.hello.node})", self.code)
+        name = f"worker {self.hello.rank} ({self.hello.node})"
+        if self.code is None:
+            return policy.Exit(name, -signal.SIGKILL, "was lost")
+        return policy.Exit(name, self.code)
 
 
 class Reports:

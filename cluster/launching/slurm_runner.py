@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import select
 import signal
 import sys
@@ -114,11 +113,7 @@ class SlurmRunner:
             self._tasks_on = {n: c for n, c in self._tasks_on.items() if n not in dead_nodes}
             _log(f"going on without {', '.join(sorted(dead_nodes))} (--min_nodes)")
             dead_nodes = frozenset()
-        # What srun refuses, it refuses again, unless it has started the tasks before.
-        nothing = policy.Exit("srun has started no task: it", exit_codes.FAILED)
-        exits = end.exits or [
-            dataclasses.replace(nothing, code=None) if self._tasks_on else nothing
-        ]
+        exits = end.exits or [self._no_start()]
         has_finished = all(each.code == exit_codes.FINISHED for each in exits)
         is_running = has_finished or self._job.is_running(ANSWER_TIMEOUT_S)
         return policy.decide_in_job(
@@ -129,6 +124,11 @@ class SlurmRunner:
             run_times_s=self._run_times_s,
             max_restarts=self._max_restarts,
         )
+
+    def _no_start(self) -> policy.Exit:
+        """What srun refuses, it refuses again, unless it has started the tasks before."""
+        code = -signal.SIGKILL if self._tasks_on else exit_codes.FAILED
+        return policy.Exit("srun", code, "has started no task")
 
     def _can_go_on_without(self, nodes: Set[str]) -> bool:
         left = len(self._tasks_on.keys() - nodes)

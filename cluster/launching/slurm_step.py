@@ -171,7 +171,10 @@ class Step:
         if self._shutdown.is_exit_counted:
             exits += [task.end for task in reports.running]
             missing = set(range(reports.size or 0)) - reports.tasks.keys()
-            exits += [policy.Exit(f"worker {rank}", None) for rank in sorted(missing)]
+            exits += [
+                policy.Exit(f"worker {rank}", -signal.SIGKILL, "has not started")
+                for rank in sorted(missing)
+            ]
         stop_signals = [*self._stop_signals, *filter(None, [reports.signalled])]
         return StepEnd(
             exits=exits,

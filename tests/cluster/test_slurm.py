@@ -32,6 +32,17 @@ def test_wrong_flags_are_named(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_in_a_step_of_several_tasks_it_says_who_starts_srun(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(SystemExit) as exit_:
+        slurm.main(["--", "true"])
+    assert exit_.value.code == 2
+    assert "one of 4 tasks of srun: call this without srun" in capsys.readouterr().err
+
+
 def test_outside_of_a_job_it_says_where_to_call_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

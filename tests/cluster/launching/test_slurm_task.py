@@ -117,7 +117,7 @@ def test_a_killed_task_is_lost_and_takes_its_command_with_it(host: Host) -> None
         process.signal(signal.SIGKILL)
         host.wait_for("reports.tasks and not reports.running")
         wait_until(lambda: not command.is_running(), LIMIT_S, "the command has ended")
-    assert [ended.end.code for ended in host.reports.pop_ended()] == [None]
+    assert [str(ended.end) for ended in host.reports.pop_ended()] == ["worker 0 (node0) was lost"]
 
 
 def test_a_task_ends_its_command_if_cluster_slurm_is_lost() -> None:
