@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos hangs ssh kubernetes ray peers bench pictures check format clean
+.PHONY: help setup demo test chaos hangs ssh slurm kubernetes ray peers bench pictures check format clean
 
 help:                              ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ hangs: setup                       ## let runs stand still in every way, compare
 
 ssh: setup                         ## workers on other hosts, by real sshd in network namespaces; needs root
 	$(BIN)/python -m pytest -q -s tests/processes/test_ssh.py tests/processes/ssh_long.py
+
+slurm: setup                       ## training in a real Slurm cluster (needs root): nodes and jobs end in every way
+	$(BIN)/python -m pytest -q tests/processes/test_slurm.py tests/processes/slurm_cases.py tests/processes/slurm_training.py
 
 kubernetes: setup                  ## runs in processes that look like pods (needs root): pods are lost in every way
 	$(BIN)/python -m pytest -q tests/processes/test_kubernetes.py tests/processes/kubernetes_cases.py

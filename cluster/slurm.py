@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
             job=Job(),
             srun_flags=flags.srun_flags,
             max_restarts=flags.max_restarts,
-            min_nodes=flags.min_nodes,
+            min_workers=flags.min_workers,
             signals=signals,
         ).run()
 
@@ -48,10 +48,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "(%(default)s)",
     )
     parser.add_argument(
-        "--min_nodes",
+        "--min_workers",
         type=int,
-        help="with sbatch --no-kill: go on without nodes that died, if so many are left; by "
-        "default, the job is put back into the queue",
+        help="with sbatch --no-kill: go on without nodes that died, if so many workers are left; "
+        "by default, the job is put back into the queue",
     )
     parser.add_argument(
         "--srun_flags",
@@ -65,8 +65,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     flags.srun_flags = [word for text in flags.srun_flags for word in shlex.split(text)]
     if flags.max_restarts < 0:
         parser.error(f"--max_restarts is {flags.max_restarts}: it has to be 0 or more")
-    if flags.min_nodes is not None and flags.min_nodes < 1:
-        parser.error(f"--min_nodes is {flags.min_nodes}: it has to be 1 or more")
+    if flags.min_workers is not None and flags.min_workers < 1:
+        parser.error(f"--min_workers is {flags.min_workers}: it has to be 1 or more")
     if not flags.command:
         parser.error("the command is missing: put it after --, as in -- python -m tfdp.train …")
     if "SLURM_JOB_ID" not in os.environ:

@@ -61,7 +61,11 @@ class Reports:
         self._sent: list[signal.Signals] = []
         self._connections: dict[socket.socket, Task | None] = {}  # None before hello
         # Tasks come from all nodes of the job.
-        self._listener = socket.create_server(("", 0), backlog=1024)
+        has_ipv6 = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if has_ipv6 else socket.AF_INET
+        self._listener = socket.create_server(
+            ("", 0), family=family, backlog=1024, dualstack_ipv6=has_ipv6
+        )
         self._listener.setblocking(False)
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 

@@ -30,8 +30,8 @@ class SlurmRunner:
         job: the job of this process.
         srun_flags: more flags for srun.
         max_restarts: number of restarts per hour of running.
-        min_nodes: number of nodes that have to be left to go on without nodes that died; None to
-            never go on without one.
+        min_workers: number of workers that have to be left to go on without nodes that died; None
+            to never go on without one.
         signals: receives this program's signals.
     """
 
@@ -42,14 +42,14 @@ class SlurmRunner:
         job: Job,
         srun_flags: Sequence[str],
         max_restarts: int,
-        min_nodes: int | None,
+        min_workers: int | None,
         signals: Signals,
     ) -> None:
         self._command = command
         self._job = job
         self._srun_flags = srun_flags
         self._max_restarts = max_restarts
-        self._min_nodes = min_nodes
+        self._min_workers = min_workers
         self._signals = signals
         self._tasks_on: Mapping[str, int] = {}  # of the last complete start
         self._excluded_nodes: set[str] = set()
@@ -111,7 +111,7 @@ class SlurmRunner:
         if dead_nodes and stop_signal is None and self._can_go_on_without(dead_nodes):
             self._excluded_nodes |= dead_nodes
             self._tasks_on = {n: c for n, c in self._tasks_on.items() if n not in dead_nodes}
-            _log(f"going on without {', '.join(sorted(dead_nodes))} (--min_nodes)")
+            _log(f"going on without {', '.join(sorted(dead_nodes))} (--min_workers)")
             dead_nodes = frozenset()
         exits = end.exits or [self._no_start()]
         has_finished = all(each.code == exit_codes.FINISHED for each in exits)
@@ -131,8 +131,8 @@ class SlurmRunner:
         return policy.Exit("srun", code, "has started no task")
 
     def _can_go_on_without(self, nodes: Set[str]) -> bool:
-        left = len(self._tasks_on.keys() - nodes)
-        return self._min_nodes is not None and left >= self._min_nodes
+        left = sum(tasks for node, tasks in self._tasks_on.items() if node not in nodes)
+        return self._min_workers is not None and left >= self._min_workers
 
     def _pause(self, pause_s: float) -> signal.Signals | None:
         """Pauses before the next start; returns the stop signal that ended the pause, if any."""

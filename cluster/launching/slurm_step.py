@@ -137,8 +137,8 @@ class Step:
         """Passes a stop signal on, unless Slurm itself has sent it to the tasks too."""
         if not reports.tasks:
             self._kill_srun_in(0)
-        elif len(self._stop_signals) == 1 and (
-            reports.signalled is not None or self._is_job_running() is False
+        elif (reports.signalled is not None and len(self._stop_signals) == 1) or (
+            self._is_job_running() is False
         ):
             self._shutdown.leave(f"Slurm has sent {self._stop_signals[0].name}")
         else:

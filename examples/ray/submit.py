@@ -29,9 +29,9 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import exit_codes, policy, spec
-from cluster.launching.shutdown import Shutdown
 from cluster.launching.printer import STDERR, STDOUT, LineSplitter
 from cluster.launching.process import WorkerProcess
+from cluster.launching.shutdown import Shutdown
 from cluster.launching.signals import Signals
 from cluster.launching.watchdog import Watchdog
 

@@ -11,7 +11,7 @@ from cluster import slurm
     ("arguments", "message"),
     [
         ("--max_restarts=-1 -- true", "--max_restarts is -1: it has to be 0 or more"),
-        ("--min_nodes=0 -- true", "--min_nodes is 0: it has to be 1 or more"),
+        ("--min_workers=0 -- true", "--min_workers is 0: it has to be 1 or more"),
         ("--nodes=2 -- true", "unrecognized arguments: --nodes=2"),
         ("true", "unrecognized arguments: true"),
         ("--max_restarts=2 --", "put it after --"),

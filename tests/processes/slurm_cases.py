@@ -237,7 +237,7 @@ def test_a_job_outlives_each_of_its_nodes(
 
 def test_a_job_goes_on_without_a_dead_node_if_it_may(cluster: Cluster, tmp_path: Path) -> None:
     nodes = ("--nodes=3", "--no-kill", "--ntasks-per-node=2")
-    job = submit(cluster, tmp_path, FINISH_WHEN_RESTARTED, *nodes, flags=("--min_nodes=2",))
+    job = submit(cluster, tmp_path, FINISH_WHEN_RESTARTED, *nodes, flags=("--min_workers=4",))
     Workers(tmp_path).wait_for_start(6)
     host = cluster.job(job)["BatchHost"]
     dead = next(node for node in NODES if node != host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.processes.slurm_cluster import Cluster, skip_without_slurm
-from tests.processes.test_train import STEPS, Hold, command, summary, wait_for_checkpoint
+from tests.processes.test_train import RECIPE, STEPS, Hold, command, summary, wait_for_checkpoint
 from tests.processes.workers import Workers
-from tests.running import wait_until
+from tests.running import ROOT, wait_until
 
 LIMIT_S = 200
 NODES = ["n1", "n2"]
@@ -70,6 +71,19 @@ class Job:
 def assert_same(workdir: Path, undisturbed: Path) -> None:
     assert summary(workdir)["steps"] == summary(undisturbed)["steps"]
     assert summary(workdir)["weights_sha256"] == summary(undisturbed)["weights_sha256"]
+
+
+def test_the_file_to_copy_trains(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(RECIPE.read_text())
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    flags = ("--parsable", f"--chdir={tmp_path}", "--nodes=2")
+    file = ROOT / "deploy" / "slurm" / "tfdp.sbatch"
+    job = cluster.run("sbatch", *flags, str(file), env={"PATH": path}).strip()
+    ended = cluster.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=LIMIT_S)
+    output = (tmp_path / f"mine-{job}.log").read_text()
+    assert (ended["JobState"], ended["Requeue"]) == ("COMPLETED", "1"), output
+    assert "[slurm] all workers have finished" in output
+    assert summary(tmp_path / "runs" / "mine")["workers"] == 2
 
 
 def test_srun_alone_starts_a_run(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
