@@ -101,6 +101,8 @@ class Guard:
             )
             self._stack = stack.pop_all()
         self._tell(self._first)
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)  # a guard may be stopped
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,7 +118,7 @@ class Guard:
 
     def _tell(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
             os.write(self._process.stdin.fileno(), json.dumps(message).encode() + b"\n")
 
 

@@ -1,7 +1,7 @@
 """Runs that stand still once, in every way and on each worker: ``python -m tests.processes.hangs``.
 
 Each has to end with one line that says who was where, to start again under the launcher, and to end
-with the weights of an undisturbed run, bit for bit.
+with the weights of an undisturbed run, bit for bit. A run of which a worker is only slow goes on.
 """
 
 from __future__ import annotations
@@ -48,9 +48,14 @@ def arguments(folder: Path) -> list[str]:
 
 
 def check_stacks(folder: Path, victim: int, kind: str) -> None:
-    """Checks that the worker that stood still has left its stacks."""
-    log = (folder / "run" / "logs" / f"worker-{victim}.log").read_text()
+    """Checks that the worker that stood still has left its stacks, and the other one as well."""
+    log, other_log = (
+        (folder / "run" / "logs" / f"worker-{index}.log").read_text()
+        for index in (victim, 1 - victim)
+    )
     assert "most recent call first" in log
+    # If the chief can't tell it why the run ends, TensorFlow may be the first to do so.
+    assert "most recent call first" in other_log or (kind, victim) == ("lock", 0)
     assert re.search(r'hanging\.py", line \d+ in hang\n', log), log
 
 
@@ -69,7 +74,8 @@ def finish_once_restarted(kind: str, victim: int, folder: Path) -> tuple[str, st
     launch = ["python", "-m", "cluster.launch", "--workers=2", "--max_restarts=1", "--no-spares"]
     env = environment(kind, victim, folder)
     output = run([*launch, "--", *arguments(folder)], env=env, limit_s=180)
-    check_stacks(folder, victim, kind)
+    if kind != "slow":
+        check_stacks(folder, victim, kind)
     return output, summary(folder / "run")["weights_sha256"]
 
 
@@ -79,14 +85,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tfdp-hangs-") as name:
         finish(Path(name) / "undisturbed")
         expected = summary(Path(name) / "undisturbed")["weights_sha256"]
-        for kind in KINDS:
+        for kind in (*KINDS, "slow"):
             for victim in (0, 1):
                 folder = Path(name) / f"{kind}-{victim}"
                 folder.mkdir()
                 began_s = time.monotonic()
                 output, weights = finish_once_restarted(kind, victim, folder)
                 took_s = time.monotonic() - began_s
-                is_right = weights == expected and re.search(expected_line(kind, victim), output)
+                is_right = weights == expected and (
+                    "starting again" not in output
+                    if kind == "slow"
+                    else re.search(expected_line(kind, victim), output) is not None
+                )
                 wrong += not is_right
                 said = next((line for line in output.splitlines() if "no step" in line), "nothing")
                 print(f"{'right' if is_right else 'WRONG'} {took_s:5.0f} s  {said}", flush=True)

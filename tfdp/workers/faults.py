@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NoReturn
 
@@ -130,6 +131,7 @@ class Faults:
         log.say(line)
         if self._liveness is not None:
             self._liveness.end_run(exit_codes.TRY_AGAIN, others_line)
+            time.sleep(2 * GRACE_AFTER_LOSS_S)  # or TensorFlow might end them before their stacks
         end_process(exit_codes.TRY_AGAIN)
 
     def wait_for_news(self) -> RunEnd | None:

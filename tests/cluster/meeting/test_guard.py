@@ -242,3 +242,11 @@ def test_the_time_of_a_stopped_process_does_not_count(tmp_path: Path) -> None:
         assert worker.process.popen.poll() is None
         worker.process.signal(signal.SIGCONT)
         worker.process.wait_for("holds the lock")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_goes_on_without_its_guard(number: signal.Signals, tmp_path: Path) -> None:
+    with waiting(tmp_path, thread="runs", wait_s=0.5) as worker:
+        os.kill(worker.wait_for_guard(), number)
+        worker.process.wait_for("holds the lock")
+        assert "Traceback" not in worker.process.output

@@ -5,7 +5,8 @@
 - ``input``: a read of the source does not return;
 - ``callback``: a callback does not return;
 - ``step``: a Python function that the model calls does not return;
-- ``lock``: a callback calls a library that does not return, and holds Python's lock.
+- ``lock``: a callback calls a library that does not return, and holds Python's lock;
+- ``slow``: a callback takes longer than a step may take, but not longer than a callback may take.
 
 The automatic limits of ``tfdp.workers.standstill`` are made short here.
 """
@@ -34,10 +35,11 @@ AFTER_CALLS = 14
 LIMIT_S = 4.0
 ANYWHERE_S = 8.0
 
-standstill.LEAST_IN_S.update(dict.fromkeys((STEP, ALL_REDUCE, CALLBACK), LIMIT_S))
-standstill.FACTOR = 0.0  # type: ignore[misc]
-
 KIND, INDEX, PATH = os.environ.get("HANG", "::").split(":")
+standstill.LEAST_IN_S.update(dict.fromkeys((STEP, ALL_REDUCE), LIMIT_S))
+standstill.FACTOR = 0.0  # type: ignore[misc]
+if KIND != "slow":
+    standstill.LEAST_IN_S[CALLBACK] = LIMIT_S
 if KIND == "lock":
     standstill.LEAST_S = ANYWHERE_S  # type: ignore[misc]
 
@@ -58,7 +60,7 @@ def hang() -> None:
         Path(PATH).touch()
     if KIND == "lock":
         ctypes.PyDLL(None).usleep(600_000_000)
-    time.sleep(600)
+    time.sleep(3 * LIMIT_S if KIND == "slow" else 600)
 
 
 class HangingSource(tfdp.Source):
@@ -107,5 +109,5 @@ def train_data(hparams: HParams) -> Any:
 
 
 def callbacks(hparams: HParams) -> list[keras.callbacks.Callback]:
-    own = [HangingCallback()] if KIND in ("callback", "lock") else []
+    own = [HangingCallback()] if KIND in ("callback", "lock", "slow") else []
     return [*small.callbacks(hparams), *own]
