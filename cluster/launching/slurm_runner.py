@@ -113,8 +113,10 @@ class SlurmRunner:
             self._tasks_on = {n: c for n, c in self._tasks_on.items() if n not in dead_nodes}
             _log(f"going on without {', '.join(sorted(dead_nodes))} (--min_workers)")
             dead_nodes = frozenset()
-        exits = end.exits or [self._no_start()]
-        has_finished = all(each.code == exit_codes.FINISHED for each in exits)
+        exits = list(end.exits)
+        if not exits and stop_signal is None:
+            exits.append(self._no_start())
+        has_finished = exits and all(each.code == exit_codes.FINISHED for each in exits)
         is_running = has_finished or self._job.is_running(ANSWER_TIMEOUT_S)
         return policy.decide_in_job(
             exits,

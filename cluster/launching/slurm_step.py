@@ -74,6 +74,7 @@ class Step:
         self._shutdown = Shutdown()
         self._exits: list[policy.Exit] = []
         self._srun_due_s = math.inf  # the monotonic time at which srun is killed
+        self._has_given_up = False  # whether that was necessary
 
     def run(self) -> StepEnd:
         """Runs the step to its end.
@@ -89,9 +90,7 @@ class Step:
             finally:
                 srun.kill()
                 srun.wait()
-            while _wait(selector, 0):  # what ended tasks have left
-                pass
-            self._add_exits(reports)
+            self._kill_left(selector, reports)
             return self._end(srun.returncode, reports)
 
     def _start(self, reports: Reports) -> subprocess.Popen[bytes]:
@@ -118,8 +117,7 @@ class Step:
             if reports.have_all_ended:
                 self._kill_srun_in(SRUN_TIMEOUT_S)
             if time.monotonic() >= self._srun_due_s:
-                srun.kill()
-                srun.wait()
+                self._has_given_up = True
                 return
             due_s = min(self._srun_due_s, self._shutdown.due_s or math.inf)
             _wait(selector, None if due_s == math.inf else due_s - time.monotonic())
@@ -129,6 +127,15 @@ class Step:
             elif reports.signalled is not None and not handled:
                 self._shutdown.leave(f"Slurm has sent {reports.signalled.name}")
             self._add_exits(reports)
+
+    def _kill_left(self, selector: selectors.BaseSelector, reports: Reports) -> None:
+        """Kills tasks that srun has left behind, and reads what all of them have reported."""
+        if reports.running:
+            reports.signal(signal.SIGKILL)
+        until_s = time.monotonic() + (0.0 if self._has_given_up else SRUN_TIMEOUT_S)
+        while _wait(selector, 0) or (reports.running and time.monotonic() < until_s):
+            time.sleep(0.01)
+        self._add_exits(reports)
 
     def _receive(self) -> None:
         self._stop_signals += self._signals.receive()
@@ -164,9 +171,7 @@ class Step:
 
     def _end(self, srun_code: int, reports: Reports) -> StepEnd:
         tasks = reports.tasks.values()
-        # srun was killed because it waited for them, or has given them up.
-        was_killed = srun_code == -signal.SIGKILL
-        dead = [task for task in tasks if task.is_running or (was_killed and task.code is None)]
+        dead = [t for t in tasks if t.is_running or (self._has_given_up and t.code is None)]
         exits = list(self._exits)
         if self._shutdown.is_exit_counted:
             exits += [task.end for task in reports.running]
@@ -182,7 +187,7 @@ class Step:
             tasks_on=collections.Counter(task.hello.node for task in tasks),
             has_started=len(tasks) == reports.size,
             dead_nodes=frozenset(task.hello.node for task in dead),
-            is_srun_lost=was_killed,
+            is_srun_lost=srun_code < 0,
         )
 
 

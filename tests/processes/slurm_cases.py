@@ -160,6 +160,14 @@ def test_what_srun_refuses_is_not_tried_again(cluster: Cluster, tmp_path: Path) 
     assert "no-such-flag" in (tmp_path / "job.sbatch.out").read_text()
 
 
+def test_a_killed_srun_costs_a_restart_within_the_job(cluster: Cluster, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, FINISH_WHEN_RESTARTED)
+    Workers(tmp_path).wait_for_start(2)
+    cluster.run("sh", "-c", "kill -KILL $(pgrep -x srun)")
+    assert cluster.wait_for_state(job, "COMPLETED")["Restarts"] == "0"
+    assert [Workers(tmp_path).starts(rank) for rank in range(2)] == [2, 2]
+
+
 def test_a_cancelled_job_stays_cancelled(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, "sleep()")
     Workers(tmp_path).wait_for_start(2)
