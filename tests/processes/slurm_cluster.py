@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,9 @@ from tests.processes import slurm_daemons
 from tests.running import ROOT, Process, run, wait_until
 
 PROGRAMS = ("slurmctld", "slurmd", "srun", "munged", "ip", "unshare", "nsenter")
-LIMIT_S = 1800
+NAMESPACES = ("--pid", "--net", "--uts", "--mount", "--ipc")
+UNSHARE = ("unshare", *NAMESPACES, "--mount-proc", "--fork", "--kill-child", "--")
+LIMIT_S = 3600
 
 
 def skip_without_slurm() -> None:
@@ -30,6 +33,9 @@ def skip_without_slurm() -> None:
         pytest.skip(f"a Slurm cluster needs {', '.join(missing)}")
     if os.geteuid() != 0:
         pytest.skip("a Slurm cluster in network namespaces needs root")
+    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, timeout=20)
+    if tried.returncode != 0:
+        pytest.skip(f"no namespaces here: {tried.stderr.strip()}")
 
 
 class Cluster:
@@ -40,11 +46,8 @@ class Cluster:
     """
 
     def __init__(self, nodes: int = 2) -> None:
-        namespaces = ("--pid", "--mount-proc", "--net", "--uts", "--mount", "--ipc")
-        daemons = ("python", slurm_daemons.__file__, str(nodes))
-        unshare = ("unshare", *namespaces, "--fork", "--kill-child", "--")
-        command = [sys.executable if part == "python" else part for part in (*unshare, *daemons)]
-        self._outside = Process(command, limit_s=LIMIT_S)
+        daemons = (sys.executable, slurm_daemons.__file__, str(nodes))
+        self._outside = Process([*UNSHARE, *daemons], limit_s=LIMIT_S)
         try:
             self._outside.wait_for("daemons have started")
             children = Path(f"/proc/{self._outside.pid}/task/{self._outside.pid}/children")
@@ -65,10 +68,9 @@ class Cluster:
 
     def command(self, *command: str) -> list[str]:
         """Returns the command line that runs a command as a user of the cluster would."""
-        namespaces = ("--pid", "--net", "--uts", "--mount", "--ipc")
         environment = ("env", f"--chdir={ROOT}", f"SLURM_CONF={slurm_daemons.CONF}")
         words = [sys.executable if word == "python" else word for word in command]
-        return ["nsenter", f"--target={self._first_pid}", *namespaces, *environment, *words]
+        return ["nsenter", f"--target={self._first_pid}", *NAMESPACES, *environment, *words]
 
     def run(self, *command: str, expect: int | None = 0, **options: Any) -> str:
         """Runs a command on the cluster to its end and returns its output."""
