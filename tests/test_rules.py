@@ -37,7 +37,7 @@ def imports(path: Path) -> Iterator[str]:
 # package are listed from the top to the bottom, and no import points up.
 COMMANDS = {
     **dict.fromkeys(("tfdp.train", "tfdp.evaluate", "tfdp.export"), "commands"),
-    **dict.fromkeys(("cluster.launch", "cluster.slurm"), "cluster.commands"),
+    **dict.fromkeys(("cluster.launch", "cluster.slurm.__main__"), "cluster.commands"),
     **dict.fromkeys(
         ("serving.server.__main__", "serving.server.command"), "serving.server command"
     ),
@@ -60,7 +60,8 @@ MAY_IMPORT = {
     "tfdp.workers": {"tfdp", "cluster.meeting", "cluster.resolvers", "cluster"},
     "tfdp": {"cluster.meeting", "cluster"},  # errors, logs, files, a recipe's form
     "tfdp.recipes": {"tfdp"},  # as a user's: by public names alone
-    "cluster.commands": {"cluster.launching", "cluster.hosts"},
+    "cluster.commands": {"cluster.slurm", "cluster.launching", "cluster.hosts"},
+    "cluster.slurm": {"cluster.launching", "cluster"},
     "cluster.launching": {"cluster.hosts", "cluster"},
     "cluster.hosts": {"cluster"},
     "cluster.meeting": {"cluster.resolvers", "cluster"},

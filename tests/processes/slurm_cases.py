@@ -57,7 +57,7 @@ def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
         running_cluster.restore(node)
     wait_until(lambda: running_cluster.idle_nodes() == NODES, LIMIT_S, "all nodes are idle")
     for node in NODES:
-        assert "slurm_task" not in "".join(running_cluster.programs(node))
+        assert "cluster.slurm.task" not in "".join(running_cluster.programs(node))
 
 
 class Workers:

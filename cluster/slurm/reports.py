@@ -11,8 +11,8 @@ import socket
 from typing import Any
 
 from cluster import policy
-from cluster.launching import slurm_task
-from cluster.launching.slurm_task import Hello
+from cluster.slurm import messages
+from cluster.slurm.messages import Hello
 
 
 @dataclasses.dataclass
@@ -82,7 +82,7 @@ class Reports:
     def environ(self) -> dict[str, str]:
         """Variables that tasks need to report."""
         port = self._listener.getsockname()[1]
-        return {slurm_task.PORT_VARIABLE: str(port), slurm_task.TOKEN_VARIABLE: self._token}
+        return {messages.PORT_VARIABLE: str(port), messages.TOKEN_VARIABLE: self._token}
 
     @property
     def size(self) -> int | None:
@@ -108,22 +108,22 @@ class Reports:
         """Sends a signal to the commands of all tasks, also of those that have yet to connect."""
         self._sent.append(number)
         for task in self.running:
-            slurm_task.send(task.connection, {"signal": number})
+            messages.send(task.connection, {"signal": number})
 
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
         except OSError:
             return  # it is gone already
-        connection.settimeout(slurm_task.SEND_TIMEOUT_S)
-        slurm_task.keep_alive(connection)
+        connection.settimeout(messages.SEND_TIMEOUT_S)
+        messages.keep_alive(connection)
         self._connections[connection] = None
-        lines = slurm_task.Lines(connection)
+        lines = messages.Lines(connection)
         self._selector.register(
             connection, selectors.EVENT_READ, lambda: self._read(connection, lines)
         )
 
-    def _read(self, connection: socket.socket, lines: slurm_task.Lines) -> None:
+    def _read(self, connection: socket.socket, lines: messages.Lines) -> None:
         for message in lines.read():
             task = self._connections[connection]
             if task is None:
@@ -146,7 +146,7 @@ class Reports:
         hello = Hello(**message)
         self.tasks[hello.rank] = self._connections[connection] = Task(hello, connection)
         for number in self._sent:
-            slurm_task.send(connection, {"signal": number})
+            messages.send(connection, {"signal": number})
         return True
 
     def _close(self, connection: socket.socket) -> None:

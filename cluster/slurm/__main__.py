@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 
 from cluster.launching.signals import Signals
-from cluster.launching.slurm_job import Job
-from cluster.launching.slurm_runner import SlurmRunner
+from cluster.slurm.job import Job
+from cluster.slurm.runner import SlurmRunner
 
 
 def main(argv: Sequence[str]) -> int:

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.launching import slurm_task
-from cluster.launching.slurm_reports import Reports
+from cluster.slurm import messages
+from cluster.slurm.reports import Reports
 from tests.running import Process, run, wait_until
 
 LIMIT_S = 30
@@ -53,7 +53,7 @@ def task(host: Host, script: str, rank: int = 0, **variables: str) -> Iterator[P
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURMD_NODENAME": f"node{rank}",
     }
-    command = ["python", "-m", "cluster.launching.slurm_task", "python", "-c", script]
+    command = ["python", "-m", "cluster.slurm.task", "python", "-c", script]
     env = {**slurm, **host.reports.environ, **variables}
     with Process(command, env=env, limit_s=LIMIT_S) as process:
         yield process
@@ -139,16 +139,16 @@ def test_a_command_gets_neither_token_nor_port(host: Host) -> None:
 
 
 def test_a_task_that_can_not_report_says_why(host: Host) -> None:
-    command = ["python", "-m", "cluster.launching.slurm_task", "true"]
+    command = ["python", "-m", "cluster.slurm.task", "true"]
     assert "(--export=ALL)" in run(command, expect=2, limit_s=LIMIT_S)
-    with task(host, SLEEP, **{slurm_task.PORT_VARIABLE: "1"}) as process:
+    with task(host, SLEEP, **{messages.PORT_VARIABLE: "1"}) as process:
         assert "can't connect to cluster.slurm at 127.0.0.1:1" in process.wait(138)
 
 
 def test_a_command_that_does_not_exist_is_a_permanent_error(host: Host, tmp_path: Path) -> None:
     env = {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", "SLURM_PROCID": "0"}
     env |= {"SLURM_STEP_NUM_TASKS": "1", **host.reports.environ}
-    command = ["python", "-m", "cluster.launching.slurm_task", str(tmp_path / "no-such")]
+    command = ["python", "-m", "cluster.slurm.task", str(tmp_path / "no-such")]
     with Process(command, env=env, limit_s=LIMIT_S) as process:
         host.wait_for("reports.have_all_ended")
         assert "no-such" in process.wait(1)
@@ -159,7 +159,7 @@ def test_a_command_that_does_not_exist_is_a_permanent_error(host: Host, tmp_path
     [b"GET / HTTP/1.1\r\n", b"[]\n", b'{"token": "a guess", "rank": 0}\n', b"x" * 9999, b""],
 )
 def test_whoever_has_no_token_is_refused(host: Host, data: bytes) -> None:
-    port = int(host.reports.environ[slurm_task.PORT_VARIABLE])
+    port = int(host.reports.environ[messages.PORT_VARIABLE])
     with socket.create_connection(("127.0.0.1", port), LIMIT_S) as stranger:
         stranger.sendall(data)
         stranger.shutdown(socket.SHUT_WR)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster import slurm
+from cluster.slurm import __main__ as command
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_wrong_flags_are_named(
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemExit) as exit_:
-        slurm.main(arguments.split())
+        command.main(arguments.split())
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
@@ -38,7 +38,7 @@ def test_in_a_step_of_several_tasks_it_says_who_starts_srun(
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(SystemExit) as exit_:
-        slurm.main(["--", "true"])
+        command.main(["--", "true"])
     assert exit_.value.code == 2
     assert "one of 4 tasks of srun: call this without srun" in capsys.readouterr().err
 
@@ -48,6 +48,6 @@ def test_outside_of_a_job_it_says_where_to_call_it(
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(SystemExit) as exit_:
-        slurm.main(["--", "true"])
+        command.main(["--", "true"])
     assert exit_.value.code == 2
     assert "in a batch script (sbatch) or in salloc" in capsys.readouterr().err

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from cluster import exit_codes, policy
-from cluster.launching import slurm_task
 from cluster.launching.signals import Signals
-from cluster.launching.slurm_job import Job
-from cluster.launching.slurm_step import Step, StepEnd
+from cluster.slurm import task
+from cluster.slurm.job import Job
+from cluster.slurm.step import Step, StepEnd
 
 # A task that ends does not end the others: they save, or end with a code of their own.
 FLAGS: Final = ("--kill-on-bad-exit=0", "--wait=0")
@@ -158,7 +158,7 @@ def _task_command(command: Sequence[str]) -> list[str]:
     """Returns the command of a task, which reports how the given command ends."""
     # A container in which srun starts tasks has a Python of its own.
     is_python = Path(command[0]).name.startswith("python")
-    return [command[0] if is_python else sys.executable, "-m", slurm_task.__name__, *command]
+    return [command[0] if is_python else sys.executable, "-m", task.__name__, *command]
 
 
 def _log(text: str) -> None:

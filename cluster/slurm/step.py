@@ -17,7 +17,7 @@ from typing import Final
 from cluster import policy
 from cluster.launching.shutdown import Shutdown
 from cluster.launching.signals import Signals
-from cluster.launching.slurm_reports import Reports
+from cluster.slurm.reports import Reports
 
 # After all tasks have ended, srun still waits for nodes that don't answer, until Slurm gives them
 # up: SlurmdTimeout, 5 minutes by default.

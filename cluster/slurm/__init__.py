@@ -1,0 +1,1 @@
+"""Keeps the workers of a Slurm job alive."""
