@@ -31,8 +31,10 @@ chaos: setup                       ## harm runs in every way, compare their weig
 hangs: setup                       ## let runs stand still in every way, compare their weights
 	$(BIN)/python -m tests.processes.hangs
 
+SSH_ROUNDS ?= 8
 ssh: setup                         ## workers on other hosts, by real sshd in network namespaces; needs root
 	$(BIN)/python -m pytest -q -s tests/processes/test_ssh.py tests/processes/ssh_long.py
+	$(BIN)/python -m tests.processes.ssh_chaos --rounds=$(SSH_ROUNDS)
 
 slurm: setup                       ## training in a real Slurm cluster (needs root): nodes and jobs end in every way
 	$(BIN)/python -m pytest -q tests/processes/test_slurm.py tests/processes/slurm_cases.py tests/processes/slurm_training.py

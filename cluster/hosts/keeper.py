@@ -200,6 +200,14 @@ def kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
+def end_login() -> None:
+    """Ends sshd's process for this connection, which would wait on for minutes for a lost peer."""
+    parent = os.getppid()
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/{parent}/comm").read_text().strip() in ("sshd", "sshd-session"):
+            os.kill(parent, signal.SIGTERM)
+
+
 class Child:
     """A worker of this host, or a spare for one.
 
@@ -362,6 +370,7 @@ class Keeper:
             self._receive()
         elif self._silence.seconds > SILENCE_S:
             self._is_over = True
+            end_login()
         for descriptor in ready & streams.keys():
             self._pass_on(*streams[descriptor])
         self._report_ended()

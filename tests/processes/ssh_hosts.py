@@ -194,7 +194,9 @@ class Hosts:
         daemon += [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         enter = ("nsenter", f"--net=/run/netns/{host.namespace}", "unshare", "--uts", "--mount")
         call(*enter, "sh", "-c", 'hostname "$0" && exec "$@"', host.name, *daemon)
-        wait_until(lambda: host.pid_file.exists() and host.sshd, 20, f"sshd of {host.name} runs")
+        pid_file = host.pid_file  # it appears empty
+        is_up = lambda: pid_file.exists() and pid_file.read_text().strip()  # noqa: E731
+        wait_until(is_up, 20, f"sshd of {host.name} runs")
 
     def _remove(self) -> None:
         for namespace in (self.hub, *(host.namespace for host in self.hosts)):

@@ -168,8 +168,7 @@ def test_nothing_is_left_on_either_side(
             began_s = time.monotonic()
             for host in hosts.hosts:
                 what = f"nothing is left on {host.name}"
-                is_gone = lambda host=host: not host.workers() and not sleeps(host)  # noqa: E731
-                wait_until(is_gone, within_s, what)
+                wait_until(lambda host=host: not host.processes(), within_s, what)
             gone_s = time.monotonic() - began_s
             output = launcher.wait(code)
             ended_s = time.monotonic() - began_s
@@ -182,17 +181,12 @@ def test_nothing_is_left_on_either_side(
     print(f"\n{harm.__name__}: gone on hosts after {gone_s:.1f} s, launcher: {ended_s:.1f} s")
 
 
-def sleeps(host: Host) -> list[psutil.Process]:
-    return [each for each in host.processes() if each.name() == "sleep"]
-
-
 def test_a_stopped_launcher_is_a_lost_one_to_its_hosts(hosts: Hosts) -> None:
     with hosts.launch("h1,h2", [], worker("sleep()")) as launcher:
         wait_until_asleep(launcher)
         launcher.signal(signal.SIGSTOP)
         began_s = time.monotonic()
-        what = "workers are gone"
-        wait_until(lambda: not any(host.workers() for host in hosts.hosts), CUT_S, what)
+        wait_until(lambda: not any(host.processes() for host in hosts.hosts), CUT_S, "all is gone")
         print(f"\nlauncher stopped: gone on hosts after {time.monotonic() - began_s:.1f} s")
         launcher.signal(signal.SIGCONT)
         assert "was lost with host h" in launcher.wait(138)
