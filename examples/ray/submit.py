@@ -255,9 +255,8 @@ class Run:
             return ray.get(result)
         except ray.exceptions.RayActorError as error:
             log(f"the actor of {worker.name} was lost: {' '.join(str(error).split())}")
-            return policy.Exit(
-                worker.name, -signal.SIGKILL
-            )  # the worker does not survive its actor
+            # The kernel has killed the worker with it.
+            return policy.Exit(worker.name, -signal.SIGKILL, "was lost with its actor")
 
     def _watch(self, workers: Sequence[Worker]) -> list[policy.Exit]:
         exits: list[policy.Exit] = []
