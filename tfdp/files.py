@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 import uuid
 from pathlib import Path
 
 from tfdp.errors import Replaced, WorkdirInUse
 
 
-def lock_workdir(workdir: Path, timeout_s: float = 0.0) -> int:
+def lock_workdir(workdir: Path, *, is_shared: bool = False) -> int:
     """Locks a workdir for this process, until the process ends.
 
     Args:
         workdir: created if missing.
-        timeout_s: how long to wait for another process that has locked it.
+        is_shared: whether other processes may have such a lock too; none has one that is not.
 
     Returns:
         The file descriptor that holds the lock; keep it open.
@@ -26,20 +25,14 @@ def lock_workdir(workdir: Path, timeout_s: float = 0.0) -> int:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() < deadline_s:
-                time.sleep(0.1)
-                continue
-            os.close(lock)
-            raise WorkdirInUse(
-                f"another run uses --workdir={workdir}: wait for it, stop it, or take another "
-                "folder"
-            ) from None
-        return lock
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise WorkdirInUse(
+            f"another run uses --workdir={workdir}: wait for it, stop it, or take another folder"
+        ) from None
+    return lock
 
 
 class Claim:

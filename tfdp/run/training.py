@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from tfdp import files
 from tfdp.cli.signals import Signals
 from tfdp.recipe import Recipe
@@ -11,8 +9,6 @@ from tfdp.run.preparing import prepare
 from tfdp.run.settings import TrainSettings
 from tfdp.run.startup import meet_elastic
 from tfdp.workers.standstill import StandstillWatch
-
-DYING_S: Final = 10.0  # that an ended process may take to give the workdir free
 
 
 def train(settings: TrainSettings, recipe: Recipe, signals: Signals) -> None:
@@ -26,7 +22,8 @@ def train(settings: TrainSettings, recipe: Recipe, signals: Signals) -> None:
     workers, membership = meet_elastic(settings, recipe)
     with StandstillWatch(settings.hang_timeout_s, workers.index):
         if membership is not None:  # before, nobody could know which worker would be the chief
-            workers.run_on_chief(lambda: files.lock_workdir(settings.workdir, DYING_S))
+            # A frozen chief of this run, whose lease has expired, may still have its lock.
+            workers.run_on_chief(lambda: files.lock_workdir(settings.workdir, is_shared=True))
         run = prepare(settings, recipe, workers, membership)
         try:
             if run.is_finished:
