@@ -42,6 +42,14 @@ class Replaced(TrainingError):  # noqa: N818
     """Another process owns the workdir now; this one has written nothing since (exit code 1)."""
 
 
+class Superseded(Replaced):
+    """As ``Replaced``, in a run that this process may join again (exit code 138)."""
+
+
+class Finished(TrainingError):  # noqa: N818
+    """Other workers have finished the run, which this one came too late for (exit code 0)."""
+
+
 class Diverged(TrainingError):  # noqa: N818
     """The loss or a weight is NaN or infinite; that state was not saved (exit code 1)."""
 

@@ -44,17 +44,19 @@ class Claim:
 
     Args:
         workdir: an existing folder.
+        error: what ``check`` raises.
     """
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, error: type[Replaced] = Replaced) -> None:
         self.name = uuid.uuid4().hex
+        self._error = error
         self._path = workdir / ".owner"
         write_whole(self._path, self.name)
 
     def check(self) -> None:
         """Raises Replaced if another process has claimed the workdir meanwhile."""
         if self._path.read_text() != self.name:
-            raise Replaced(
+            raise self._error(
                 f"another process goes on with the run in {self._path.parent}: this one, which "
                 "must have been frozen meanwhile, writes nothing more there"
             )

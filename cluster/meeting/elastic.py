@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -34,6 +36,7 @@ from cluster.meeting.rendezvous import Chief, Deadline, Meeting, MissingWorkers
 from cluster.spec import host_and_port
 
 LOOK_EVERY_S: Final = 1.0  # for workers of lower ranks
+_FAR_AWAY: Final = ("192.0.2.1", "2001:db8::1")  # addresses for documentation
 MAX_LOOK_PAUSE_S: Final = 30.0  # for one that did not answer several times
 LOOK_FOR_NEWCOMERS_EVERY_S: Final = 3.0
 
@@ -46,11 +49,13 @@ class Options:
         folder: a folder on a file system that all workers share; created if missing.
         min_workers: how many have to be there, at least.
         wait_s: how long to wait for the others.
+        is_finished: whether nothing is left to do for the run. Too few workers then need not wait.
     """
 
     folder: Path
     min_workers: int
     wait_s: float
+    is_finished: Callable[[], bool] = lambda: False
 
     @property
     def lease_path(self) -> Path:
@@ -60,6 +65,14 @@ class Options:
     def address_path(self, rank: int) -> Path:
         """The file in which a worker writes its address."""
         return self.folder / str(rank)
+
+
+class RunFinished(Exception):  # noqa: N818
+    """The others have finished the run while this worker was away."""
+
+
+class FolderError(OSError):
+    """The folder that workers share can't be written."""
 
 
 def meet(
@@ -78,11 +91,22 @@ def meet(
 
     Raises:
         MissingWorkers: if not enough came in time.
-        OSError: if the port of this worker is in use, or the folder can't be written.
+        RunFinished: if not enough are needed any more.
+        FolderError: if the folder can't be written.
+        OSError: if the port of this worker is in use.
     """
-    folder = lease.Folder(options.folder, group.rank)
     with _own_listener(group) as (listener, address):
-        lease.write(options.address_path(group.rank), {"address": address, "key": group.key})
+        # Its start, as others try again at once where something new is.
+        entry: dict[str, object] = {
+            "address": address,
+            "key": group.key,
+            "start": uuid.uuid4().hex[:8],
+        }
+        try:
+            folder = lease.Folder(options.folder, group.rank)
+            lease.write(options.address_path(group.rank), entry)
+        except OSError as error:
+            raise FolderError(error.errno, error.strerror, str(options.folder)) from error
         port = host_and_port(address)[1]
         leader = _Leader(group, options, port, Deadline(group, timeout_s, report), report)
         lower = [_LowerRank(rank, group, options) for rank in range(group.rank)]
@@ -129,7 +153,7 @@ class _LowerRank:
         self._tried = entry
         try:
             addresses, channel = rendezvous.join_at(
-                str(entry["address"]), group, port, leader.deadline, on_welcome=leader.yield_to_it
+                str(entry["address"]), group, port, leader.deadline, on_welcome=leader.let_go
             )
         except MissingWorkers:
             raise
@@ -158,7 +182,7 @@ class _Leader(Chief):
         self._report = report
         self._lease = Lease(options.lease_path, group.rank)
         self._since_s = time.monotonic()
-        self._has_reported = False
+        self._reported: set[str] = set()
         self.is_ready = False
 
     def lead(
@@ -167,14 +191,18 @@ class _Leader(Chief):
         """Lets workers join until enough are there, which ``is_ready`` says, or ``until``."""
 
         def is_over() -> bool:
-            folder.refresh()
-            self.is_ready = self._may_train() and self._lease.take()
+            try:
+                folder.refresh()
+                self.is_ready = self._may_train() and self._lease.take()
+            except OSError as error:  # a file server may be away for a while
+                self._report_once(f"{self._options.folder}: {error.strerror}; trying again")
+                self.is_ready = False
             return self.is_ready or until()
 
         self.accept(listener, is_over)
 
-    def yield_to_it(self) -> None:
-        """Leaves it to another worker to lead: those that have joined will go there too."""
+    def let_go(self) -> None:
+        """Leads no longer: those that have joined look for another worker that does."""
         for channel in self.joined.values():
             channel.close()
         self.joined.clear()
@@ -193,26 +221,36 @@ class _Leader(Chief):
         if len(present) == self._group.size:
             return True
         is_held = self._lease.is_held(present)
-        if is_held and self._has_waited:
+        if is_held and self._lease.renewed_s > self._since_s + self._options.wait_s:
             self._postpone()
-        if len(present) < self._options.min_workers or not self._has_waited:
+        if not self._has_waited or is_held:
             return False
-        return not is_held if self._lease.exists else 2 * len(present) > self._group.size
+        if len(present) < self._options.min_workers:
+            if self._options.is_finished():
+                self.let_go()
+                raise RunFinished
+            return False
+        return self._lease.exists or 2 * len(present) > self._group.size
 
     @property
     def _has_waited(self) -> bool:
-        return time.monotonic() - self._since_s > self._options.wait_s
+        # Those that trained until now may be about to come back.
+        since_s = max(self._since_s, self._lease.renewed_s)
+        return time.monotonic() - since_s > self._options.wait_s
 
     def _postpone(self) -> None:
         """Waits on: others train, and will see this worker."""
         self.deadline.postpone()
         self._send({"postponed": True})
-        if not self._has_reported:
-            self._has_reported = True
-            self._report(
-                "other workers train without this one, which waits until they take it in, at their "
-                "next checkpoint"
-            )
+        self._report_once(
+            "other workers train without this one, which waits until they take it in, at their "
+            "next checkpoint"
+        )
+
+    def _report_once(self, message: str) -> None:
+        if message not in self._reported:
+            self._reported.add(message)
+            self._report(message)
 
 
 class Newcomers:
@@ -276,12 +314,22 @@ def _own_listener(group: Group) -> Iterator[tuple[socket.socket, str]]:
         yield listener, ports.address(host, listener.getsockname()[1])
 
 
-def _own_host(towards: str) -> str:
-    """Returns the address of this node on the network on which the chief's node is."""
-    for name in (towards, os.uname().nodename):
-        with contextlib.suppress(OSError):
-            family, _, _, _, address = socket.getaddrinfo(name, 9, type=socket.SOCK_DGRAM)[0]
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+def _own_host(chief: str) -> str:
+    """Returns the address of this node on the network on which the chief's node is.
+
+    Nodes often have a loopback address by their own names (Debian's 127.0.1.1), which is of no use
+    to others. Then it is the address on the network of the default route.
+    """
+    if chief == "localhost" or ports.is_loopback(chief):
+        return "127.0.0.1"
+    sources = itertools.chain.from_iterable(map(_sources, (chief, os.uname().nodename, *_FAR_AWAY)))
+    return next((host for host in sources if not ports.is_loopback(host)), "127.0.0.1")
+
+
+def _sources(host: str) -> Iterator[str]:
+    """Returns the addresses of this node from which it would send to a host."""
+    with contextlib.suppress(OSError):
+        for family, _, _, _, address in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM):
+            with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect(address)  # sends nothing
-                return str(probe.getsockname()[0])
-    return "127.0.0.1"
+                yield str(probe.getsockname()[0])

@@ -13,6 +13,7 @@ opens a file that it knows. So files are written in place here, in one piece of 
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -36,6 +37,9 @@ class Lease:
     Args:
         path: the lease's file; its folder exists.
         rank: of this process, which others read.
+
+    Attributes:
+        renewed_s: when ``is_held`` last saw another process renew the lease (monotonic time).
     """
 
     def __init__(self, path: Path, rank: int) -> None:
@@ -45,6 +49,7 @@ class Lease:
         self._renewals = 0
         self._seen = b""  # the newest content of another's lease
         self._seen_s = 0.0  # when it was seen first
+        self.renewed_s = -math.inf
         self._has_ended = threading.Event()
 
     @property
@@ -56,19 +61,22 @@ class Lease:
         """Returns whether another process may hold the lease; call it again and again.
 
         Args:
-            ranks: of the workers that are here. A holder of such a rank was an earlier process of
-                one of them, which is gone.
+            ranks: of the workers that are here. A holder of such a rank is an earlier process of
+                one of them, which is gone unless it renews the lease.
         """
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
             return False
-        held = _parse(content)
-        if held is not None and (held.get("name") == self.name or held.get("rank") in ranks):
+        held = _parse(content) or {}
+        if held.get("name") == self.name:
             return False
         if content != self._seen:
+            if self._seen:
+                self.renewed_s = time.monotonic()
             self._seen, self._seen_s = content, time.monotonic()
-        return time.monotonic() - self._seen_s < EXPIRES_S
+        since_s = self.renewed_s if held.get("rank") in ranks else self._seen_s
+        return time.monotonic() - since_s < EXPIRES_S
 
     def take(self) -> bool:
         """Takes the lease; returns whether it still is this process's after ``CONFIRM_S``."""

@@ -20,7 +20,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import ipaddress
 import selectors
 import socket
 import threading
@@ -257,9 +256,9 @@ def reachable_hosts(chief: int, ends: Mapping[int, tuple[str, str]]) -> dict[int
         ends: of the connection of each other worker: the chief's host and the worker's.
     """
     chief_hosts = [chief_host for chief_host, _ in ends.values()] or ["127.0.0.1"]
-    outside = next((host for host in chief_hosts if not _is_loopback(host)), chief_hosts[0])
+    outside = next((host for host in chief_hosts if not ports.is_loopback(host)), chief_hosts[0])
     return {chief: outside} | {
-        rank: outside if _is_loopback(host) else host for rank, (_, host) in ends.items()
+        rank: outside if ports.is_loopback(host) else host for rank, (_, host) in ends.items()
     }
 
 
@@ -385,7 +384,3 @@ def _accepting(address: str) -> Iterator[None]:
             stop_writer.close()
             thread.join()
             stop_reader.close()
-
-
-def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host.partition("%")[0]).is_loopback

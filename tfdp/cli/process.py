@@ -20,6 +20,7 @@ from tfdp.cli import first_process, flags
 from tfdp.cli.signals import Signals
 from tfdp.errors import (
     BadInput,
+    Finished,
     PeerFailed,
     PeerMissing,
     Regrouping,
@@ -29,7 +30,7 @@ from tfdp.errors import (
 )
 from tfdp.group import given_environment, look_for
 from tfdp.log import say, say_on_chief
-from tfdp.workers.faults import FAULTS
+from tfdp.workers.faults import FAULTS, code_of
 
 
 class _OfWorker(Protocol):
@@ -116,7 +117,12 @@ def _exit_code_of(error: Exception, signals: Signals, log_path: Path) -> int:
     if isinstance(error, Stopped):
         say(f"{error}; its state is saved, and the same command goes on from there")
         return exit_codes.TRY_AGAIN if signals.received is None else 128 + signals.received
+    if isinstance(error, Finished):
+        return report(error, exit_codes.FINISHED)
     if isinstance(error, Regrouping):
+        if signals.received is not None:
+            say(f"step {error.step} is saved: ending by the signal")
+            return 128 + signals.received
         say_on_chief(str(error))
         _start_again()
     if isinstance(error, PeerFailed):
@@ -128,8 +134,7 @@ def _exit_code_of(error: Exception, signals: Signals, log_path: Path) -> int:
         return code
     FAULTS.report_failure(error)
     if isinstance(error, TrainingError):
-        is_bad_input = isinstance(error, BadInput)
-        return report(error, exit_codes.BAD_INPUT if is_bad_input else exit_codes.FAILED)
+        return report(error, code_of(error))
     logging.getLogger("tfdp").exception("failed", exc_info=error)  # a bug, in the recipe or here
     print(_own_traceback(error), file=sys.stderr)
     say(f"ended by the error above; all of it is in {log_path}")

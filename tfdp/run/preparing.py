@@ -12,7 +12,7 @@ from tfdp.checkpoints.state import without_learning_rates
 from tfdp.checkpoints.store import CheckpointStore
 from tfdp.data import pipeline
 from tfdp.data.pipeline import Batches
-from tfdp.errors import BadInput
+from tfdp.errors import BadInput, Replaced, Superseded
 from tfdp.files import Claim
 from tfdp.log import say_on_chief
 from tfdp.publishing import publish_recipe
@@ -49,7 +49,7 @@ def prepare(
     data = data_of(recipe)
     claim = store = None
     if workers.is_chief:
-        claim = Claim(settings.workdir)
+        claim = Claim(settings.workdir, Replaced if membership is None else Superseded)
         folder = settings.workdir / "checkpoints"
         store = CheckpointStore(folder, settings.keep_checkpoints, claim)
     resume_point = _resume_point(settings, recipe, workers, store)

@@ -134,6 +134,11 @@ class TrainSettings(WorkerSettings, PublishSettings):
                 f"--elastic_wait_s is {self.elastic_wait_s}: it has to be 0 or more, up to "
                 f"{MAX_COUNT}"
             )
+        if self.min_workers is not None and self.elastic_wait_s >= self.startup_timeout_s:
+            raise BadInput(
+                f"--elastic_wait_s is {self.elastic_wait_s}: it has to be less than "
+                f"--startup_timeout_s, {self.startup_timeout_s}, after which workers give up"
+            )
         if self.hang_timeout_s is not None and not 0 < self.hang_timeout_s <= MAX_COUNT:
             raise BadInput(
                 f"--hang_timeout_s is {self.hang_timeout_s}: it has to be positive, up to "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,9 @@ def meet_elastic(settings: TrainSettings, recipe: Recipe) -> tuple[Workers, Memb
         settings.check_min_workers(1 if group is None else group.size)
         return meet(settings, recipe), None
     settings.check_min_workers(group.size)
-    options = elastic_options(settings.workdir, settings.min_workers, settings.elastic_wait_s)
+    options = elastic_options(
+        settings.workdir, settings.min_workers, settings.elastic_wait_s, asked_of(settings)
+    )
     joined = join(settings.communication, settings.startup_timeout_s, group, options)
     assert joined.meeting is not None
     workers = workers_of(joined.strategy)
@@ -49,6 +52,12 @@ def meet_elastic(settings: TrainSettings, recipe: Recipe) -> tuple[Workers, Memb
     membership.check_folder_is_shared()
     check_agreement(workers, settings.shared(), recipe)
     return workers, membership
+
+
+def asked_of(settings: WorkerSettings) -> str:
+    """Returns a digest of what a command asks for."""
+    asked = {name: str(value) for name, value in settings.shared().items() if name != "--recipe"}
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def check_agreement(workers: Workers, shared: Mapping[str, Any], recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ from tfdp.cli.signals import Signals
 from tfdp.recipe import Recipe
 from tfdp.run.preparing import prepare
 from tfdp.run.settings import TrainSettings
-from tfdp.run.startup import meet_elastic
+from tfdp.run.startup import asked_of, meet_elastic
 from tfdp.workers.standstill import StandstillWatch
 
 
@@ -28,10 +28,12 @@ def train(settings: TrainSettings, recipe: Recipe, signals: Signals) -> None:
         try:
             if run.is_finished:
                 run.say_nothing_to_do()
-                return
-            with signals.deferred():
-                run.train(lambda: signals.received is not None)
-            run.evaluate()
-            run.publish_and_sum_up()
+            else:
+                with signals.deferred():
+                    run.train(lambda: signals.received is not None)
+                run.evaluate()
+                run.publish_and_sum_up()
         finally:
             run.saver.wait()
+        if membership is not None and workers.is_chief:
+            membership.finish(asked_of(settings))

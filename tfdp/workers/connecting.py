@@ -21,7 +21,7 @@ from cluster.resolvers.place import PlaceError
 from cluster.spec import Cluster, host_and_port
 from tfdp import log
 from tfdp.choices import Communication
-from tfdp.errors import BadInput, PeerMissing
+from tfdp.errors import BadInput, Finished, PeerMissing
 from tfdp.group import look_for, set_cluster
 from tfdp.log import say
 from tfdp.workers import proxy
@@ -172,6 +172,13 @@ def _meet(group: Group, timeout_s: float, options: elastic.Options | None) -> Me
         return elastic.meet(group, options, timeout_s, report=say)
     except rendezvous.MissingWorkers as error:
         raise PeerMissing(str(error)) from None
+    except elastic.RunFinished:
+        raise Finished("other workers have finished this run: nothing to do") from None
+    except elastic.FolderError as error:
+        raise BadInput(
+            f"{error.filename}: {error.strerror}: --min_workers needs a --workdir that this worker "
+            "can write in"
+        ) from None
     except OSError as error:
         where = "a port" if group.addresses is None else group.addresses[group.rank]
         if error.errno == errno.EADDRINUSE:  # an earlier process of this worker may be leaving

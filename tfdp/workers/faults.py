@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 from cluster import exit_codes
 from cluster.meeting.liveness import Liveness, RunEnd
 from tfdp import log
-from tfdp.errors import BadInput
+from tfdp.errors import BadInput, Superseded
 
 # How long the main thread may take to end by itself after bad news. After a fault of another worker
 # this worker may be about to report the same fault, with a better message.
@@ -79,9 +79,7 @@ class Faults:
     def report_failure(self, error: BaseException) -> None:
         """Reports to the other workers, once, that this process ends because of ``error``."""
         if self._liveness is not None and self._take_over():
-            is_bad_input = isinstance(error, BadInput)
-            code = exit_codes.BAD_INPUT if is_bad_input else exit_codes.FAILED
-            self._liveness.end_run(code, f"{self._name} failed: {in_one_line(error)}")
+            self._liveness.end_run(code_of(error), f"{self._name} failed: {in_one_line(error)}")
 
     def report_stop(self, signal_name: str) -> None:
         """Reports to the other workers that a signal ends this process at once."""
@@ -179,6 +177,13 @@ class Faults:
 
 
 FAULTS: Final = Faults()
+
+
+def code_of(error: BaseException) -> int:
+    """Returns the exit code of all workers if one of them ends because of ``error``."""
+    if isinstance(error, Superseded):
+        return exit_codes.TRY_AGAIN
+    return exit_codes.BAD_INPUT if isinstance(error, BadInput) else exit_codes.FAILED
 
 
 def in_one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Final
@@ -11,17 +12,31 @@ from cluster.meeting import lease
 from cluster.meeting.elastic import Newcomers, Options
 from cluster.meeting.group import Group
 from cluster.meeting.rendezvous import Meeting
-from tfdp.errors import BadInput, Replaced
+from tfdp.errors import BadInput, Superseded
 from tfdp.log import say
 from tfdp.workers.collectives import Workers
 from tfdp.workers.faults import FAULTS, end_process
 
 SHARED_WITHIN_S: Final = 5.0
+_FINISHED: Final = "finished"  # a file that says what was asked for and is done
 
 
-def elastic_options(workdir: Path, min_workers: int, wait_s: float) -> Options:
-    """Returns when a part of the workers may train, given the flags of a run."""
-    return Options(workdir / ".workers", min_workers, wait_s)
+def elastic_options(workdir: Path, min_workers: int, wait_s: float, asked: str) -> Options:
+    """Returns when a part of the workers may train, given the flags of a run.
+
+    Args:
+        workdir: of the run.
+        min_workers: how many are enough.
+        wait_s: how long to wait for the others.
+        asked: a digest of what the command asks for.
+    """
+    folder = workdir / ".workers"
+
+    def is_finished() -> bool:
+        is_done = lease.read(folder / _FINISHED) == {"asked": asked}
+        return is_done and (workdir / "summary.json").exists()  # which a person may have removed
+
+    return Options(folder, min_workers, wait_s, is_finished)
 
 
 class Membership:
@@ -29,7 +44,7 @@ class Membership:
 
     Args:
         group: all workers.
-        options: when a part of them may train.
+        options: from ``elastic_options``.
         meeting: those that have met.
         workers: the same, as a strategy has them.
     """
@@ -78,15 +93,24 @@ class Membership:
         )
         return found
 
+    def finish(self, asked: str) -> None:
+        """Lets workers that are still away end, should they come back; on the chief.
+
+        Args:
+            asked: as in ``elastic_options``.
+        """
+        with contextlib.suppress(OSError):  # of a run that is finished
+            lease.write(self._options.folder / _FINISHED, {"asked": asked})
+
     def _lease_name(self) -> bytes:
         held = lease.read(self._options.lease_path)
         return b"" if held is None else str(held.get("name")).encode()
 
     def _end_replaced(self) -> None:
-        error = Replaced(
+        error = Superseded(
             "other workers go on with this run: this process, which must have been frozen or cut "
             "off meanwhile, ends"
         )
         FAULTS.report_failure(error)
         say(str(error))
-        end_process(exit_codes.FAILED)
+        end_process(exit_codes.TRY_AGAIN)

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.meeting import elastic, lease, ports, rendezvous
-from cluster.meeting.elastic import Newcomers, Options
+from cluster.meeting.elastic import FolderError, Newcomers, Options, RunFinished
 from cluster.meeting.group import Group, of_cluster, of_place
 from cluster.meeting.lease import Lease
 from cluster.meeting.rendezvous import MissingWorkers
@@ -37,8 +39,14 @@ def group(rank: int, size: int = 3, job: str = "mine") -> Group:
 class Meetings:
     """Workers that meet, each in a thread."""
 
-    def __init__(self, folder: Path, min_workers: int = 2, wait_s: float = 0.3) -> None:
-        self.options = Options(folder / ".workers", min_workers, wait_s)
+    def __init__(
+        self,
+        folder: Path,
+        min_workers: int = 2,
+        wait_s: float = 0.3,
+        is_finished: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.options = Options(folder / ".workers", min_workers, wait_s, is_finished)
         self.results: dict[int, Any] = {}
         self.reports: list[str] = []
         self._threads: list[threading.Thread] = []
@@ -173,6 +181,107 @@ def test_a_holder_that_was_frozen_learns_that_it_lost_the_lease(tmp_path: Path) 
     old.keep(lost.set)
     assert lost.wait(20)
     assert new.is_own()
+
+
+def test_those_that_trained_until_now_get_time_to_come_back(tmp_path: Path) -> None:
+    """They start again to take this worker in, which may take longer than their lease lasts."""
+    meetings = Meetings(tmp_path, min_workers=1, wait_s=4)
+    meetings.options.folder.mkdir()
+    trains = Lease(meetings.options.lease_path, rank=1)
+    assert trains.take()
+    trains.keep(lambda: None)
+    results = meetings.start([group(0)]).results
+    wait_until(lambda: meetings.reports, 20, "it has waited for so long already")
+    trains.stop()
+    time.sleep(2.5)
+    assert results == {}
+    assert_met(meetings.start([group(1), group(2)]).wait(), [0, 1, 2])
+
+
+def test_a_second_process_of_a_rank_does_not_rob_the_first(tmp_path: Path) -> None:
+    meetings = Meetings(tmp_path, min_workers=1)
+    first = meetings.start([group(1)], timeout_s=3).options  # alone, less than half: it waits
+    lost = threading.Event()
+    first.folder.mkdir(exist_ok=True)
+    trains = Lease(first.lease_path, rank=1)
+    assert trains.take()
+    trains.keep(lost.set)
+    second = Meetings(tmp_path, min_workers=1, wait_s=1).start([group(1)])
+    time.sleep(4)
+    assert second.results == {}
+    assert not lost.is_set()
+    assert trains.is_own()
+    trains.stop()
+    assert_met(second.wait(), [1])
+
+
+def test_too_few_workers_need_not_wait_for_the_end_of_a_finished_run(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    meetings = Meetings(tmp_path, min_workers=3, is_finished=done.exists)
+    results = meetings.start([group(1), group(2)]).results
+    time.sleep(1)
+    assert results == {}
+    done.touch()
+    assert [type(result) for result in meetings.wait().values()] == [RunFinished, RunFinished]
+
+
+def test_enough_workers_look_themselves_whether_a_run_is_finished(tmp_path: Path) -> None:
+    meetings = Meetings(tmp_path, min_workers=2, is_finished=lambda: True)
+    assert_met(meetings.start([group(0), group(1)]).wait(), [0, 1])
+
+
+def test_a_folder_that_is_away_for_a_while_ends_nobody(tmp_path: Path) -> None:
+    meetings = Meetings(tmp_path, wait_s=1000).start([group(1)])
+    wait_until(meetings.options.address_path(1).exists, 10, "it waits")
+    away = tmp_path / "away"
+    meetings.options.folder.rename(away)
+    wait_until(lambda: meetings.reports, 20, "it says so")
+    assert f"{meetings.options.folder}: No such file or directory" in meetings.reports[0]
+    away.rename(meetings.options.folder)
+    assert_met(meetings.start([group(0), group(2)]).wait(), [0, 1, 2])
+
+
+def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".workers").write_text("a file")
+    result = Meetings(tmp_path).start([group(0)]).wait()[0]
+    assert isinstance(result, FolderError)
+    assert result.filename == str(tmp_path / ".workers")
+
+
+def test_a_worker_at_the_same_address_as_before_is_joined_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with TF_CONFIG, where an earlier process has not answered for long."""
+    monkeypatch.setattr(elastic, "LOOK_EVERY_S", 1000)
+    clusters = [
+        local(addresses, rank) for addresses in [[free_port(), free_port()]] for rank in (0, 1)
+    ]
+    meetings = Meetings(tmp_path, wait_s=1000)
+    earlier = {"address": clusters[0].address, "key": of_cluster(clusters[0]).key}
+    meetings.options.folder.mkdir()
+    lease.write(meetings.options.address_path(0), earlier)
+    meetings.start([of_cluster(clusters[1])])
+    time.sleep(1)
+    meetings.start([of_cluster(clusters[0])])
+    assert_met(meetings.wait(), [0, 1])
+
+
+def test_a_name_that_means_the_own_machine_is_no_address_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on Debian, where /etc/hosts has 127.0.1.1 for the node's name."""
+    look_up = socket.getaddrinfo
+
+    def with_loopback(host: str, *arguments: Any, **options: Any) -> Any:
+        own = host in ("node1", os.uname().nodename)
+        return look_up("127.0.1.1" if own else host, *arguments, **options)
+
+    outside = list(elastic._sources("192.0.2.1"))
+    if not outside:
+        pytest.skip("this machine has no default route")
+    monkeypatch.setattr(socket, "getaddrinfo", with_loopback)
+    assert elastic._own_host("node1") == outside[0]
+    assert elastic._own_host("127.0.0.1") == elastic._own_host("localhost") == "127.0.0.1"
 
 
 def test_a_damaged_lease_expires_too(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -317,6 +318,18 @@ def test_a_workdir_has_one_owner_at_a_time(tmp_path: Path) -> None:
         assert "WorkdirInUse" in run(["python", "-c", OWNER, str(workdir), "once"], expect=1)
     # The owner was killed: nothing has to be cleared by hand.
     assert "owned" in run(["python", "-c", OWNER, str(workdir), "once"])
+
+
+def test_a_shared_lock_of_a_workdir_excludes_all_but_others_of_its_kind(tmp_path: Path) -> None:
+    locks = [files.lock_workdir(tmp_path, is_shared=True) for _ in range(2)]
+    with pytest.raises(WorkdirInUse):
+        files.lock_workdir(tmp_path)
+    for lock in locks:
+        os.close(lock)
+    lock = files.lock_workdir(tmp_path)
+    with pytest.raises(WorkdirInUse):
+        files.lock_workdir(tmp_path, is_shared=True)
+    os.close(lock)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(

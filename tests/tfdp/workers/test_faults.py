@@ -17,7 +17,7 @@ WORKER = """
 import ctypes, socket, sys, threading, time
 from cluster import spec
 from cluster.meeting import channel, liveness
-from tfdp.errors import BadInput
+from tfdp.errors import BadInput, Superseded
 from tfdp.workers.faults import FAULTS, end_process
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 FAULTS.join(liveness.Liveness(spec.local([1, 2], 1), {0: channel.Channel(connection)}), "worker 1")
@@ -49,6 +49,11 @@ def received(channel: Channel, until: str) -> list[dict[str, Any]]:
             [{"end": 1, "reason": "worker 1 failed: ZeroDivisionError: division by zero"}],
         ),
         ("raise BadInput('no')", 1, [{"end": 2, "reason": "worker 1 failed: BadInput: no"}]),
+        (
+            "raise Superseded('late')",
+            1,
+            [{"end": 138, "reason": "worker 1 failed: Superseded: late"}],
+        ),
         ("raise KeyboardInterrupt", 130, []),
         (
             "FAULTS.end_process_on_error(); FAULTS.report_if_fatal(ValueError('a'))\n"
