@@ -127,6 +127,7 @@ def exit_code(job: dict[str, str]) -> int:
         ("sys.exit(0 if starts > 2 else 138)", 0, 3),
         ("rank or starts > 1 or os.kill(os.getpid(), signal.SIGKILL)", 0, 2),
         ("starts > 1 or rank or os.kill(os.getppid(), signal.SIGKILL)", 0, 2),
+        ("starts > 1 or sys.exit(138) if rank else starts > 1 or os.kill(os.getpid(), 19)", 0, 2),
         ("sys.exit(138)", 138, 3),
         ("rank or sleep(); sys.exit(143)", 138, 3),  # somebody has stopped this worker alone
     ],
@@ -193,18 +194,18 @@ def test_a_job_that_is_told_to_stop_saves_and_goes_back_into_the_queue(
     assert f"putting job {job} back into the queue" in said(tmp_path)
 
 
-@pytest.mark.timeout(400)
-def test_time_limit(cluster: Cluster, tmp_path: Path) -> None:
-    folders = {"TERM@40": tmp_path / "step", "B:TERM@40": tmp_path / "batch"}
-    jobs = {}
-    for signal_flag, folder in folders.items():
-        folder.mkdir()
-        limit = ("--nodes=1", "--ntasks=2", "--time=1", f"--signal={signal_flag}")
-        jobs[folder] = submit(cluster, folder, FINISH_WHEN_RESTARTED, *limit)
-    for folder, job in jobs.items():
-        ended = cluster.wait_for_state(job, "COMPLETED", timeout_s=240)
-        assert ended["Restarts"] == "1"
-        Workers(folder).assert_saved_once(2)
+@pytest.mark.parametrize("whom", ["TERM@1200", "B:TERM@1200"])
+def test_time_limit(cluster: Cluster, tmp_path: Path, whom: str) -> None:
+    """The limit comes near when the workers have started, however long that took."""
+    limit = ("--time=60", f"--signal={whom}")
+    job = submit(cluster, tmp_path, FINISH_WHEN_RESTARTED, *limit)
+    Workers(tmp_path).wait_for_start(2)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=20")
+    line = f"putting job {job} back into the queue"
+    wait_until(lambda: line in said(tmp_path), LIMIT_S, line)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    assert cluster.wait_for_state(job, "COMPLETED")["Restarts"] == "1"
+    Workers(tmp_path).assert_saved_once(2)
 
 
 def test_slurm_itself_puts_a_preempted_job_back(cluster: Cluster, tmp_path: Path) -> None:
