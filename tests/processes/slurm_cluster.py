@@ -121,7 +121,7 @@ class Cluster:
             module: name of the module.
             node: where to look for it; by default, on all nodes and on the controller's host.
         """
-        command = f"^[^ ]*python[^ ]* -m {re.escape(module)}"
+        command = f"^[^ ]*python[^ ]* -m {re.escape(module)}( |$)"
         enter = ("nsenter", f"--net=/run/netns/{node}") if node else ()
         where = ("--ns=$$", "--nslist=net") if node else ()
         script = f"pgrep --full {' '.join(where)} -- '{command}'"
