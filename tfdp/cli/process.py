@@ -30,7 +30,7 @@ from tfdp.errors import (
 )
 from tfdp.group import given_environment, look_for
 from tfdp.log import say, say_on_chief
-from tfdp.workers.faults import FAULTS, code_of
+from tfdp.workers.faults import FAULTS, code_of, in_one_line
 
 
 class _OfWorker(Protocol):
@@ -128,6 +128,7 @@ def _exit_code_of(error: Exception, signals: Signals, log_path: Path) -> int:
     if isinstance(error, PeerFailed):
         return report(error, exit_codes.FAILED)
     if isinstance(error, PeerMissing):
+        FAULTS.report_failure(error)
         return report(error, exit_codes.TRY_AGAIN)
     code = _exit_code_of_loss(error, log_path)
     if code is not None:
@@ -171,7 +172,7 @@ def _exit_code_of_loss(error: Exception, log_path: Path) -> int | None:
     if run_end is not None:
         say(run_end.reason)
         return run_end.code
-    say(f"another worker was lost: {str(error).splitlines()[0][:200]} (all of it: {log_path})")
+    say(f"another worker was lost: {in_one_line(error)} (all of it: {log_path})")
     return exit_codes.TRY_AGAIN
 
 

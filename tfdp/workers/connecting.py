@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from cluster.meeting import elastic, rendezvous
+from cluster.meeting import elastic, ports, rendezvous
 from cluster.meeting.channel import Channel
 from cluster.meeting.group import Choice, Group
 from cluster.meeting.guard import Guard
@@ -138,8 +138,19 @@ def join(
             ) from None
     FAULTS.join(liveness, cluster.name)
     workers = workers_of(strategy)
-    share_random_state(workers)
-    workers.settle()
+    try:
+        share_random_state(workers)
+        workers.settle()
+    except tf.errors.OpError as error:
+        # To start, TensorFlow connects each worker to the chief only; from now on, to all others.
+        others = (i for i in range(cluster.size) if i != cluster.index)
+        silent = next((i for i in others if not ports.accepts(cluster.addresses[i])), None)
+        if silent is None:
+            raise
+        raise PeerMissing(
+            f"{cluster.describe(silent)} can't be reached from {cluster.describe(cluster.index)}: "
+            "it has ended, or a firewall stands between the workers' ports"
+        ) from error
     liveness.start_heartbeats()  # every worker has started TensorFlow by now
     return Joined(strategy, meeting)
 

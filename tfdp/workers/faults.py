@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 from cluster import exit_codes
 from cluster.meeting.liveness import Liveness, RunEnd
 from tfdp import log
-from tfdp.errors import BadInput, Superseded
+from tfdp.errors import BadInput, PeerMissing, Superseded
 
 # How long the main thread may take to end by itself after bad news. After a fault of another worker
 # this worker may be about to report the same fault, with a better message.
@@ -181,7 +181,7 @@ FAULTS: Final = Faults()
 
 def code_of(error: BaseException) -> int:
     """Returns the exit code of all workers if one of them ends because of ``error``."""
-    if isinstance(error, Superseded):
+    if isinstance(error, (PeerMissing, Superseded)):
         return exit_codes.TRY_AGAIN
     return exit_codes.BAD_INPUT if isinstance(error, BadInput) else exit_codes.FAILED
 
