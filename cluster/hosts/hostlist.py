@@ -9,6 +9,7 @@ from collections.abc import Sequence
 # A name that ssh takes: of a host in its configuration, or an address, with a user or without.
 _NAME = r"(?:[\w.-]+@)?(?:\w[\w.-]*|\[[0-9a-fA-F:.]+\])"
 _ITEM = re.compile(rf"({_NAME})(?::(\d+))?", re.ASCII)
+MAX_HOSTS = 300  # three descriptors each, of the 1024 that select takes
 _LINE = re.compile(rf"({_NAME})(?:\s+slots\s*=\s*(\d+))?", re.ASCII)
 
 
@@ -33,7 +34,7 @@ def from_flag(text: str) -> list[Host]:
     """Reads ``h1:2,h2:2``: names with numbers of workers, 1 where there is none.
 
     Raises:
-        HostListError: if it is malformed, or a host occurs twice.
+        HostListError: if it is malformed, a host occurs twice, or there are too many.
     """
     hosts = []
     for item in text.split(","):
@@ -55,7 +56,7 @@ def from_file(path: str, text: str) -> list[Host]:
         text: its contents.
 
     Raises:
-        HostListError: if a line is malformed, a host occurs twice, or there is none.
+        HostListError: if a line is malformed, a host occurs twice, or there is none or too many.
     """
     hosts = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -83,6 +84,8 @@ def _checked(hosts: Sequence[Host], source: str) -> list[Host]:
     names = [host.name for host in hosts]
     if not names:
         raise HostListError(f"{source} has no host: list one or more")
+    if len(names) > MAX_HOSTS:
+        raise HostListError(f"{source} has {len(names)} hosts: a launcher serves up to {MAX_HOSTS}")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise HostListError(f"{source} has {twice} twice: give it the sum of the workers, once")
     return list(hosts)

@@ -70,6 +70,7 @@ h2   slots = 4   # the big one
         ("h1 slots=2 max_slots=4", "in line 1"),
         ("h1 slots=0", "has 0 workers for h1"),
         ("h1\nh2\nh1", "has h1 twice"),
+        ("\n".join(f"h{i}" for i in range(301)), "has 301 hosts: a launcher serves up to 300"),
     ],
 )
 def test_a_wrong_file_is_named(text: str, message: str) -> None:
