@@ -83,6 +83,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     _add_flags_for_hosts(parser)
     split = argv.index("--") if "--" in argv else len(argv)
+    if split == len(argv) and any(not word.startswith("-") for word in argv):
+        parser.error("there is no -- before the command: write -- python -m tfdp.train …")
     flags = parser.parse_args(argv[:split])
     flags.command = list(argv[split + 1 :])
     if flags.workers is not None and (flags.hosts or flags.hostfile):
@@ -142,6 +144,8 @@ def _read_flags_for_hosts(parser: argparse.ArgumentParser, flags: argparse.Names
     for name in ("min_workers", "env", "ssh_config"):
         if not flags.hosts and getattr(flags, name):
             parser.error(f"--{name} is for workers on other hosts: add --hosts or --hostfile")
+    if flags.ssh_config is not None and not Path(flags.ssh_config).is_file():
+        parser.error(f"--ssh_config={flags.ssh_config}: there is no such file")
     workers = sum(host.workers for host in flags.hosts)
     if flags.min_workers is not None and not 1 <= flags.min_workers <= workers:
         parser.error(f"--min_workers is {flags.min_workers}: it has to be from 1 to {workers}")

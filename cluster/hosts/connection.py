@@ -187,7 +187,7 @@ class Connection:
         for text in (self._errors, b"" if self._is_open else self._noise):
             lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
             if lines:
-                return lines[-1].strip()
+                return lines[-1].strip().rstrip(".")
         return f"its keeper has ended (ssh: {code})" if self._is_open else f"ssh ended with {code}"
 
     def _close_streams(self) -> None:

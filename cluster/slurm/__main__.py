@@ -60,6 +60,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="more flags for srun, as in --srun_flags='--label --cpu-bind=none'; may be repeated",
     )
     split = argv.index("--") if "--" in argv else len(argv)
+    if split == len(argv) and any(not word.startswith("-") for word in argv):
+        parser.error("there is no -- before the command: write -- python -m tfdp.train …")
     flags = parser.parse_args(argv[:split])
     flags.command = list(argv[split + 1 :])
     flags.srun_flags = [word for text in flags.srun_flags for word in shlex.split(text)]

@@ -117,7 +117,7 @@ def test_a_worker_runs_there_again_over_the_same_connection() -> None:
     ("names", "code", "message"),
     [
         ("10.0.0.1-refused", 255, "host 10.0.0.1-refused can't be reached: Connection refused"),
-        ("10.0.0.1-nologin", 255, "can't be reached: This account is not available."),
+        ("10.0.0.1-nologin", 255, "can't be reached: This account is not available"),
         ("10.0.0.1-silent", 255, "can't be reached: it did not answer for"),
         ("10.0.0.1-chatty", 255, "can't be reached: its answer is wrong: ValueError"),
         ("10.0.0.1-wrong", 255, "can't be reached: its answer is wrong: AttributeError"),

@@ -13,7 +13,7 @@ from cluster.slurm import __main__ as command
         ("--max_restarts=-1 -- true", "--max_restarts is -1: it has to be 0 or more"),
         ("--min_workers=0 -- true", "--min_workers is 0: it has to be 1 or more"),
         ("--nodes=2 -- true", "unrecognized arguments: --nodes=2"),
-        ("true", "unrecognized arguments: true"),
+        ("true", "there is no -- before the command"),
         ("--max_restarts=2 --", "put it after --"),
         ("-- true", "srun does not exist here"),
     ],
