@@ -12,7 +12,7 @@ import pytest
 from tests.processes import hangs
 from tests.processes.test_train import assert_only_own_words, summary
 
-ENDED = {"input": 1, "callback": 1, "step": 0}  # the worker that stands still, by kind
+ENDED = {"input": 1, "step": 0}  # the worker that stands still, by kind
 
 
 @pytest.fixture(scope="module")
