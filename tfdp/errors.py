@@ -71,11 +71,11 @@ class Stopped(TrainingError):  # noqa: N818
 
     Args:
         step: number of updates done.
-        by_worker: index of the worker that got the signal.
+        by_worker: name of the worker that got the signal.
     """
 
-    def __init__(self, step: int, by_worker: int) -> None:
-        super().__init__(f"stopped at step {step}: worker {by_worker} got a signal to stop")
+    def __init__(self, step: int, by_worker: str) -> None:
+        super().__init__(f"stopped at step {step}: {by_worker} got a signal to stop")
         self.step = step
         self.by_worker = by_worker
 

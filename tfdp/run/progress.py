@@ -46,6 +46,7 @@ class Progress(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._is_chief = workers.is_chief
+        self._name_of = workers.name
         self._epoch_steps = batches.steps_per_epoch
         self._examples_before = batches.examples_before or (
             lambda step: step * settings.global_batch_size
@@ -149,8 +150,9 @@ class Progress(keras.callbacks.Callback):
         slowest = timing.straggler(self._times)
         if slowest is not None:
             others = [t.own_s for worker, t in enumerate(self._times) if worker != slowest]
+            own_ms = 1000 * self._times[slowest].own_s
             remarks.append(
-                f"worker {slowest} is the slowest: {1000 * self._times[slowest].own_s:.3g} ms per "
-                f"step without waiting; the others {1000 * statistics.median(others):.3g} ms"
+                f"{self._name_of(slowest)} is the slowest: {own_ms:.3g} ms per step without "
+                f"waiting; the others {1000 * statistics.median(others):.3g} ms"
             )
         return remarks

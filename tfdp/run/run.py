@@ -211,7 +211,7 @@ class Run:
         def stop_if_asked() -> None:
             asked = self.workers.gather(np.array([should_stop()], np.int32))[:, 0]
             if asked.any():
-                raise Stopped(step, int(asked.argmax()))
+                raise Stopped(step, self.workers.name(int(asked.argmax())))
 
         # An evaluation that chooses the best checkpoint must not be cut short: a resumed run would
         # choose another one.

@@ -70,6 +70,7 @@ def check_agreement(workers: Workers, shared: Mapping[str, Any], recipe: Recipe)
         for name, value in of_workers[0].items():
             if values[name] != value:
                 raise BadInput(
-                    f"workers differ: {name} is {value} on worker 0 and {values[name]} on worker "
-                    f"{index}; start all of them with the same command, recipe and packages"
+                    f"workers differ: {name} is {value} on {workers.name(0)} and {values[name]} on "
+                    f"{workers.name(index)}; start all of them with the same command, recipe and "
+                    "packages"
                 )

@@ -143,7 +143,7 @@ class UpdateLoop:
         if not math.isnan(rates[0]) and len(set(rates)) > 1:
             self._model.optimizer.learning_rate = rates[0]
         if of_workers["should_stop"].any():
-            raise Stopped(self.step, int(of_workers["should_stop"].argmax()))
+            raise Stopped(self.step, self._workers.name(int(of_workers["should_stop"].argmax())))
         self._one_by_one_on_any = bool(of_workers["one_by_one"].any())
         if self._one_by_one_on_any:
             self._max_steps = self._model.steps_per_execution
@@ -206,7 +206,9 @@ class UpdateLoop:
             messages = self._workers.gather_bytes(repr(error).encode())
             if error is None:
                 culprit = int(of_workers["failed"].argmax())
-                raise PeerFailed(f"worker {culprit} failed: {messages[culprit].decode()}")
+                raise PeerFailed(
+                    f"{self._workers.name(culprit)} failed: {messages[culprit].decode()}"
+                )
         return of_workers
 
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfdp.errors import BadInput, PeerFailed
 from tfdp.whereabouts import ALL_REDUCE, SIGNS, marked
+from tfdp.workers.faults import FAULTS
 
 
 @cache
@@ -60,6 +61,10 @@ class Workers:
     def is_chief(self) -> bool:
         """Whether this process writes files for all workers."""
         return self.index == 0
+
+    def name(self, index: int) -> str:
+        """Returns the name of a worker, for people: if some are away, indices are not ranks."""
+        return FAULTS.names[index] if self.count > 1 and FAULTS.names[0] else f"worker {index}"
 
     @property
     def replicas(self) -> int:
@@ -128,7 +133,7 @@ class Workers:
         if failure is not None:
             raise failure
         if "failure" in outcome:
-            raise PeerFailed(f"worker 0 failed: {outcome['failure']}")
+            raise PeerFailed(f"{self.name(0)} failed: {outcome['failure']}")
         raise BadInput(outcome["bad_input"])
 
     def barrier(self) -> None:

@@ -77,10 +77,11 @@ class Membership:
         seen = self._workers.gather_bytes(b"1" if sees_it else b"0")
         self._workers.settle()
         if b"0" in seen:
+            blind, chief = self._workers.name(seen.index(b"0")), self._workers.name(0)
             raise BadInput(
                 f"--min_workers is {self._options.min_workers}, which needs a --workdir that all "
-                f"workers share, and worker {seen.index(b'0')} does not see what worker 0 writes "
-                f"there: give a folder of a shared file system, or leave out --min_workers"
+                f"workers share, and {blind} does not see what {chief} writes there: give "
+                "a folder of a shared file system, or leave out --min_workers"
             )
 
     def newcomers(self) -> list[int]:
