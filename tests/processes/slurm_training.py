@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -52,16 +53,20 @@ class Job:
 
     def __init__(self, cluster: Cluster, folder: Path, *sbatch: str) -> None:
         self._cluster = cluster
-        self._hold = Hold(folder)
+        self.hold = Hold(folder)
         self.workdir = folder / "run"
         script = batch(folder, f"{sys.executable} -m cluster.slurm -- {train(self.workdir)}")
-        self.number = cluster.submit(script, "--nodes=2", *sbatch, env=self._hold.env)
+        self.number = cluster.submit(script, "--nodes=2", *sbatch, env=self.hold.env)
         self.output = Path(f"{script}.out")
         wait_for_checkpoint(self.workdir, 8)
 
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self.output.read_text(), LIMIT_S, text)
+
     def finish(self) -> dict[str, str]:
         """Waits until the job has completed; returns what Slurm says about it."""
-        self._hold.end()
+        with contextlib.suppress(FileNotFoundError):
+            self.hold.end()
         try:
             return self._cluster.wait_for_state(self.number, "COMPLETED", timeout_s=LIMIT_S)
         except AssertionError as error:
@@ -127,10 +132,11 @@ def test_time_limit(cluster: Cluster, undisturbed: Path, tmp_path: Path, whom: s
     job = Job(cluster, tmp_path, "--time=60", f"--signal={whom}")
     update = ("scontrol", "update", f"JobId={job.number}")
     cluster.run(*update, "TimeLimit=20")
-    wait_until(lambda: "putting job" in job.output.read_text(), LIMIT_S, "the job is told to stop")
+    job.wait_for("got SIGTERM: saving, then stopping")
+    job.hold.end()
+    job.wait_for("putting job")
     cluster.run(*update, "TimeLimit=60")
     assert job.finish()["Restarts"] == "1"
-    assert "saving, then stopping" in job.output.read_text()
     assert_same(job.workdir, undisturbed)
 
 
