@@ -23,6 +23,7 @@ from tfdp.run import run, startup
 from tfdp.run.settings import TrainSettings
 from tfdp.run.training import train
 from tfdp.step import gradients
+from tfdp.workers.connecting import Joined
 
 RECIPE = """
 import dataclasses
@@ -339,7 +340,7 @@ class Runs:
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategies: Strategies) -> Iterator[Runs]:
-    monkeypatch.setattr(startup, "connect", lambda *_: strategies(2))
+    monkeypatch.setattr(startup, "join", lambda *_: Joined(strategies(2)))
     yield Runs(tmp_path, monkeypatch)
 
 
@@ -403,7 +404,7 @@ def test_a_profile_is_written_and_summed_up(runs: Runs, capfd: Any) -> None:
 @pytest.fixture
 def alone(runs: Runs, monkeypatch: pytest.MonkeyPatch, strategies: Strategies) -> Runs:
     """The same on one replica, for what has nothing to do with their number."""
-    monkeypatch.setattr(startup, "connect", lambda *_: strategies(1))
+    monkeypatch.setattr(startup, "join", lambda *_: Joined(strategies(1)))
     return runs
 
 
