@@ -85,10 +85,9 @@ class Regrouping(TrainingError):  # noqa: N818
 
     Args:
         step: number of updates done, and saved.
-        newcomers: ranks of the workers that are back.
+        newcomers: names of the workers that are back.
     """
 
-    def __init__(self, step: int, newcomers: Sequence[int]) -> None:
-        names = ", ".join(f"worker {rank}" for rank in newcomers)
-        super().__init__(f"step {step} is saved: starting again with {names}")
+    def __init__(self, step: int, newcomers: Sequence[str]) -> None:
+        super().__init__(f"step {step} is saved: starting again with {', '.join(newcomers)}")
         self.step = step

@@ -84,15 +84,15 @@ class Membership:
                 "a folder of a shared file system, or leave out --min_workers"
             )
 
-    def newcomers(self) -> list[int]:
-        """Returns the ranks of workers that are back and wait to be taken in; a collective."""
+    def newcomers(self) -> list[str]:
+        """Returns the names of workers that are back and wait to be taken in; a collective."""
         if not self.away:
             return []
         newcomers = self._newcomers
         found: list[int] = self._workers.run_on_chief(
             lambda: [] if newcomers is None else newcomers.waiting
         )
-        return found
+        return [self._group.names[rank] for rank in found]
 
     def finish(self, asked: str) -> None:
         """Lets workers that are still away end, should they come back; on the chief.

@@ -19,7 +19,7 @@ def work():
         os.kill(os.getpid(), signal.SIGTERM)
         while signals.received is None:
             time.sleep(0.01)
-        raise Regrouping(step=8, newcomers=[0])
+        raise Regrouping(step=8, newcomers=["worker 0"])
 
 assert not Path(sys.argv[1]).exists(), "started again"
 Path(sys.argv[1]).touch()
