@@ -114,7 +114,7 @@ def _host(address: Any) -> str:
 def _parse(line: bytearray) -> Message:
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
         raise Closed("it sent an invalid message")

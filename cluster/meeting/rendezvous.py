@@ -35,6 +35,7 @@ from cluster.spec import Cluster, host_and_port
 
 RETRY_EVERY_S: Final = 0.2
 ANSWER_TIMEOUT_S: Final = 2.0  # for the chief's first answer
+HELLO_TIMEOUT_S: Final = 10.0  # for a worker's first message
 MAX_NAMED: Final = 1000  # missing workers that fit into a message
 ADDRESSES_A_MESSAGE: Final = 100
 REPORT_AFTER_S: Final = 5.0
@@ -168,12 +169,22 @@ class Chief:
                         else:
                             with contextlib.suppress(OSError):
                                 channel = Channel(listener.accept()[0])
-                                selector.register(channel, selectors.EVENT_READ)
+                                selector.register(channel, selectors.EVENT_READ, time.monotonic())
+                    self._close_silent(selector)
                     self._check_missing()
             finally:
                 for key in list(selector.get_map().values()):
                     if isinstance(key.fileobj, Channel) and key.fileobj not in self.joined.values():
                         key.fileobj.close()
+
+    def _close_silent(self, selector: selectors.BaseSelector) -> None:
+        """Closes connections without a hello, so that strangers can't take all descriptors."""
+        for key in list(selector.get_map().values()):
+            since_s = key.data
+            if since_s is not None and time.monotonic() - since_s > HELLO_TIMEOUT_S:
+                selector.unregister(key.fileobj)
+                assert isinstance(key.fileobj, Channel)
+                key.fileobj.close()
 
     def say_go(self) -> dict[int, str]:
         """Lets all that have joined start TensorFlow; returns the address of each, by rank."""
@@ -215,6 +226,7 @@ class Chief:
             for message in channel.receive():
                 rank = self._checked_rank(message)
                 self.joined[rank] = channel
+                selector.modify(channel, selectors.EVENT_READ)
                 self._ports[rank] = int(message.get("port", 0))
                 self._never_joined.discard(rank)
                 self._sent_missing = []  # this worker has no list yet

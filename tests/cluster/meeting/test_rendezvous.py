@@ -191,6 +191,25 @@ def test_a_worker_that_gives_up_is_not_missing_and_may_come_again() -> None:
     assert are_connected([*results, *results_of_others])
 
 
+NESTED = b"[" * 8000 + b"\n"  # deeper than Python's parser goes
+
+
+def test_connections_without_a_hello_do_not_take_all_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rendezvous, "HELLO_TIMEOUT_S", 0.3)
+    addresses, results = free_addresses(2), []
+    chief = threading.Thread(target=lambda: results.extend(connect(addresses, [0], timeout_s=30)))
+    chief.start()
+    wait_until(lambda: ports.accepts(addresses[0]), 10, "the chief listens")
+    with socket.create_connection(("127.0.0.1", port(addresses[0])), timeout=10) as silent:
+        assert silent.recv(1) == b"", "it is closed while the chief waits"
+    assert results == []
+    (result,) = connect(addresses, [1], timeout_s=30)
+    chief.join(30)
+    assert are_connected([*results, result])
+
+
 def test_strangers_and_workers_of_another_cluster_are_refused() -> None:
     addresses = free_addresses(2)
     results: list[object] = []
@@ -199,7 +218,13 @@ def test_strangers_and_workers_of_another_cluster_are_refused() -> None:
     wait_until(lambda: ports.accepts(addresses[0]), 10, "the chief listens")
     chief_address = ("127.0.0.1", port(addresses[0]))
     with socket.create_connection(chief_address) as silent_stranger:
-        for data in (b"GET / HTTP/1.0\r\n\r\n", b"\0" * 100_000, b'{"hello": 7}\n', b"{}\n"):
+        for data in (
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"\0" * 100_000,
+            NESTED,
+            b'{"hello": 7}\n',
+            b"{}\n",
+        ):
             with socket.create_connection(chief_address, timeout=10) as stranger:
                 stranger.sendall(data)
                 with contextlib.suppress(ConnectionResetError):
