@@ -48,6 +48,14 @@ class Job:
                 return None
             time.sleep(ASK_AGAIN_S)
 
+    def nodes(self) -> frozenset[str] | None:
+        """Returns the names of the nodes that the job has now, or None if Slurm does not answer."""
+        asked = _run("squeue", "--noheader", f"--jobs={self.number}", "--format=%N")
+        if asked is None or asked.returncode != 0 or not asked.stdout.strip():
+            return None
+        names = _run("scontrol", "show", "hostnames", asked.stdout.strip())
+        return frozenset(names.stdout.split()) if names and names.returncode == 0 else None
+
     def requeue(self) -> bool:
         """Puts the job back into the queue; returns whether Slurm has agreed.
 

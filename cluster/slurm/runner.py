@@ -107,7 +107,7 @@ class SlurmRunner:
         return end
 
     def _decide(self, end: StepEnd, stop_signal: signal.Signals | None) -> policy.Decision:
-        dead_nodes = end.dead_nodes | (self._tasks_on.keys() - end.tasks_on.keys())
+        dead_nodes = end.dead_nodes | self._nodes_lost_to(end)
         if dead_nodes and stop_signal is None and self._can_go_on_without(dead_nodes):
             self._excluded_nodes |= dead_nodes
             self._tasks_on = {n: c for n, c in self._tasks_on.items() if n not in dead_nodes}
@@ -126,6 +126,16 @@ class SlurmRunner:
             run_times_s=self._run_times_s,
             max_restarts=self._max_restarts,
         )
+
+    def _nodes_lost_to(self, end: StepEnd) -> Set[str]:
+        """Returns the nodes that were used before, and are missing now.
+
+        Slurm takes a node away from the job (``sbatch --no-kill``) when its slurmd has ended, also
+        if all tasks have then reported their ends. Every later srun is refused as a whole.
+        """
+        in_job = self._job.nodes()
+        taken_away = set() if in_job is None else self._tasks_on.keys() - in_job
+        return taken_away or self._tasks_on.keys() - end.tasks_on.keys()
 
     def _no_start(self) -> policy.Exit:
         """What srun refuses, it refuses again, unless it has started the tasks before."""

@@ -244,13 +244,16 @@ def test_a_job_outlives_each_of_its_nodes(
     assert cluster.wait_for_state(job, "COMPLETED", timeout_s=180)["Restarts"] == "1"
 
 
-def test_a_job_goes_on_without_a_dead_node_if_it_may(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["kill_node", "kill_slurmd"])
+def test_a_job_goes_on_without_a_dead_node_if_it_may(
+    cluster: Cluster, tmp_path: Path, how: str
+) -> None:
     nodes = ("--nodes=3", "--no-kill", "--ntasks-per-node=2")
     job = submit(cluster, tmp_path, FINISH_WHEN_RESTARTED, *nodes, flags=("--min_workers=4",))
     Workers(tmp_path).wait_for_start(6)
     host = cluster.job(job)["BatchHost"]
     dead = next(node for node in NODES if node != host)
-    cluster.kill_node(dead)
+    getattr(cluster, how)(dead)
     ended = cluster.wait_for_state(job, "COMPLETED")
     assert (ended["Restarts"], exit_code(ended)) == ("0", 0)
     left = [node for node in NODES if node != dead]

@@ -135,6 +135,11 @@ class Cluster:
         """Ends all processes on a node at once: slurmd and what it has started."""
         self.run("sh", "-c", f"kill -KILL $(ip netns pids {node})")
 
+    def kill_slurmd(self, node: str) -> None:
+        """Ends slurmd on a node; what it has started goes on."""
+        kill = "pkill --signal=KILL --ns=$$ --nslist=net '^slurmd'"
+        self.run("nsenter", f"--net=/run/netns/{node}", "sh", "-c", kill)
+
     def unplug(self, node: str) -> None:
         """Takes a node from the network; its processes go on."""
         self.run("ip", "-n", node, "link", "set", "cable", "down")
