@@ -175,7 +175,10 @@ class _Leader(Chief):
         deadline: Deadline,
         report: Callable[[str], None],
     ) -> None:
-        remark = f" (workers find each other in {options.folder}, which all of them share)"
+        remark = (
+            f" (workers find each other in {options.folder}, which all of them share; "
+            f"{options.min_workers} or more go on without the others after {options.wait_s:g} s)"
+        )
         super().__init__(group, port, deadline, remark)
         self.deadline = deadline
         self._options = options
