@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos hangs ssh slurm kubernetes ray peers bench pictures check format clean
+.PHONY: help setup demo test exactness chaos hangs ssh slurm kubernetes ray peers bench pictures check format clean
 
 help:                              ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,10 @@ ELASTIC_ROUNDS ?= 10
 chaos: setup                       ## harm runs in every way, compare their weights, print a table
 	$(BIN)/python -m tests.processes.chaos --rounds=$(ROUNDS)
 	$(BIN)/python -m tests.processes.chaos_elastic --rounds=$(ELASTIC_ROUNDS)
+
+exactness: setup                   ## all cases beside plain Keras; an hour; writes docs/exactness.md, docs/tried.md
+	$(BIN)/python -m tests.exactness.table
+	$(BIN)/python -m tests.structures.table
 
 hangs: setup                       ## let runs stand still in every way, compare their weights
 	$(BIN)/python -m tests.processes.hangs
