@@ -224,7 +224,7 @@ class _Leader(Chief):
         if len(present) == self._group.size:
             return True
         is_held = self._lease.is_held(present)
-        if is_held and self._lease.renewed_s > self._since_s + self._options.wait_s:
+        if is_held and self._lease.renewed_s > self._since_s:
             self._postpone()
         if not self._has_waited or is_held:
             return False

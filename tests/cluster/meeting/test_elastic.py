@@ -191,7 +191,8 @@ def test_those_that_trained_until_now_get_time_to_come_back(tmp_path: Path) -> N
     assert trains.take()
     trains.keep(lambda: None)
     results = meetings.start([group(0)]).results
-    wait_until(lambda: meetings.reports, 20, "it has waited for so long already")
+    wait_until(lambda: meetings.reports, 20, "it sees that they train")
+    time.sleep(4)
     trains.stop()
     time.sleep(2.5)
     assert results == {}
