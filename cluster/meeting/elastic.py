@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster.meeting import lease, ports, rendezvous
-from cluster.meeting.channel import Channel, Closed
+from cluster.meeting.channel import Channel, Closed, Message
 from cluster.meeting.group import Group
 from cluster.meeting.lease import Lease
 from cluster.meeting.rendezvous import Chief, Deadline, Meeting, MissingWorkers
@@ -49,12 +49,14 @@ class Options:
         folder: a folder on a file system that all workers share; created if missing.
         min_workers: how many have to be there, at least.
         wait_s: how long to wait for the others.
+        identity: text that all workers have in common: one that is updated meanwhile stays out.
         is_finished: whether nothing is left to do for the run. Too few workers then need not wait.
     """
 
     folder: Path
     min_workers: int
     wait_s: float
+    identity: str = ""
     is_finished: Callable[[], bool] = lambda: False
 
     @property
@@ -95,6 +97,7 @@ def meet(
         FolderError: if the folder can't be written.
         OSError: if the port of this worker is in use.
     """
+    group = group.of_identity(options.identity)
     with _own_listener(group) as (listener, address):
         # Its start, as others try again at once where something new is.
         entry: dict[str, object] = {
@@ -157,7 +160,9 @@ class _LowerRank:
             )
         except MissingWorkers:
             raise
-        except (rendezvous.Refused, OSError, KeyError, ValueError):
+        except (rendezvous.Refused, OSError, KeyError, ValueError) as error:
+            if str(error) == group.refusal:
+                leader.report_once(f"{group.describe(self._rank)} refuses this worker: {error}")
             self._due_s = time.monotonic() + self._pause_s
             return None
         cluster = rendezvous.cluster_of(group, addresses)
@@ -198,7 +203,7 @@ class _Leader(Chief):
                 folder.refresh()
                 self.is_ready = self._may_train() and self._lease.take()
             except OSError as error:  # a file server may be away for a while
-                self._report_once(f"{self._options.folder}: {error.strerror}; trying again")
+                self.report_once(f"{self._options.folder}: {error.strerror}; trying again")
                 self.is_ready = False
             return self.is_ready or until()
 
@@ -217,6 +222,15 @@ class _Leader(Chief):
         channels = {ranks.index(rank): channel for rank, channel in self.joined.items()}
         cluster = rendezvous.cluster_of(self._group, addresses)
         return Meeting(cluster, channels, ranks, self._lease)
+
+    def _checked_rank(self, hello: Message) -> int:
+        is_look = "hello" in hello and hello["hello"] is None  # of Newcomers
+        if is_look and hello.get("key") != self._group.key:
+            self.report_once(
+                "the workers that train have other flags, recipe or packages than this one, and "
+                "don't take it in: start it with theirs, or start all of them again"
+            )
+        return super()._checked_rank(hello)
 
     def _may_train(self) -> bool:
         """Whether those that are here may train without the others."""
@@ -245,12 +259,13 @@ class _Leader(Chief):
         """Waits on: others train, and will see this worker."""
         self.deadline.postpone()
         self._send({"postponed": True})
-        self._report_once(
+        self.report_once(
             "other workers train without this one, which waits until they take it in, at their "
             "next checkpoint"
         )
 
-    def _report_once(self, message: str) -> None:
+    def report_once(self, message: str) -> None:
+        """Reports a message for people, unless it was reported before."""
         if message not in self._reported:
             self._reported.add(message)
             self._report(message)
@@ -266,7 +281,7 @@ class Newcomers:
     """
 
     def __init__(self, group: Group, options: Options, ranks: Iterable[int]) -> None:
-        self._key = group.key
+        self._key = group.of_identity(options.identity).key
         self._paths = {
             rank: options.address_path(rank) for rank in set(range(group.size)) - set(ranks)
         }

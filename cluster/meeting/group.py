@@ -29,6 +29,7 @@ class Group:
         size: number of workers.
         key: text that the workers of one start have in common. Others are refused.
         names: of all workers, for people.
+        refusal: why a chief refuses a worker with another key, for people.
         chief_addresses: ``host:port`` where the chief may be met, the likeliest first.
         addresses: ``host:port`` of TensorFlow on each worker; None if they tell each other.
         place: what the engine said; None for TF_CONFIG.
@@ -38,6 +39,7 @@ class Group:
     size: int
     key: str
     names: tuple[str, ...]
+    refusal: str
     chief_addresses: tuple[str, ...]
     addresses: tuple[str, ...] | None = None
     place: Place | None = None
@@ -51,6 +53,14 @@ class Group:
     def origin(self) -> str:
         """What the group was found by, for people."""
         return "TF_CONFIG" if self.place is None else self.place.engine
+
+    def of_identity(self, identity: str) -> Group:
+        """Returns a group that only workers with an equal ``identity`` can join."""
+        return dataclasses.replace(
+            self,
+            key=hashlib.sha256(f"{self.key}\n{identity}".encode()).hexdigest(),
+            refusal=f"{self.refusal}, or other flags, recipe or packages",
+        )
 
     def describe(self, rank: int) -> str:
         """Returns the name of a worker, and its address if it is known, for people."""
@@ -104,6 +114,7 @@ def of_cluster(cluster: Cluster) -> Group:
         size=cluster.size,
         key=hashlib.sha256("\n".join(cluster.addresses).encode()).hexdigest(),
         names=cluster.names,
+        refusal="the chief's TF_CONFIG lists other workers",
         chief_addresses=cluster.addresses[:1],
         addresses=cluster.addresses,
     )
@@ -121,6 +132,7 @@ def of_place(place: Place) -> Group:
         size=place.size,
         key=key,
         names=tuple(spec.task_name("worker", rank) for rank in range(place.size)),
+        refusal="it is the chief of another job, or of another start of this one",
         chief_addresses=tuple(ports.address(place.chief_host, number) for number in numbers),
         place=place,
     )

@@ -241,11 +241,7 @@ class Chief:
         """Returns the rank of the worker that said hello; raises Closed if it can't join."""
         rank = hello.get("hello")
         if hello.get("key") != self._group.key:
-            if self._group.place is not None:
-                raise Closed("it is the chief of another job, or of another start of this one")
-            if not isinstance(rank, int) or not 0 < rank < self._group.size:
-                raise Closed(f"the chief's TF_CONFIG has no worker {rank}")
-            raise Closed("the chief's TF_CONFIG lists other workers")
+            raise Closed(self._group.refusal)
         if not isinstance(rank, int) or not self._group.rank < rank < self._group.size:
             raise Closed(f"the chief's group has no worker {rank}")
         if rank in self.joined:

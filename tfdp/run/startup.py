@@ -43,7 +43,11 @@ def meet_elastic(settings: TrainSettings, recipe: Recipe) -> tuple[Workers, Memb
         return meet(settings, recipe), None
     settings.check_min_workers(group.size)
     options = elastic_options(
-        settings.workdir, settings.min_workers, settings.elastic_wait_s, asked_of(settings)
+        settings.workdir,
+        settings.min_workers,
+        settings.elastic_wait_s,
+        identity=_digest(_alike(settings.shared(), recipe)),
+        asked=asked_of(settings),
     )
     joined = join(settings.communication, settings.startup_timeout_s, group, options)
     assert joined.meeting is not None
@@ -56,14 +60,23 @@ def meet_elastic(settings: TrainSettings, recipe: Recipe) -> tuple[Workers, Memb
 
 def asked_of(settings: WorkerSettings) -> str:
     """Returns a digest of what a command asks for."""
-    asked = {name: str(value) for name, value in settings.shared().items() if name != "--recipe"}
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    return _digest({name: v for name, v in settings.shared().items() if name != "--recipe"})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()
+
+
+def _alike(shared: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Returns what has to be alike on all workers."""
+    own = {**shared, "recipe's sha256": recipe.digest, **package_versions()}
+    own["--recipe"] = Path(recipe.name).name
+    return own
 
 
 def check_agreement(workers: Workers, shared: Mapping[str, Any], recipe: Recipe) -> None:
     """Raises BadInput on all workers if ``shared``, recipes or package versions differ."""
-    own = {**shared, "recipe's sha256": recipe.digest, **package_versions()}
-    own["--recipe"] = Path(recipe.name).name
+    own = _alike(shared, recipe)
     of_workers = [json.loads(row) for row in workers.gather_bytes(json.dumps(own).encode())]
     workers.settle()
     for index, values in enumerate(of_workers):

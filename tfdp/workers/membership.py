@@ -21,13 +21,16 @@ SHARED_WITHIN_S: Final = 5.0
 _FINISHED: Final = "finished"  # a file that says what was asked for and is done
 
 
-def elastic_options(workdir: Path, min_workers: int, wait_s: float, asked: str) -> Options:
+def elastic_options(
+    workdir: Path, min_workers: int, wait_s: float, *, identity: str, asked: str
+) -> Options:
     """Returns when a part of the workers may train, given the flags of a run.
 
     Args:
         workdir: of the run.
         min_workers: how many are enough.
         wait_s: how long to wait for the others.
+        identity: a digest of all that workers of one run have in common.
         asked: a digest of what the command asks for.
     """
     folder = workdir / ".workers"
@@ -36,7 +39,7 @@ def elastic_options(workdir: Path, min_workers: int, wait_s: float, asked: str) 
         is_done = lease.read(folder / _FINISHED) == {"asked": asked}
         return is_done and (workdir / "summary.json").exists()  # which a person may have removed
 
-    return Options(folder, min_workers, wait_s, is_finished)
+    return Options(folder, min_workers, wait_s, identity, is_finished)
 
 
 class Membership:

@@ -45,8 +45,9 @@ class Meetings:
         min_workers: int = 2,
         wait_s: float = 0.3,
         is_finished: Callable[[], bool] = lambda: False,
+        identity: str = "",
     ) -> None:
-        self.options = Options(folder / ".workers", min_workers, wait_s, is_finished)
+        self.options = Options(folder / ".workers", min_workers, wait_s, identity, is_finished)
         self.results: dict[int, Any] = {}
         self.reports: list[str] = []
         self._threads: list[threading.Thread] = []
@@ -291,6 +292,22 @@ def test_a_damaged_lease_expires_too(tmp_path: Path) -> None:
     observer = Lease(path, rank=0)
     assert observer.is_held([0])
     wait_until(lambda: not observer.is_held([0]), 20, "it expires")
+
+
+def test_a_worker_that_was_updated_meanwhile_stays_out_and_says_why(tmp_path: Path) -> None:
+    """Else its other flags would end the run of all at the next meeting."""
+    ours, updated = (Meetings(tmp_path, identity=version) for version in ("1", "2"))
+    ours.start([group(0)])
+    wait_until((tmp_path / ".workers" / "0").exists, 10, "it leads")
+    updated.start([group(2)], timeout_s=6)
+    wait_until(lambda: updated.reports, 10, "it is refused")
+    assert "worker 0 (on 127.0.0.1) refuses this worker: " in updated.reports[0]
+    assert_met(ours.start([group(1)]).wait(), [0, 1])
+    seen = Newcomers(group(0), ours.options, ranks=[0, 1])
+    wait_until(lambda: len(updated.reports) > 1, 10, "the chief has looked")
+    assert "other flags, recipe or packages" in updated.reports[1]
+    assert seen.waiting == []
+    assert isinstance(updated.wait()[2], MissingWorkers)
 
 
 def test_the_chief_sees_workers_that_wait_and_no_others(tmp_path: Path) -> None:
