@@ -115,7 +115,7 @@ def gateway(stack: Stack, folder: Path, bind: str = "proto h2") -> Iterator[tupl
     command = ["haproxy", "-f", str(folder / "haproxy.cfg")]
     with Process(command, env={"GATEWAY_BIND": bind}) as process:
         up = [("serving-1", True), ("serving-2", True)]
-        wait_until(lambda: in_use(http_port) == dict(up), 20, f"both are up: {process.tail}")
+        wait_until(lambda: in_use(http_port) == dict(up), 60, f"both are up: {process.tail}")
         yield f"127.0.0.1:{port}", http_port
 
 
