@@ -150,7 +150,7 @@ def test_sigterm_lets_the_calls_under_way_end(served: tuple[Process, str]):
     process, target = served
     with Client(target, timeout_s=60) as client:
         with ThreadPoolExecutor(1) as pool:
-            work = {"turns": np.int32(400)}
+            work = {"turns": np.int32(8000)}
             usage = psutil.Process(process.pid)
             usage.cpu_percent()
             slow = pool.submit(client.predict, "m", work, signature="work")

@@ -37,7 +37,7 @@ class Callers:
         """Waits for more answers; there is nothing else than answers so far."""
         until = self.seen["answered"] + calls
         wait_until(lambda: self.seen["answered"] > until or len(self.seen) > 1, 30, "calls go on")
-        assert set(self.seen) == {"answered"}
+        assert set(self.seen) == {"answered"}, self.seen
 
     def __enter__(self) -> Callers:
         for thread in self._threads:
@@ -49,4 +49,4 @@ class Callers:
         for thread in self._threads:
             thread.join()
         self._client.close()
-        assert set(self.seen) == {"answered"}
+        assert set(self.seen) == {"answered"}, self.seen
