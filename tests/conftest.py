@@ -1,12 +1,17 @@
-"""The longest files come first: of two processes, none is left with a long one in the end."""
+"""The longest files come first: of two processes, none is left with a long one in the end.
+
+So tests of servers, which are the most sensitive to a busy machine, have no training beside them.
+"""
 
 from __future__ import annotations
 
 import pytest
 
 LONGEST_FIRST = [
-    *("test_exactness", "test_structures", "test_train", "test_faults", "test_fit", "test_demo"),
-    *("test_chaos", "test_evaluate", "test_serving", "test_network", "test_launch"),
+    *("test_exactness", "test_train", "test_faults", "test_fit", "test_structures", "test_chaos"),
+    *("test_standstill", "test_elastic", "test_kubernetes", "test_slurm", "test_demo"),
+    *("test_evaluate", "test_network", "test_connecting", "test_callbacks", "test_publish"),
+    *("test_workdir", "test_train_records", "test_spares", "test_launch", "test_frozen"),
 ]
 
 
