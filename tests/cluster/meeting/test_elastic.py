@@ -321,9 +321,8 @@ def test_the_chief_sees_workers_that_wait_and_no_others(tmp_path: Path) -> None:
         lease.write(meetings.options.address_path(1), gone)
         newcomers = Newcomers(group(2), meetings.options, ranks=[2])
         another_job = Meetings(tmp_path / "other").start([group(1, job="other")], timeout_s=4)
-        wait_until((tmp_path / "other" / ".workers" / "1").exists, 10, "it waits")
-        address = lease.read(another_job.options.address_path(1))
-        assert address is not None
+        path = another_job.options.address_path(1)
+        address = wait_until(lambda: lease.read(path), 10, "it waits")
         lease.write(meetings.options.address_path(1), address)
         time.sleep(1)
         assert newcomers.waiting == []
