@@ -20,7 +20,7 @@ from pathlib import Path
 from cluster.hosts import hostlist, variables
 from cluster.hosts.host import Job
 from cluster.hosts.hosts import Hosts
-from cluster.launching import spares
+from cluster.launching import command_line, spares
 from cluster.launching.launcher import Launcher
 from cluster.launching.machines import Machines, ThisMachine
 from cluster.launching.printer import Printer
@@ -82,22 +82,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "which has imported TensorFlow, so that a restart takes seconds less",
     )
     _add_flags_for_hosts(parser)
-    split = argv.index("--") if "--" in argv else len(argv)
-    if split == len(argv) and any(not word.startswith("-") for word in argv):
-        parser.error("there is no -- before the command: write -- python -m tfdp.train …")
-    flags = parser.parse_args(argv[:split])
-    flags.command = list(argv[split + 1 :])
+    flags = command_line.parse(parser, argv)
     if flags.workers is not None and (flags.hosts or flags.hostfile):
         parser.error("--workers is for this machine: give each host its number, as in h1:2")
     flags.workers = 1 if flags.workers is None else flags.workers
     if flags.workers < 1:
         parser.error(f"--workers is {flags.workers}: it has to be 1 or more")
-    if flags.max_restarts < 0:
-        parser.error(f"--max_restarts is {flags.max_restarts}: it has to be 0 or more")
-    if not 0 <= flags.stop_timeout_s < float("inf"):
-        parser.error(f"--stop_timeout_s is {flags.stop_timeout_s}: it has to be 0 or more")
-    if not flags.command:
-        parser.error("the command is missing: put it after --, as in -- python -m tfdp.train …")
     _read_flags_for_hosts(parser, flags)
     if not flags.hosts and shutil.which(flags.command[0]) is None:
         parser.error(f"the command {flags.command[0]!r} does not exist, or is not executable")

@@ -101,7 +101,7 @@ def find_group(choice: Choice = "auto", environ: Mapping[str, str] = os.environ)
         if environ.get("TF_CONFIG", "").strip():
             return None  # it says that this process is alone
     try:
-        place = find_place("auto" if choice == "tf_config" else choice, environ)
+        place = find_place(choice, environ)
     except PlaceError as error:
         raise ClusterError(str(error)) from None
     return None if place is None or place.size == 1 else of_place(place)

@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Final
 
 RENEW_EVERY_S: Final = 2.0
-EXPIRES_S: Final = (
-    15.0  # without a change; file systems of networks show changes after some seconds
-)
+EXPIRES_S: Final = 15.0  # without a change, which others may see some seconds late
 CONFIRM_S: Final = 1.0  # until a new holder checks that no other has taken the lease meanwhile
 REFRESH_EVERY_S: Final = 1.0
 _BYTES = 512  # of a file
@@ -50,7 +48,6 @@ class Lease:
         self._seen = b""  # the newest content of another's lease
         self._seen_s = 0.0  # when it was seen first
         self.renewed_s = -math.inf
-        self._has_ended = threading.Event()
 
     @property
     def exists(self) -> bool:
@@ -97,7 +94,8 @@ class Lease:
         """
 
         def renew() -> None:
-            while not self._has_ended.wait(RENEW_EVERY_S):
+            while True:
+                time.sleep(RENEW_EVERY_S)
                 try:
                     if not self.is_own():
                         on_lost()
@@ -107,10 +105,6 @@ class Lease:
                     continue  # the folder can't be reached for a while; what is saved there checks
 
         threading.Thread(target=renew, name="lease", daemon=True).start()
-
-    def stop(self) -> None:
-        """Renews the lease no longer; others may take it once it has expired."""
-        self._has_ended.set()
 
     def _write(self) -> None:
         self._renewals += 1

@@ -292,9 +292,8 @@ def _join(group: Group, port: int, deadline: Deadline) -> tuple[dict[int, str], 
                 remark = f" (the chief refuses this worker: {error})"
             except MissingWorkers:
                 raise
-            except (
-                socket.gaierror
-            ) as error:  # of a chief that has not started, or of a typing error
+            except socket.gaierror as error:
+                # The chief has not started, or its name is misspelt.
                 remark = f" (its name: {(error.strerror or str(error)).lower()})"
                 break
             except OSError:

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from cluster.launching import command_line
 from cluster.launching.signals import Signals
 from cluster.slurm.job import Job
 from cluster.slurm.runner import SlurmRunner
@@ -59,18 +60,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default=[],
         help="more flags for srun, as in --srun_flags='--label --cpu-bind=none'; may be repeated",
     )
-    split = argv.index("--") if "--" in argv else len(argv)
-    if split == len(argv) and any(not word.startswith("-") for word in argv):
-        parser.error("there is no -- before the command: write -- python -m tfdp.train …")
-    flags = parser.parse_args(argv[:split])
-    flags.command = list(argv[split + 1 :])
+    flags = command_line.parse(parser, argv)
     flags.srun_flags = [word for text in flags.srun_flags for word in shlex.split(text)]
-    if flags.max_restarts < 0:
-        parser.error(f"--max_restarts is {flags.max_restarts}: it has to be 0 or more")
     if flags.min_workers is not None and flags.min_workers < 1:
         parser.error(f"--min_workers is {flags.min_workers}: it has to be 1 or more")
-    if not flags.command:
-        parser.error("the command is missing: put it after --, as in -- python -m tfdp.train …")
     if "SLURM_JOB_ID" not in os.environ:
         parser.error("SLURM_JOB_ID is not set: call this in a batch script (sbatch) or in salloc")
     if (tasks := os.environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1":

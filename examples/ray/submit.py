@@ -29,6 +29,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import exit_codes, policy, spec
+from cluster.launching import command_line
 from cluster.launching.printer import STDERR, STDOUT, LineSplitter
 from cluster.launching.process import WorkerProcess
 from cluster.launching.shutdown import Shutdown
@@ -345,19 +346,11 @@ def main(argv: Sequence[str]) -> int:
         default=30.0,
         help="seconds that workers have to save and end after SIGINT or SIGTERM (%(default)s)",
     )
-    split = argv.index("--") if "--" in argv else len(argv)
-    flags = parser.parse_args(argv[:split])
-    flags.command = list(argv[split + 1 :])
+    flags = command_line.parse(parser, argv)
     if flags.workers < 1:
         parser.error(f"--workers is {flags.workers}: it has to be 1 or more")
     if flags.cpus_per_worker <= 0:
         parser.error(f"--cpus_per_worker is {flags.cpus_per_worker}: it has to be more than 0")
-    if flags.max_restarts < 0:
-        parser.error(f"--max_restarts is {flags.max_restarts}: it has to be 0 or more")
-    if not 0 <= flags.stop_timeout_s < float("inf"):
-        parser.error(f"--stop_timeout_s is {flags.stop_timeout_s}: it has to be 0 or more")
-    if not flags.command:
-        parser.error("the command is missing: put it after --, as in -- python -m tfdp.train …")
     ray.init(log_to_driver=False)  # workers' lines come by their keepers, none is left out
     with Signals() as signals:
         return Run(flags, signals).run()

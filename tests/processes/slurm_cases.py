@@ -52,10 +52,7 @@ def running_cluster() -> Iterator[Cluster]:
 def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, with all of its nodes idle."""
     yield running_cluster
-    running_cluster.run("scancel", "--user=root")
-    for node in NODES:
-        running_cluster.restore(node)
-    wait_until(lambda: running_cluster.idle_nodes() == NODES, LIMIT_S, "all nodes are idle")
+    running_cluster.clear(NODES, LIMIT_S)
     for node in NODES:
         assert "cluster.slurm.task" not in "".join(running_cluster.programs(node))
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,13 @@ class Cluster:
         self.run("ip", "-n", node, "link", "set", "cable", "up")
         if "slurmd -D" not in "".join(self.programs(node)):
             self.run("setsid", "--fork", *slurm_daemons.slurmd(node))
+
+    def clear(self, nodes: Sequence[str], timeout_s: float) -> None:
+        """Ends all jobs, and waits until all nodes are idle."""
+        self.run("scancel", "--user=root")
+        for node in nodes:
+            self.restore(node)
+        wait_until(lambda: self.idle_nodes() == list(nodes), timeout_s, "all nodes are idle")
 
     def logs(self) -> str:
         """The last lines of all daemons."""

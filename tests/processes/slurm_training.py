@@ -31,10 +31,7 @@ def running_cluster() -> Iterator[Cluster]:
 def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, with all of its nodes idle."""
     yield running_cluster
-    running_cluster.run("scancel", "--user=root")
-    for node in NODES:
-        running_cluster.restore(node)
-    wait_until(lambda: running_cluster.idle_nodes() == NODES, LIMIT_S, "all nodes are idle")
+    running_cluster.clear(NODES, LIMIT_S)
 
 
 def train(workdir: Path, *flags: str) -> str:

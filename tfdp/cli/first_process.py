@@ -1,8 +1,8 @@
 """The first process of a container must not be a worker.
 
 The kernel keeps the first process of a process namespace from all signals for which it has no
-handler, except those from outside. A worker ends itself by such signals if another one is lost
-while TensorFlow starts (``Liveness.exiting_on_disconnect``), and would wait forever instead.
+handler, except those from outside. A worker's guard ends it by such signals if another worker is
+lost while TensorFlow starts (``cluster.meeting.guard``), and the worker would wait forever instead.
 """
 
 from __future__ import annotations

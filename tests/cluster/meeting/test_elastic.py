@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from cluster.meeting.lease import Lease
 from cluster.meeting.rendezvous import MissingWorkers
 from cluster.resolvers.place import Place
 from cluster.spec import from_environment, local
-from tests.running import free_port, wait_until
+from tests.running import Process, free_port, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,28 @@ class Meetings:
         except Exception as error:
             met = error  # type: ignore[assignment]
         self.results[own.rank] = met
+
+
+# A chief that trains, as far as others can see it.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from cluster.meeting import lease
+lease.RENEW_EVERY_S, lease.CONFIRM_S = 0.1, 0.05
+held = lease.Lease(Path(sys.argv[1]), int(sys.argv[2]))
+assert held.take()
+held.keep(lambda: print("lost", flush=True))
+print("holds it", flush=True)
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def holding(path: Path, rank: int) -> Iterator[Process]:
+    """A process that holds the lease inside of the block, and is killed at its end."""
+    with Process(["python", "-c", HOLDER, str(path), str(rank)], limit_s=60) as process:
+        process.wait_for("holds it")
+        yield process
 
 
 def assert_met(results: dict[int, Any], ranks: Sequence[int]) -> None:
@@ -155,21 +177,18 @@ def test_of_two_halves_that_can_not_reach_each_other_one_trains(tmp_path: Path) 
     """They share the folder, and no network: the one that was there first holds the lease."""
     first, second = (Meetings(tmp_path, min_workers=1) for _ in range(2))
     first.options.folder.mkdir()
-    lost: list[bool] = []
     assert Lease(first.options.lease_path, rank=3).take()  # of an earlier start
     results = first.start([group(0, 4), group(1, 4)]).wait()
-    held = results[0].lease
     assert_met(results, [0, 1])
-    held.keep(lambda: lost.append(True))
     for rank in (0, 1):  # where the others look, nobody answers
         lease.write(first.options.address_path(rank), {"address": f"127.0.0.1:{free_port()}"})
-    results = second.start([group(2, 4), group(3, 4)], timeout_s=60).results
-    wait_until(lambda: second.reports, 20, "they say that they wait")
-    time.sleep(3 * lease.EXPIRES_S)
-    assert "other workers train without this one" in second.reports[0]
-    assert results == {}
-    assert not lost
-    held.stop()  # its process has ended
+    with holding(first.options.lease_path, rank=0) as chief:
+        results = second.start([group(2, 4), group(3, 4)], timeout_s=60).results
+        wait_until(lambda: second.reports, 20, "they say that they wait")
+        time.sleep(3 * lease.EXPIRES_S)
+        assert "other workers train without this one" in second.reports[0]
+        assert results == {}
+        assert "lost" not in chief.output
     assert_met(second.wait(), [2, 3])
 
 
@@ -188,32 +207,23 @@ def test_those_that_trained_until_now_get_time_to_come_back(tmp_path: Path) -> N
     """They start again to take this worker in, which may take longer than their lease lasts."""
     meetings = Meetings(tmp_path, min_workers=1, wait_s=4)
     meetings.options.folder.mkdir()
-    trains = Lease(meetings.options.lease_path, rank=1)
-    assert trains.take()
-    trains.keep(lambda: None)
-    results = meetings.start([group(0)]).results
-    wait_until(lambda: meetings.reports, 20, "it sees that they train")
-    time.sleep(4)
-    trains.stop()
+    with holding(meetings.options.lease_path, rank=1):
+        results = meetings.start([group(0)]).results
+        wait_until(lambda: meetings.reports, 20, "it sees that they train")
+        time.sleep(4)
     time.sleep(2.5)
     assert results == {}
     assert_met(meetings.start([group(1), group(2)]).wait(), [0, 1, 2])
 
 
 def test_a_second_process_of_a_rank_does_not_rob_the_first(tmp_path: Path) -> None:
-    meetings = Meetings(tmp_path, min_workers=1)
-    first = meetings.start([group(1)], timeout_s=3).options  # alone, less than half: it waits
-    lost = threading.Event()
-    first.folder.mkdir(exist_ok=True)
-    trains = Lease(first.lease_path, rank=1)
-    assert trains.take()
-    trains.keep(lost.set)
-    second = Meetings(tmp_path, min_workers=1, wait_s=1).start([group(1)])
-    time.sleep(4)
-    assert second.results == {}
-    assert not lost.is_set()
-    assert trains.is_own()
-    trains.stop()
+    second = Meetings(tmp_path, min_workers=1, wait_s=1)
+    second.options.folder.mkdir()
+    with holding(second.options.lease_path, rank=1) as first:
+        second.start([group(1)])
+        time.sleep(4)
+        assert second.results == {}
+        assert "lost" not in first.output
     assert_met(second.wait(), [1])
 
 
