@@ -47,6 +47,7 @@ MAY_IMPORT = {
         *("tfdp.run", "tfdp.cli", "tfdp.workers", "tfdp"),
         *("cluster.launching", "cluster"),
     },
+    "tfdp.search": {"tfdp.run", "tfdp.publishing", "tfdp.cli", "tfdp"},
     "tfdp.run": {
         *("tfdp.publishing", "tfdp.trainer", "tfdp.checkpoints", "tfdp.step", "tfdp.data"),
         *("tfdp.cli", "tfdp.workers", "tfdp"),

@@ -1,0 +1,1 @@
+"""A search for hyperparameters: trials that are runs, chosen by Optuna."""
