@@ -80,6 +80,18 @@ class Stopped(TrainingError):  # noqa: N818
         self.by_worker = by_worker
 
 
+class Paused(TrainingError):  # noqa: N818
+    """The run has reached the step at which it pauses (``--pause_at_step``), on all workers.
+
+    Args:
+        step: number of updates done.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"paused at step {step}")
+        self.step = step
+
+
 class Regrouping(TrainingError):  # noqa: N818
     """Workers that were away are back; all workers stopped after the same step, to start with them.
 

@@ -75,6 +75,8 @@ def prepare(
         keep_best=settings.keep_best,
     )
     saver.restore_model()
+    last_step = _last_step(settings, resume_point, batches.steps_per_epoch)
+    pause_step = _pause_step(settings, resume_point, last_step)
     return Run(
         settings=settings,
         recipe=recipe,
@@ -90,7 +92,9 @@ def prepare(
         about=resume_point.about,
         last_summary=resume_point.summary,
         first_step=resume_point.step,
-        last_step=_last_step(settings, resume_point, batches.steps_per_epoch),
+        last_step=last_step,
+        pause_step=pause_step,
+        has_paused=pause_step in resume_point.pauses,
     )
 
 
@@ -129,6 +133,19 @@ def _last_step(settings: TrainSettings, resume_point: ResumePoint, steps_per_epo
             f"this command, {last_step}: raise --steps or --epochs, or use another --workdir"
         )
     return last_step
+
+
+def _pause_step(settings: TrainSettings, resume_point: ResumePoint, last_step: int) -> int | None:
+    """Returns the step at which this command pauses; None if it goes to the end."""
+    pause_step = settings.pause_at_step
+    if pause_step is None or pause_step >= last_step:
+        return None
+    if resume_point.step > pause_step and pause_step not in resume_point.pauses:
+        raise BadInput(
+            f"--pause_at_step is {pause_step}, and {settings.workdir} is at step "
+            f"{resume_point.step}: name a later step, or use another --workdir"
+        )
+    return pause_step
 
 
 def _check_model_and_data(

@@ -12,6 +12,7 @@ from tfdp.checkpoints.reading import read_on_all_workers
 from tfdp.checkpoints.store import Checkpoint, CheckpointStore
 from tfdp.errors import BadInput
 from tfdp.log import say
+from tfdp.run import pausing
 from tfdp.workers.collectives import Workers
 
 
@@ -26,6 +27,7 @@ class ResumePoint:
             callback ``stopped_early``, and the ``best`` evaluation so far.
         summary: the summary of the last time that the run finished; empty if it never did.
         checkpoint: the checkpoint of ``step``; None at the beginning.
+        pauses: the steps at which the run has paused so far (``pausing``).
         is_adopted: whether the checkpoint is of another run. Then learning rates are those that
             the recipe sets now, and all else is the checkpoint's.
     """
@@ -34,6 +36,7 @@ class ResumePoint:
     about: dict[str, Any]
     summary: dict[str, Any]
     checkpoint: Checkpoint | None
+    pauses: frozenset[int]
     is_adopted: bool
 
 
@@ -61,6 +64,7 @@ def find_resume_point(
         assert store is not None
         checkpoint = store.latest()
         summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
+        pauses = pausing.steps(summary_path.parent)
         differences = _differences(checkpoint, settings)
         if differences and not adopt_checkpoints:
             raise BadInput(
@@ -68,21 +72,28 @@ def find_resume_point(
                 "another --workdir, or the values that it was started with, or --adopt_checkpoints"
             )
         if checkpoint is None:
-            return None, {"about": _about_new_run(settings), "summary": summary, "adopted": False}
+            return None, {"about": _about_new_run(settings), "summary": summary}
         if differences:
             say(
                 f"going on from another run's checkpoint: {'; '.join(differences)}; learning rates "
                 "are those of the recipe"
             )
             return checkpoint, {"about": _about_new_run(settings), "summary": {}, "adopted": True}
-        was_finished = summary.get("steps") == checkpoint.step
+        was_finished = summary.get("steps") == checkpoint.step or checkpoint.step in pauses
         restarts = checkpoint.about["restarts"] + (not was_finished)
         about = checkpoint.about | {"restarts": restarts}
-        return checkpoint, {"about": about, "summary": summary, "adopted": False}
+        return checkpoint, {"about": about, "summary": summary, "pauses": pauses}
 
     checkpoint, found = read_on_all_workers(workers, find)
     step = 0 if checkpoint is None else checkpoint.step
-    return ResumePoint(step, found["about"], found["summary"], checkpoint, found["adopted"])
+    return ResumePoint(
+        step,
+        found["about"],
+        found["summary"],
+        checkpoint,
+        frozenset(found.get("pauses", ())),
+        found.get("adopted", False),
+    )
 
 
 def _about_new_run(settings: dict[str, Any]) -> dict[str, Any]:

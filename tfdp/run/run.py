@@ -15,13 +15,13 @@ import tensorflow as tf
 from tfdp.checkpoints.saving import Saver
 from tfdp.data.pipeline import Batches
 from tfdp.data.sources import Source
-from tfdp.errors import BadInput, Refused, Regrouping, Stopped, TrainingError
+from tfdp.errors import BadInput, Paused, Refused, Regrouping, Stopped, TrainingError
 from tfdp.files import Claim
 from tfdp.log import say
 from tfdp.provenance import weights_sha256
 from tfdp.publishing import publish_recipe
 from tfdp.recipe import Recipe
-from tfdp.run import summary
+from tfdp.run import pausing, summary
 from tfdp.run.profiling import Profile
 from tfdp.run.progress import Progress
 from tfdp.run.recipe_data import RecipeData
@@ -59,6 +59,8 @@ class Run:
         last_summary: summary of the last time that the run finished; empty if it never did.
         first_step: number of updates done at the resume point.
         last_step: number of updates at the end.
+        pause_step: number of updates at which this command pauses; None if it goes to the end.
+        has_paused: whether the run has paused at that step already.
     """
 
     settings: TrainSettings
@@ -76,6 +78,9 @@ class Run:
     last_summary: dict[str, Any]
     first_step: int
     last_step: int
+    pause_step: int | None
+    has_paused: bool
+    is_pausing: bool = False  # whether the run is at ``pause_step``
     results: summary.Results = dataclasses.field(default_factory=summary.Results)
 
     @property
@@ -89,11 +94,16 @@ class Run:
     def say_nothing_to_do(self) -> None:
         """Prints that the run is finished."""
         if self.workers.is_chief:
-            say(f"{self.settings.workdir} is finished at step {self.last_step}: nothing to do")
+            state = "has paused" if self.has_paused else "is finished"
+            step = self.pause_step if self.has_paused else self.last_step
+            say(f"{self.settings.workdir} {state} at step {step}: nothing to do")
         self.workers.settle()
 
     def train(self, should_stop: Callable[[], bool]) -> None:
-        """Trains from the resume point to the last step, and saves on the way."""
+        """Trains from the resume point to the last step or the pause, and saves on the way."""
+        if self.first_step == self.pause_step:  # killed before its results were written
+            self.is_pausing = True
+            return
         if self.first_step and self.workers.is_chief:
             say(f"going on from step {self.first_step} of {self.last_step}")
         profile = self._profile()
@@ -138,6 +148,11 @@ class Run:
             self.saver.save(stopped.step)
             self._wait_for_saver()
             raise
+        except Paused as paused:
+            self.saver.save(paused.step)
+            self._wait_for_saver()
+            self.is_pausing = True
+            return
         finally:
             progress.close()
             if profile is not None:
@@ -183,6 +198,39 @@ class Run:
             raise TrainingError(str(error)) from error
         self.workers.settle()
 
+    @marked("writing the results of a pause")
+    def write_pause(self) -> None:
+        """Writes the results at a pause, on the chief."""
+        step = self.saver.step
+
+        def finish() -> None:
+            assert self.claim is not None
+            self.claim.check()
+            try:
+                pausing.write(
+                    self.settings.workdir,
+                    {
+                        "step": step,
+                        "examples": self._examples_until(step),
+                        "metrics": self.results.metrics,
+                        "eval_metrics": self.results.eval_metrics,
+                        "weights_sha256": self.results.weights_sha256,
+                    },
+                )
+            except OSError as error:
+                raise TrainingError(
+                    f"step {step} is saved, but its results could not be written: {error}. Make "
+                    "room, and start the same command again"
+                ) from error
+            say(f"paused at step {step}: the same command without --pause_at_step goes on")
+
+        self.workers.run_on_chief(finish)
+        self.workers.settle()
+
+    def _examples_until(self, step: int) -> int | None:
+        examples_before = self.batches.examples_before
+        return None if examples_before is None else examples_before(step)
+
     def _step_callbacks(
         self, progress: Progress, should_stop: Callable[[], bool]
     ) -> list[StepCallback]:
@@ -192,7 +240,13 @@ class Run:
             evaluate = functools.partial(self._evaluate_at_step, progress, should_stop)
             found.append(StepCallback(self.settings.eval_every_steps, evaluate))
         found.append(StepCallback(self.settings.checkpoint_every_steps, self._save))
+        if self.pause_step is not None:
+            found.append(StepCallback(self.pause_step, self._pause))
         return found
+
+    def _pause(self, step: int) -> None:
+        if step == self.pause_step and not self.model.stop_training:
+            raise Paused(step)
 
     def _save(self, step: int) -> None:
         self.saver.save(step, bool(self.model.stop_training))
@@ -262,14 +316,13 @@ class Run:
         )
 
     def _write_summary(self, export_path: Path | None) -> None:
-        examples = self.batches.examples_before
         assert self.claim is not None
         self.claim.check()
         summary.write(
             self.settings.workdir / "summary.json",
             self.results,
             steps=self.last_step,
-            examples=None if examples is None else examples(self.last_step),
+            examples=self._examples_until(self.last_step),
             workers=self.workers.count,
             replicas=self.workers.replicas,
             seed=self.settings.seed,

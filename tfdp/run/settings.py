@@ -108,6 +108,9 @@ class TrainSettings(WorkerSettings, PublishSettings):
         "float32", "Dtype in which gradients are sent: bfloat16 is half the bytes."
     )
     bytes_per_pack: int | None = flag(None, "Largest size of one all-reduce of gradients.")
+    pause_at_step: int | None = flag(
+        None, "Save, evaluate and end there; the same command without it goes on."
+    )
     hang_timeout_s: float | None = flag(
         None,
         "Seconds without a step after which the run ends with 138; by default far more than any "
@@ -129,6 +132,7 @@ class TrainSettings(WorkerSettings, PublishSettings):
         for name in ("steps", "epochs", "checkpoint_every_steps", "keep_checkpoints"):
             check_count(name, getattr(self, name), least=1)
         check_count("min_workers", self.min_workers, least=1)
+        check_count("pause_at_step", self.pause_at_step, least=1)
         if not 0 <= self.elastic_wait_s <= MAX_COUNT:
             raise BadInput(
                 f"--elastic_wait_s is {self.elastic_wait_s}: it has to be 0 or more, up to "

@@ -26,13 +26,16 @@ def train(settings: TrainSettings, recipe: Recipe, signals: Signals) -> None:
             workers.run_on_chief(lambda: files.lock_workdir(settings.workdir, is_shared=True))
         run = prepare(settings, recipe, workers, membership)
         try:
-            if run.is_finished:
+            if run.is_finished or run.has_paused:
                 run.say_nothing_to_do()
             else:
                 with signals.deferred():
                     run.train(lambda: signals.received is not None)
                 run.evaluate()
-                run.publish_and_sum_up()
+                if run.is_pausing:
+                    run.write_pause()
+                else:
+                    run.publish_and_sum_up()
         finally:
             run.saver.wait()
         if membership is not None and workers.is_chief:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from tfdp.cli import flags
 from tfdp.cli.flags import flag
 from tfdp.errors import BadInput
 from tfdp.publishing.settings import PublishSettings
-from tfdp.run.settings import MAX_COUNT, TrainSettings, check_count, check_is_local
+from tfdp.run.settings import MAX_COUNT, check_count, check_is_local
 from tfdp.search.objective import Objective
 
 Prune = Literal["asha", "hyperband", "none"]

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfdp.data.pipeline import Batches
-from tfdp.errors import PeerFailed, Stopped
+from tfdp.errors import Paused, PeerFailed, Regrouping, Stopped
 from tfdp.step.gradients import GradientAllReduce
 from tfdp.step.train_step import TrainSteps, train_steps
 from tfdp.trainer import callbacks as callbacks_module
@@ -227,7 +227,7 @@ def _reporting_failures(loop: UpdateLoop) -> Iterator[None]:
     """Reports to the other workers if this one fails between two calls into TensorFlow."""
     try:
         yield
-    except (PeerFailed, Stopped, tf.errors.OpError):
+    except (PeerFailed, Stopped, Paused, Regrouping, tf.errors.OpError):
         raise
     except Exception as error:
         if not FAULTS.report_if_fatal(error):
