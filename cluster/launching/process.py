@@ -29,6 +29,7 @@ class WorkerProcess:
         environ: all environment variables of the process.
         watchdog: kills the process group if the launcher dies.
         has_input: whether standard input is a pipe, for ``write_line``; by default it is empty.
+        output: the descriptor of a file for standard output and error; by default they are pipes.
 
     Raises:
         OSError: if the process can't be started.
@@ -42,6 +43,7 @@ class WorkerProcess:
         watchdog: Watchdog,
         *,
         has_input: bool = False,
+        output: int = subprocess.PIPE,
     ) -> None:
         self.name = name
         self.loss = ""
@@ -58,8 +60,8 @@ class WorkerProcess:
             bufsize=0,
             env=dict(environ),
             stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
             preexec_fn=before_exec,
         )
