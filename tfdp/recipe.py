@@ -25,6 +25,7 @@ _ARGUMENTS = {  # of each function that a recipe may define
     "preprocess": ("features", "training", "seed"),
     "callbacks": ("hparams",),
     "class_names": ("hparams",),
+    "search_space": ("trial",),
 }
 _REQUIRED = ("build_model", "train_data")
 
@@ -48,6 +49,7 @@ class Recipe:
         preprocess: returns model inputs for ``(features, training, seed)`` of one example, or None.
         callbacks: returns a list of Keras callbacks, or None.
         class_names: returns the names of the output's columns, or None.
+        search_space: returns an ``HParams`` for an ``optuna.Trial``, or None.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Recipe:
     preprocess: Callable[[Any, bool, Any], Any] | None
     callbacks: Callable[[Any], Any] | None
     class_names: Callable[[Any], Any] | None
+    search_space: Callable[[Any], Any] | None = None
 
 
 def load(name: str, hparam: Sequence[str] = ()) -> Recipe:
@@ -86,7 +89,7 @@ def load(name: str, hparam: Sequence[str] = ()) -> Recipe:
                 f"recipe {name}: {function} has to be a function that takes "
                 f"({', '.join(arguments)})"
             )
-    hparams = _make_hparams(name, getattr(module, "HParams", NoHParams), hparam)
+    hparams = make_hparams(name, getattr(module, "HParams", NoHParams), hparam)
     source = Path(module.__file__ or "").read_bytes()
     values = json.dumps(dataclasses.asdict(hparams), sort_keys=True, default=str)
     digest = hashlib.sha256(source + values.encode()).hexdigest()
@@ -130,30 +133,64 @@ def _accepts(function: Any, arguments: int) -> bool:
     return True
 
 
-def _make_hparams(recipe: str, kind: Any, overrides: Sequence[str]) -> Any:
+def make_hparams(recipe: str, kind: Any, overrides: Sequence[str]) -> Any:
+    """Returns an instance of ``HParams``.
+
+    Args:
+        recipe: the recipe's name, for messages.
+        kind: its ``HParams``.
+        overrides: ``NAME=VALUE`` for each overridden field.
+
+    Raises:
+        BadInput: if a value has the wrong type, or ``HParams`` refuses it.
+    """
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise BadInput(f"recipe {recipe}: HParams has to be a dataclass")
-    types = typing.get_type_hints(kind)
-    fields = {field.name: types[field.name] for field in dataclasses.fields(kind)}
-    values = {}
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise BadInput(f"--hparam={override}: it has to be NAME=VALUE")
-        if name not in fields:
-            raise BadInput(
-                f"--hparam={override}: recipe {recipe} has no such hyperparameter; "
-                f"it has {', '.join(fields) or 'none'}"
-            )
-        values[name] = _parse_value(override, text, fields[name])
+    values = parse_hparams(recipe, kind, overrides)
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
         raise BadInput(f"recipe {recipe}: HParams can't be created: {error}") from error
 
 
-def _parse_value(override: str, text: str, kind: Any) -> Any:
-    """Returns the value in ``override`` as ``kind``; any kind but str is parsed as JSON."""
+def parse_hparams(recipe: str, kind: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns the values of ``NAME=VALUE`` by name, as ``make_hparams`` passes them on.
+
+    Raises:
+        BadInput: if there is no such field, or a value has the wrong type.
+    """
+    types = hparam_types(kind)
+    values = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise BadInput(f"--hparam={override}: it has to be NAME=VALUE")
+        if name not in types:
+            raise BadInput(
+                f"--hparam={override}: recipe {recipe} has no such hyperparameter; "
+                f"it has {', '.join(types) or 'none'}"
+            )
+        values[name] = parse_value(f"--hparam={override}", text, types[name])
+    return values
+
+
+def hparam_types(kind: Any) -> dict[str, Any]:
+    """Returns the type of each field of ``HParams`` by name."""
+    types = typing.get_type_hints(kind)
+    return {field.name: types[field.name] for field in dataclasses.fields(kind)}
+
+
+def parse_value(flag: str, text: str, kind: Any) -> Any:
+    """Returns ``text`` as a value of a type; it is parsed as JSON for any type but str.
+
+    Args:
+        flag: the flag that contains the text, for messages.
+        text: what the user wrote.
+        kind: type of the field.
+
+    Raises:
+        BadInput: if it is not a value of this type.
+    """
     if kind is str:
         return text
     try:
@@ -163,5 +200,5 @@ def _parse_value(override: str, text: str, kind: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if kind in (int, float, bool) and type(value) is not kind:
-        raise BadInput(f"--hparam={override}: the value has to be of type {kind.__name__}")
+        raise BadInput(f"{flag}: the value has to be of type {kind.__name__}")
     return tuple(value) if isinstance(value, list) else value
