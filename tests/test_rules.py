@@ -36,7 +36,7 @@ def imports(path: Path) -> Iterator[str]:
 # Who may import whom. A room is a folder, or the modules that lie in it directly; rooms of one
 # package are listed from the top to the bottom, and no import points up.
 COMMANDS = {
-    **dict.fromkeys(("tfdp.train", "tfdp.evaluate", "tfdp.export"), "commands"),
+    **dict.fromkeys(("tfdp.train", "tfdp.evaluate", "tfdp.export", "tfdp.tune"), "commands"),
     **dict.fromkeys(("cluster.launch", "cluster.slurm.__main__"), "cluster.commands"),
     **dict.fromkeys(
         ("serving.server.__main__", "serving.server.command"), "serving.server command"
@@ -44,10 +44,13 @@ COMMANDS = {
 }
 MAY_IMPORT = {
     "commands": {
-        *("tfdp.run", "tfdp.cli", "tfdp.workers", "tfdp"),
+        *("tfdp.search", "tfdp.run", "tfdp.cli", "tfdp.workers", "tfdp"),
         *("cluster.launching", "cluster"),
     },
-    "tfdp.search": {"tfdp.run", "tfdp.publishing", "tfdp.cli", "tfdp"},
+    "tfdp.search": {
+        *("tfdp.run", "tfdp.publishing", "tfdp.step", "tfdp.cli", "tfdp.workers", "tfdp"),
+        *("cluster.launching", "cluster"),
+    },
     "tfdp.run": {
         *("tfdp.publishing", "tfdp.trainer", "tfdp.checkpoints", "tfdp.step", "tfdp.data"),
         *("tfdp.cli", "tfdp.workers", "tfdp"),

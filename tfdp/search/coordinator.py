@@ -21,8 +21,9 @@ from tfdp.search.order_file import OrderFile
 from tfdp.search.screen import RunningTrial
 from tfdp.search.search import Search, Stretch
 from tfdp.search.settings import TuneSettings
-from tfdp.search.slots import Slot
+from tfdp.search.slot import Slot
 from tfdp.search.table import Table
+from tfdp.search.table_files import TrialTimes, read_times, write_times
 from tfdp.search.trial import TrialFolder
 
 MAX_FRUITLESS_STARTS: Final = 10  # of a trial, in a row, without a new checkpoint
@@ -58,7 +59,6 @@ class _Starts:
 
     fruitless: int = 0  # in a row
     not_before_s: float = 0.0
-    seconds: float = 0.0  # of all that have ended
 
 
 class Coordinator:
@@ -99,13 +99,9 @@ class Coordinator:
         self._order = OrderFile(settings.workdir / "order.txt") if settings.asynchronous else None
         self._running: dict[int, _Running] = {}  # by trial
         self._starts: dict[int, _Starts] = {}
+        self._times = read_times(settings.workdir)
         self._frozen = FrozenWorkers()
         self._began_s = time.monotonic()
-
-    @property
-    def seconds(self) -> dict[int, float]:
-        """How long each trial's processes have run under this coordinator, by trial."""
-        return {number: starts.seconds for number, starts in self._starts.items()}
 
     def run(self) -> None:
         """Runs trials until the search is over.
@@ -214,7 +210,9 @@ class Coordinator:
     def _has_result(self, stretch: Stretch) -> bool:
         folder = self._folder(stretch.number)
         is_running = stretch.number in self._running
-        return not is_running and folder.result(self._pause_of(stretch), self._objective) is not None
+        return (
+            not is_running and folder.result(self._pause_of(stretch), self._objective) is not None
+        )
 
     def _start_trials(self, watchdog: Watchdog) -> None:
         """Starts stretches in free slots, those first whose results count first."""
@@ -261,9 +259,8 @@ class Coordinator:
             code = running.process.poll()
             if code is not None:
                 del self._running[number]
-                starts = self._starts[number]
-                starts.seconds += time.monotonic() - running.since_s
-                self._judge_exit(running, code, starts)
+                is_restart = self._judge_exit(running, code, self._starts[number])
+                self._note_time(running, is_restart=is_restart)
             elif self._is_overdue(number):
                 self._folder(number).write_failure(
                     f"it has trained for more than {self._settings.trial_timeout_s:g} s "
@@ -274,23 +271,40 @@ class Coordinator:
     def _is_overdue(self, number: int) -> bool:
         limit_s = self._settings.trial_timeout_s
         running = self._running[number]
-        seconds = self._starts[number].seconds + time.monotonic() - running.since_s
+        seconds = self._times_of(number).training_s + time.monotonic() - running.since_s
         return limit_s is not None and seconds > limit_s
 
-    def _judge_exit(self, running: _Running, code: int, starts: _Starts) -> None:
-        """Decides what a trial's exit code means: a result, a failure, or another start."""
+    def _times_of(self, number: int) -> TrialTimes:
+        return self._times.get(number, TrialTimes(number))
+
+    def _note_time(self, running: _Running, *, is_restart: bool) -> None:
+        """Adds to the times of a trial whose process has ended."""
+        number = running.stretch.number
+        times = self._times_of(number)
+        self._times[number] = dataclasses.replace(
+            times,
+            training_s=times.training_s + time.monotonic() - running.since_s,
+            restarts=times.restarts + is_restart,
+            slot=running.slot.name,
+        )
+        write_times(self._times.values(), self._settings.workdir)
+
+    def _judge_exit(self, running: _Running, code: int, starts: _Starts) -> bool:
+        """Decides what a trial's exit code means: a result, a failure, or another start.
+
+        Returns:
+            Whether the trial starts again.
+        """
         stretch = running.stretch
         folder = self._folder(stretch.number)
         loss = self._frozen.loss_of(running.process)
         end = policy.Exit(f"trial {stretch.number}", code, loss)
         if code == exit_codes.BAD_INPUT:
             raise BadInput(
-                "\n".join([f"{end}; the search ends, as this concerns all trials:"])
-                + "\n"
-                + "\n".join(folder.last_lines())
+                "\n".join([f"{end}: the search ends, as other trials would", *folder.last_lines()])
             )
         if self._has_result(stretch):
-            return
+            return False
         if code == exit_codes.FINISHED:
             folder.write_failure(f"it ended with 0, but {folder.path} has no results of it")
         elif end.is_permanent:
@@ -302,10 +316,12 @@ class Coordinator:
                 folder.write_failure(
                     f"{end}, {starts.fruitless} times in a row without a new checkpoint"
                 )
-                return
+                return False
             pause_s = min(0.5 * (starts.fruitless - 1), MAX_PAUSE_S) if starts.fruitless else 0.0
             starts.not_before_s = time.monotonic() + pause_s
             self._screen.event(f"{end}: it starts again")
+            return True
+        return False
 
     def _stop_trials(self, number: signal.Signals) -> None:
         """Ends all trials that run; those that don't end in time are killed."""

@@ -48,9 +48,7 @@ def tune(
         settings[name] = None if settings[name] is None else Path(settings[name])
     for name in {"search", "require_min", "require_max"} & settings.keys():
         settings[name] = tuple(settings[name])
-    flags = TuneSettings(
-        recipe=str(recipe), workdir=Path(workdir), objective=objective, **settings
-    )
+    flags = TuneSettings(recipe=str(recipe), workdir=Path(workdir), objective=objective, **settings)
     return _tune(flags, trial_flags, _wait)
 
 

@@ -14,7 +14,7 @@ from tfdp.files import sync_tree, write_whole
 from tfdp.log import say
 from tfdp.search import child
 from tfdp.search.child import Wait
-from tfdp.search.slots import Slot
+from tfdp.search.slot import Slot
 from tfdp.search.table import Row
 from tfdp.search.trial import TrialFolder
 from tfdp.search.trial_command import Commands

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from tfdp.search.objective import Objective
 from tfdp.search.rungs import Rungs
 from tfdp.search.study import Choice, Study
-from tfdp.search.table import Row, Table
+from tfdp.search.table import Row, State, Table
 from tfdp.search.trial import Result
 
 
@@ -47,7 +47,6 @@ class Search:
         objective: what the search looks for.
         folder_of: returns the folder of a trial by its number, relative to the search's workdir.
         on_choice: called with each new trial's choice.
-        on_event: called with a line for people about each result that counts.
 
     Attributes:
         in_flight: the stretches whose results have not counted yet.
@@ -63,7 +62,6 @@ class Search:
         *,
         folder_of: Callable[[int], str],
         on_choice: Callable[[Choice], None] = lambda choice: None,
-        on_event: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.in_flight: set[Stretch] = set()
         self.failures_in_row = 0
@@ -74,7 +72,6 @@ class Search:
         self._objective = objective
         self._folder_of = folder_of
         self._on_choice = on_choice
-        self._on_event = on_event
         self._rows: list[Row] = []
         self._now = 0  # by the virtual clock
 
@@ -115,9 +112,9 @@ class Search:
         self._now = max(self._now, stretch.end)
         number = stretch.number
         row = self._rows[number]
-        self.examples += (result.examples or 0) - row.examples if result.examples else 0
+        self.examples += max(0, (result.examples or 0) - row.examples)
         if result.failure:
-            self._end(row, "failed", f"failed: {result.failure}", failure=result.failure)
+            self._end(row, "failed", failure=result.failure)
             return
         value = result.objective
         assert value is not None
@@ -130,22 +127,20 @@ class Search:
             objective=value,
             weights_sha256=result.weights_sha256,
         )
-        reached = f"{self._objective.name} {value:.4g} at step {result.steps}"
         if result.is_end:
-            self._end(row, "complete", reached)
+            self._end(row, "complete")
         elif self._study.should_prune(number):
-            self._end(row, "pruned", f"{reached}: pruned")
+            self._end(row, "pruned")
         else:
             self._rows[number] = row
             self._begin_stretch(number, result.steps)
-            self._on_event(f"trial {number}: {reached}: goes on")
 
     def _begin_stretch(self, number: int, step: int) -> None:
         last_step = self._rungs.next_after(step)
         self.in_flight.add(Stretch(self._now + last_step - step, number, step, last_step))
 
-    def _end(self, row: Row, state: str, text: str, *, failure: str = "") -> None:
-        ended = dataclasses.replace(row, state=state, failure=failure)  # type: ignore[arg-type]
+    def _end(self, row: Row, state: State, *, failure: str = "") -> None:
+        ended = dataclasses.replace(row, state=state, failure=failure)
         self._rows[row.number] = ended
         self.failures_in_row = self.failures_in_row + 1 if failure else 0
         notes = {"weights_sha256": ended.weights_sha256, "examples": ended.examples}
@@ -155,4 +150,3 @@ class Search:
         else:
             told = TrialState.PRUNED if state == "pruned" else TrialState.FAIL
             self._study.tell(row.number, told)
-        self._on_event(f"trial {row.number}: {text}")

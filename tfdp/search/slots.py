@@ -1,23 +1,15 @@
-"""Where trials run: each slot runs one trial at a time."""
+"""Stub."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+
+from tfdp.search.settings import TuneSettings
+from tfdp.search.slot import Slot, thread_environ
 
 
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """A place for one trial.
-
-    Args:
-        name: for people: ``core 0``, ``gpu 1``, ``h1``.
-        launcher: the words that precede ``python -m tfdp.train …``; it ends with the exit code of
-            the run, as ``cluster.policy`` defines it.
-        environ: variables on top of this process's.
-    """
-
-    name: str
-    launcher: tuple[str, ...] = ()
-    environ: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+def find_slots(settings: TuneSettings, environ: Mapping[str, str]) -> list[Slot]:
+    return [
+        Slot(f"slot {i}", (), thread_environ(settings.threads_per_trial))
+        for i in range(settings.parallel or 1)
+    ]

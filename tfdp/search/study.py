@@ -95,7 +95,7 @@ class Study:
 
     def should_prune(self, number: int) -> bool:
         """Returns whether a trial ends at the rung that was reported last."""
-        return self._trials[number].should_prune()
+        return bool(self._trials[number].should_prune())
 
     def tell(self, number: int, state: TrialState, value: float | None = None) -> None:
         """Ends a trial: COMPLETE with its objective, PRUNED or FAIL."""

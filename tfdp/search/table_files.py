@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tfdp.errors import BadInput
 from tfdp.files import write_whole
 from tfdp.search.table import Row, Table
 
@@ -51,6 +52,23 @@ def write(table: Table, workdir: Path, about: Mapping[str, Any]) -> None:
     """
     write_whole(workdir / "search.json", _as_json(table, about))
     write_whole(workdir / "trials.csv", _as_csv(table))
+
+
+def read_about(workdir: Path) -> dict[str, Any]:
+    """Returns the ``about`` of the search that was written to a workdir; empty without one.
+
+    Raises:
+        BadInput: if ``search.json`` is none of ours.
+    """
+    path = workdir / "search.json"
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text())["about"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{path} is not a search's ({error!r}): restore it, or use another --workdir"
+        ) from None
 
 
 def write_times(times: Iterable[TrialTimes], workdir: Path) -> None:

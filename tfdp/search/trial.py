@@ -1,7 +1,7 @@
 """The folder of a trial: ``WORKDIR/trials/0007/``, which is also the workdir of its run.
 
-The run writes its results there (``pauses/<step>.json``, ``summary.json``), and the coordinator what
-only it can know: ``trial.json`` (what the trial is) and ``failure.json`` (why it has no results).
+The run writes its results there (``pauses/<step>.json``, ``summary.json``), and the coordinator
+writes ``trial.json`` (what the trial is) and ``failure.json`` (why it has no results).
 Results never change. So a search that starts again reads what it knew before it was killed.
 """
 

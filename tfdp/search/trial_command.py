@@ -135,7 +135,9 @@ class Commands:
     def _to_publish(self) -> list[str]:
         folder = self.settings.publish_dir
         words = [f"--export_dir={'none' if folder is None else folder}"]
-        return words + [word for name, value in self.publish.items() for word in _words(name, value)]
+        return words + [
+            word for name, value in self.publish.items() for word in _words(name, value)
+        ]
 
 
 def _publishing(settings: TuneSettings, train: TrainSettings) -> dict[str, Any]:
@@ -145,7 +147,9 @@ def _publishing(settings: TuneSettings, train: TrainSettings) -> dict[str, Any]:
         before, after = getattr(settings, field.name), getattr(train, field.name)
         given = [value for value in (before, after) if value != field.default]
         if len(given) == 2 and before != after:
-            raise BadInput(f"--{field.name} is {before} before -- and {after} after it: give it once")
+            raise BadInput(
+                f"--{field.name} is {before} before -- and {after} after it: give it once"
+            )
         if given:
             found[field.name] = given[0]
     return found

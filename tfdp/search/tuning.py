@@ -17,7 +17,7 @@ from cluster import exit_codes
 from tfdp import files, recipe
 from tfdp.errors import BadInput, TrainingError
 from tfdp.log import say
-from tfdp.search import child, curves, pictures, publishing, table_files
+from tfdp.search import child, pictures, publishing, table_files
 from tfdp.search.child import Wait
 from tfdp.search.coordinator import Coordinator
 from tfdp.search.objective import Objective
@@ -25,7 +25,8 @@ from tfdp.search.rungs import Rungs
 from tfdp.search.screen import Screen
 from tfdp.search.search import Search
 from tfdp.search.settings import TuneSettings
-from tfdp.search.slots import Slot, find_slots
+from tfdp.search.slot import Slot
+from tfdp.search.slots import find_slots
 from tfdp.search.space import Space, differences
 from tfdp.search.storage import open_storage
 from tfdp.search.study import Choice, Study
@@ -62,7 +63,7 @@ def tune(settings: TuneSettings, trial_argv: Sequence[str], wait: Wait) -> Table
 
 
 def _tune(commands: Commands, wait: Wait) -> Table:
-    before = table_files.about(commands.settings.workdir)
+    before = table_files.read_about(commands.settings.workdir)
     commands = _with_threads(commands, before)
     settings = commands.settings
     loaded = recipe.load(settings.recipe, commands.train.hparam)
@@ -95,7 +96,7 @@ def _tune(commands: Commands, wait: Wait) -> Table:
         folder = TrialFolder(settings.workdir, number)
         return commands.train_trial(folder, choices[number].hparams, to_step)
 
-    with Screen(objective, settings.trials, slots) as screen:
+    with Screen(objective, settings.trials, len(slots)) as screen:
         search = Search(
             Study(
                 space,
@@ -109,7 +110,6 @@ def _tune(commands: Commands, wait: Wait) -> Table:
             objective,
             folder_of=lambda number: TrialFolder(settings.workdir, number).name,
             on_choice=prepare_trial,
-            on_event=screen.event,
         )
         coordinator = Coordinator(
             search,
