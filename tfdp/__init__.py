@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tfdp.data.tfrecords import from_tfrecords as from_tfrecords
     from tfdp.errors import BadInput as BadInput
     from tfdp.publishing.exporting import export as export
+    from tfdp.search.library import tune as tune
     from tfdp.step.all_gather import all_gather as all_gather
     from tfdp.trainer.connecting import connect as connect
     from tfdp.trainer.evaluation import evaluate as evaluate
@@ -53,6 +54,7 @@ _MODULES = {
     "from_tfrecords": "data.tfrecords",
     "is_chief": "chief",
     "predict": "trainer.prediction",
+    "tune": "search.library",
 }
 __all__ = sorted(_MODULES)
 

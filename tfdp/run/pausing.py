@@ -19,10 +19,10 @@ def steps(workdir: Path) -> list[int]:
 
 
 def write(workdir: Path, results: dict[str, Any]) -> None:
-    """Writes the results at a pause, whose ``"step"`` names the file, by one rename."""
+    """Writes the results at a pause, whose ``"steps"`` name the file, by one rename."""
     folder = workdir / "pauses"
     folder.mkdir(exist_ok=True)
-    write_whole(folder / f"{results['step']}.json", json.dumps(results, indent=2) + "\n")
+    write_whole(folder / f"{results['steps']}.json", json.dumps(results, indent=2) + "\n")
 
 
 def read(workdir: Path, step: int) -> dict[str, Any] | None:

@@ -210,7 +210,7 @@ class Run:
                 pausing.write(
                     self.settings.workdir,
                     {
-                        "step": step,
+                        "steps": step,
                         "examples": self._examples_until(step),
                         "metrics": self.results.metrics,
                         "eval_metrics": self.results.eval_metrics,

@@ -73,6 +73,10 @@ class Coordinator:
         screen: shows the search.
         on_change: called with the table whenever a result has counted.
         wait: waits for a time in seconds or for an event; returns signals to stop that have come.
+
+    Attributes:
+        slot_s: seconds of all slots together.
+        idle_s: those of them in which no trial ran.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Coordinator:
         self._times = read_times(settings.workdir)
         self._frozen = FrozenWorkers()
         self._began_s = time.monotonic()
+        self.slot_s = self.idle_s = 0.0
 
     def run(self) -> None:
         """Runs trials until the search is over.
@@ -116,6 +121,7 @@ class Coordinator:
                 self._run(watchdog)
             finally:
                 self._stop_trials(signal.SIGKILL)
+                self._screen.update(self._search.table, {})
 
     def _run(self, watchdog: Watchdog) -> None:
         if self._order is not None:
@@ -130,10 +136,14 @@ class Coordinator:
                 return
             self._start_trials(watchdog)
             self._screen.update(self._search.table, self._shown())
+            began_s = time.monotonic()
             if stop_signals := self._wait(self._next_look_s()):
                 self._screen.event(f"got {stop_signals[0].name}: trials save and stop")
                 self._stop_trials(stop_signals[0])
                 raise SearchStopped(stop_signals[0])
+            waited_s = time.monotonic() - began_s
+            self.slot_s += waited_s * len(self._slots)
+            self.idle_s += waited_s * (len(self._slots) - len(self._running))
             self._collect()
 
     @property

@@ -122,6 +122,9 @@ def _tune(commands: Commands, wait: Wait) -> Table:
             wait=wait,
         )
         coordinator.run()
+    if coordinator.slot_s > 0:
+        idle = coordinator.idle_s / coordinator.slot_s
+        say(f"slots had no trial to run for {idle:.0%} of the time")
     table = search.table
     show(table)
     pictures.draw(search.optuna_study, settings.workdir)
