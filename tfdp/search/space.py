@@ -138,8 +138,9 @@ class Space:
                 reason = "TrialPruned: a trial that has not started can't be pruned"
             elif not isinstance(error, _Refused):
                 reason = f"{type(error).__name__}: {reason}"
+            line = _line_of(error, self._recipe.name)
             raise BadInput(
-                f"{self._where} fails{_line_of(error)}{_listed(suggestions.params)}: {reason}"
+                f"{self._where} fails{line}{_listed(suggestions.params)}: {reason}"
             ) from error
         kind = type(self._recipe.hparams)
         if type(hparams) is not kind:
@@ -317,12 +318,13 @@ def _is_equal(one: Any, other: Any) -> bool:
 
 def _not_a_flag(name: str, value: Any) -> BadInput:
     return BadInput(
-        f"{name} is {shortened(value)}, which --hparam={name}=… can't give exactly to a trial's "
-        "run: fields that are searched have to be numbers, bools, strings, None or tuples of them"
+        f"{name} is {shortened(value)} ({type(value).__name__}), which --hparam={name}=… can't "
+        "give exactly to a trial's run: it has to be a number, bool, string or None, as the "
+        "field's type says, or a tuple of them"
     )
 
 
-def _line_of(error: Exception) -> str:
+def _line_of(error: Exception, recipe: str) -> str:
     """Returns the line of the user's file that an error comes from; empty without one."""
     ours = (Path(__file__).parent, Path(optuna.__file__).parent)
     frames = [
@@ -333,7 +335,8 @@ def _line_of(error: Exception) -> str:
     if not frames:
         return ""
     last = [frame for frame in frames if frame.filename == frames[0].filename][-1]
-    return f" in line {last.lineno} of {last.filename} ({last.line})"
+    file = "" if Path(last.filename) == Path(recipe) else f" of {last.filename}"
+    return f" in line {last.lineno}{file} ({last.line})"
 
 
 def _listed(params: Mapping[str, Any]) -> str:

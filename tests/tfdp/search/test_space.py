@@ -1,0 +1,467 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from tests.running import run
+from tfdp import recipe
+from tfdp.cli import flags
+from tfdp.errors import BadInput
+from tfdp.run.settings import TrainSettings
+from tfdp.search import parameters
+from tfdp.search.space import Space, differences, hparam_flags
+
+RECIPE = """
+import dataclasses, enum, math, random
+import optuna
+
+class Kind(enum.StrEnum):
+    ADAM = "adam"
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    units: int = 8
+
+@dataclasses.dataclass(frozen=True)
+class HParams:
+    rate: float = 0
+    width: int = 64
+    use_bias: bool = True
+    optimizer: str = "adam"
+    clip: float | None = None
+    sizes: tuple = (1, 2)
+    other: object = None
+    inner: Inner = Inner()
+    kinds: list = dataclasses.field(default_factory=lambda: [Kind.ADAM])
+
+    def __post_init__(self):
+        if self.width == -7:
+            raise ValueError("-7 is unlucky")
+
+def build_model(hparams): return "model"
+def train_data(hparams): return "train"
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Iterator[Any]:
+    """Loads a recipe whose ``search_space`` has the given lines, from line 32 of its file on."""
+    before = list(sys.path)
+
+    def loaded(*body: str) -> recipe.Recipe:
+        path = tmp_path / "mine.py"
+        lines = ["def search_space(trial):", *(f"    {line}" for line in body)] if body else []
+        path.write_text("\n".join([RECIPE, *lines]))
+        return recipe.load(str(path))
+
+    yield loaded
+    sys.path[:] = before
+    sys.modules.pop("mine", None)
+
+
+def ask(seed: int = 0) -> Any:
+    """A new trial of a new study."""
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask()
+
+
+def rehearsed(loaded: recipe.Recipe, *search: str, seed: int = 0) -> Space:
+    space = Space.of(loaded, search, [])
+    space.rehearse(seed)
+    return space
+
+
+BY_HAND = {  # what Optuna's users write for a value of --search
+    "rate=1e-4..1e-1:log": lambda trial: trial.suggest_float("rate", 1e-4, 1e-1, log=True),
+    "rate=-1..0": lambda trial: trial.suggest_float("rate", -1.0, 0.0),
+    "rate=0..0.3:step=0.1": lambda trial: trial.suggest_float("rate", 0.0, 0.3, step=0.1),
+    "rate=1e-3|1|0.1": lambda trial: trial.suggest_categorical("rate", [0.001, 1.0, 0.1]),
+    "clip=0.5..2": lambda trial: trial.suggest_float("clip", 0.5, 2.0),
+    "clip=null|0.5": lambda trial: trial.suggest_categorical("clip", [None, 0.5]),
+    "width=1..5": lambda trial: trial.suggest_int("width", 1, 5),
+    "width=-3..-1": lambda trial: trial.suggest_int("width", -3, -1),
+    "width=32..256:step=32": lambda trial: trial.suggest_int("width", 32, 256, step=32),
+    "width=1..1000:log": lambda trial: trial.suggest_int("width", 1, 1000, log=True),
+    "width=32|64|128": lambda trial: trial.suggest_categorical("width", [32, 64, 128]),
+    "use_bias=true|False": lambda trial: trial.suggest_categorical("use_bias", [True, False]),
+    "optimizer=adam|a=b|1..2|3": lambda trial: trial.suggest_categorical(
+        "optimizer", ["adam", "a=b", "1..2", "3"]
+    ),
+    "sizes=[]|[32]|[64, 64]": lambda trial: tuple(
+        json.loads(trial.suggest_categorical("sizes", ["[]", "[32]", "[64, 64]"]))
+    ),
+}
+
+
+@pytest.mark.parametrize("search", BY_HAND)
+def test_a_flag_suggests_what_the_same_line_by_hand_does(search: str, load: Any) -> None:
+    space = rehearsed(load(), search)
+    name = search.partition("=")[0]
+    values = set()
+    for seed in range(12):
+        expected = BY_HAND[search](by_hand := ask(seed))
+        drawn = space.draw(by_flag := ask(seed))
+        value = getattr(drawn, name)
+        assert (value, type(value)) == (expected, type(expected))
+        assert by_flag.params == by_hand.params
+        assert by_flag.distributions == by_hand.distributions
+        values.add(value)
+    assert len(values) > 1
+    (description,) = space.describe().values()
+    assert (
+        optuna.distributions.json_to_distribution(json.dumps(description))
+        == (by_hand.distributions[name])
+    )
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        (["rate"], r"--search=rate: it has to be NAME=LOW\.\.HIGH, .* or NAME=A\|B\|C"),
+        (["rate="], "it has to be NAME="),
+        (["=1..2"], "it has to be NAME="),
+        (["rate=1.."], "it has to be NAME="),
+        (["rate=..1"], "it has to be NAME="),
+        (["rate=1..2:sqrt"], r"it has to be NAME=LOW\.\.HIGH"),
+        (["rate=1..2:log:step=1"], r"it has to be NAME=LOW\.\.HIGH"),
+        (["rate=1..2:step="], r"it has to be NAME=LOW\.\.HIGH"),
+        (["speed=1..2"], "no such hyperparameter; it has rate, width, use_bias"),
+        (["rate=2..1"], r"2\.0 is larger than 1\.0: write the smaller number first"),
+        (["rate=1..1"], "single value: use --hparam=rate=1"),
+        (["rate=0..1:log"], "with :log, the smaller number has to be positive"),
+        (["width=-1..1:log"], "with :log, the smaller number has to be positive"),
+        (["rate=0..Infinity"], "have to be finite"),
+        (["rate=NaN..1"], "have to be finite"),
+        (["rate=low..high"], r"--search=rate=low\.\.high: the value has to be of type float"),
+        (["rate=0..1:step=small"], "the value has to be of type float"),
+        (["width=1..2.5"], "of type int"),
+        (["width=0..4:step=0.5"], "of type int"),
+        (["width=0..4:step=0"], "the step has to be positive"),
+        (["width=32..250:step=32"], "do not lead to 250: the last number below it is 224"),
+        (["rate=0..1:step=0.3"], r"do not lead to 1\.0: .* is 0\.9"),
+        (["width=1|2.5"], "of type int"),
+        (["width=1..2|3"], "of type int"),
+        (["use_bias=yes|no"], "of type bool"),
+        (["use_bias=0..1"], "a range is for a field of type int or float"),
+        (["optimizer=a..b"], "a range is for a field of type int or float"),
+        (["optimizer=adam"], "single value: use --hparam=optimizer=adam"),
+        (["optimizer=adam||sgd"], r"separated by \| alone, and none may be empty"),
+        (["optimizer=adam|"], "none may be empty"),
+        (["optimizer=adam | sgd"], r"separated by \| alone"),
+        (["width=1|2|1"], "1 is there twice"),
+        (["rate=1|2|1.0"], r"1\.0 is there twice"),
+        (["sizes=[1]|[1 ]"], r"\[1 \] is there twice"),
+        (["other=1|true"], "true is there twice"),  # as 1 == True, Optuna can't tell them apart
+        (["width=1..2", "rate=1..2", "width=3..4"], "there is another --search=width"),
+    ],
+)
+def test_wrong_flags_are_refused(search: list[str], message: str, load: Any) -> None:
+    with pytest.raises(BadInput, match=message):
+        Space.of(load(), search, [])
+
+
+def test_there_is_one_way_to_a_space(load: Any) -> None:
+    with pytest.raises(BadInput, match=r"nothing to search: define search_space.*or add --search="):
+        Space.of(load(), [], [])
+    by_recipe = load("return HParams(trial.suggest_float('rate', 0, 1))")
+    with pytest.raises(BadInput, match="defines search_space: keep one of both"):
+        Space.of(by_recipe, ["width=1|2"], [])
+    with pytest.raises(BadInput, match=r"--hparam=width=2: search_space .* determines all"):
+        Space.of(by_recipe, [], ["width=2"])
+
+
+def test_fields_of_hparam_are_fixed(load: Any) -> None:
+    space = Space.of(load(), ["rate=1e-4|1e-2"], ["width=7", "optimizer=sgd"])
+    space.rehearse(0)
+    drawn = space.draw(ask())
+    assert (drawn.width, drawn.optimizer, drawn.use_bias) == (7, "sgd", True)
+    assert drawn.rate in (1e-4, 1e-2)
+    with pytest.raises(BadInput, match="--search=width and --hparam=width: keep one of both"):
+        Space.of(load(), ["width=1|2"], ["width=7"])
+    with pytest.raises(BadInput, match=r"--hparam=speed=1: .* no such hyperparameter"):
+        Space.of(load(), ["width=1|2"], ["speed=1"])
+
+
+def test_a_recipe_that_searches_as_users_of_optuna_write_it(load: Any) -> None:
+    loaded = load(
+        "rate = trial.suggest_float('rate', 1e-4, 1e-1, log=True)",
+        "optimizer = trial.suggest_categorical('optimizer', ['adam', 'sgd'])",
+        "if optimizer == 'adam':",
+        "    return HParams(rate, optimizer=optimizer)",
+        "layers = trial.suggest_int('layers', 1, 3)",
+        "sizes = [trial.suggest_int(f'size_{i}', 8, 64, step=8) for i in range(layers)]",
+        "return HParams(rate, optimizer=optimizer, sizes=tuple(sizes))",
+    )
+    space = rehearsed(loaded)
+    assert list(space.describe()) == [
+        *("layers", "optimizer", "rate", "size_0", "size_1", "size_2"),
+    ]
+    optimizers = set()
+    for seed in range(8):
+        by_hand = ask(seed)
+        assert loaded.search_space is not None
+        expected = loaded.search_space(by_hand)  # Optuna's trial itself
+        drawn = space.draw(trial := ask(seed))
+        assert drawn == expected
+        assert trial.params == by_hand.params
+        optimizers.add(drawn.optimizer)
+    assert optimizers == {"adam", "sgd"}
+
+
+RATE = "rate = trial.suggest_float('rate', 0, 1)"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            ["return 1 / 0"],
+            r"mine.py: search_space fails in line 32 \(return 1 / 0\): ZeroDivisionError",
+        ),
+        (
+            [RATE, "if rate > 0.95:", "    rate = missing", "return HParams(rate)"],
+            r"in line 34 \(rate = missing\), after rate=0\.9\d+: NameError: name 'missing'",
+        ),
+        (
+            ["width = trial.suggest_int('width', -7, 5)", "return HParams(width=width)"],
+            r"in line 26 \(.*\), after width=-7: ValueError: -7 is unlucky",
+        ),
+        ([RATE], "search_space returned None: it has to be an instance of .* HParams"),
+        ([RATE, "return {'rate': rate}"], r"returned \{'rate': .*: it has to be an instance"),
+        ([RATE, "return HParams"], "it has to be an instance"),
+        ([RATE, "return Inner()"], "it has to be an instance"),
+        (["return HParams(0.1)"], "search_space leaves nothing to search"),
+        (["return HParams(trial.suggest_float('rate', 1, 1))"], "leaves nothing to search"),
+        ([RATE, "return HParams(random.random())"], r"it returned rate=.*, then rate=.* alone"),
+        ([RATE, "raise optuna.TrialPruned()"], "TrialPruned: a trial that has not started"),
+        ([RATE, "trial.report(1.0, 1)", "return HParams(rate)"], r"trial\.report is not for a"),
+        ([RATE, "trial.should_prune()", "return HParams(rate)"], "trial.should_prune is not for"),
+        ([RATE, "trial.study.best_value", "return HParams(rate)"], "trial.study is not for a"),
+        ([RATE, "return HParams(trial.suggest_uniform('r', 0, 1))"], "may use suggest_float"),
+        # Distributions: Optuna refuses the first two, and takes the first range of the others.
+        (
+            [
+                RATE,
+                "choices = [1, 2] if rate < 0.5 else [1, 2, 3]",
+                "return HParams(width=trial.suggest_categorical('width', choices))",
+            ],
+            r"line 34 .*, after rate=.*: width was 1\|2.* and is 1\|2.*one distribution in all",
+        ),
+        (
+            [
+                RATE,
+                "if rate < 0.5: return HParams(trial.suggest_float('x', 1, 9))",
+                "return HParams(trial.suggest_float('x', 1, 9, log=True))",
+            ],
+            r"x was 1\.0\.\.9\.0.* and is 1\.0\.\.9\.0.*",
+        ),
+        (
+            [
+                "top = trial.suggest_int('top', 1, 9)",
+                "return HParams(width=trial.suggest_int('width', 0, top))",
+            ],
+            r"width was 0\.\.\d and is 0\.\.\d: a name has one distribution in all trials",
+        ),
+        (
+            [
+                "trial.suggest_int('width', 0, 9)",
+                "return HParams(width=trial.suggest_int('width', 0, 99))",
+            ],
+            r"after width=\d: width was 0\.\.9 and is 0\.\.99",
+        ),
+        (
+            ["return HParams(trial.suggest_float('rate', 0, 1, step=0.3))"],
+            r"rate is from 0 to 1 in steps of 0\.3, and the last one below 1 is 0",
+        ),
+        (
+            ["return HParams(width=trial.suggest_int('width', 32, 250, step=32))"],
+            "the last one below 250 is 224",
+        ),
+        (
+            ["return HParams(sizes=trial.suggest_categorical('sizes', [(1,), (2,)]))"],
+            r"a choice of sizes is \(1,\): choices have to be of type bool, int, float, str",
+        ),
+        (["return HParams(trial.suggest_float('rate', 2, 1))"], "ValueError: `low <= high`"),
+        (["return HParams(trial.suggest_float('rate', 0, 1, log=True))"], "ValueError: `low > 0`"),
+        # Values that a trial's run would not get.
+        (
+            [RATE, "return HParams(math.nan)"],
+            "after rate=.*: rate is nan .float., which --hparam=rate=…",
+        ),
+        (
+            [RATE, "return HParams(width=rate)"],
+            r"width is 0\.\d+ \(float\), which --hparam=width=…",
+        ),
+        ([RATE, "return HParams(width=True)"], "width is True .*, which"),
+        ([RATE, "return HParams(use_bias=1)"], "use_bias is 1 .*, which"),
+        ([RATE, "return HParams(optimizer=None)"], "optimizer is None .*, which"),
+        ([RATE, "return HParams(optimizer=Kind.ADAM)"], r"optimizer is 'adam' \(Kind\), which"),
+        ([RATE, "return HParams(optimizer='a\\0b')"], "optimizer is 'a.x00b' .*, which"),
+        ([RATE, "return HParams(optimizer='\\ud800')"], "optimizer is '.ud800' .*, which"),
+        ([RATE, "return HParams(sizes=((1, 2), (3, 4)))"], r"sizes is \(\(1, 2\), .*, which"),
+        ([RATE, "return HParams(sizes=[1, 2])"], r"sizes is \[1, 2\] .*, which"),
+        ([RATE, "return HParams(other=object())"], "other is <object .*, which"),
+        ([RATE, "return HParams(other={1: 2})"], r"other is \{1: 2\} .*, which"),
+        ([RATE, "return HParams(inner=Inner(9))"], r"inner is Inner\(units=9\) .*, which"),
+        ([RATE, "return HParams(kinds=[])"], r"kinds is \[\] .*, which"),
+    ],
+)
+def test_rehearsal_finds_what_is_wrong(body: list[str], message: str, load: Any) -> None:
+    space = Space.of(load(*body), [], [])
+    with pytest.raises(BadInput, match=message):
+        space.rehearse(0)
+
+
+def test_rehearsal_finds_values_of_flags_that_a_recipe_refuses(load: Any) -> None:
+    with pytest.raises(
+        BadInput, match=r"--search fails in line 26 .*, after width=-7: ValueError: -7 is unlucky"
+    ):
+        rehearsed(load(), "width=12|-7")
+
+
+def test_a_space_that_fails_later_is_refused_then(load: Any) -> None:
+    space = rehearsed(
+        load(
+            "width = trial.suggest_int('width', 0, 10**9)",
+            "if width == 5: trial.suggest_int('other', 0, 2)",
+            "top = 2 if width == 7 else 1",
+            "if width == 6: raise KeyError('six')",
+            "return HParams(rate=trial.suggest_float('rate', 0, top), width=width)",
+        )
+    )
+
+    def draw(width: int) -> Any:
+        study = optuna.create_study()
+        study.enqueue_trial({"width": width})
+        return space.draw(study.ask())
+
+    assert draw(4).width == 4
+    assert draw(5).width == 5, "a branch that rehearsal has not met"
+    with pytest.raises(BadInput, match=r"in line 35 .*after width=6: KeyError: 'six'"):
+        draw(6)
+    with pytest.raises(BadInput, match=r"rate was 0\.0\.\.1\.0 and is 0\.0\.\.2\.0"):
+        draw(7)
+    assert list(space.describe()) == ["rate", "width"], "as rehearsed"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("rate", value) for value in (1e-4, 0.1 + 0.2, 1e22, -0.0, 5e-324, float("inf"))),
+        *(("width", value) for value in (0, -3, 2**60 + 1)),
+        *(("use_bias", value) for value in (True, False)),
+        *(("optimizer", value) for value in ("", "a b ", "a=b", 'it\'s "so"', "3", "null", "é")),
+        *(("optimizer", value) for value in ("--x", "a\nb", "a,b", "[1]", "\\", "$HOME `ls`")),
+        *(("clip", value) for value in (None, 0.5)),
+        *(("sizes", value) for value in ((), (1,), (1, 2.0, True, None, "a", "é"))),
+        *(("other", value) for value in ("null", "1", 'say "x"', 1, 1.0, True, {"a": [1, "b"]})),
+    ],
+)
+def test_flags_give_back_the_same_hyperparameters(field: str, value: Any, load: Any) -> None:
+    loaded = load()
+    hparams = type(loaded.hparams)(**{"rate": 0.5, field: value})
+    given = hparam_flags(hparams)
+    # On the command line of a real process, by the command's own flags, into the recipe.
+    arguments = ["--recipe=r", "--workdir=w", *(f"--hparam={each}" for each in given)]
+    program = "import json, sys; print(json.dumps(sys.argv))"
+    argv = json.loads(run([sys.executable, "-c", program, *arguments]))
+    again = recipe.load(loaded.name, flags.parse(TrainSettings, argv).hparam).hparams
+    assert repr(again) == repr(hparams)
+    assert [each.partition("=")[0] for each in given] == [
+        *("rate", "width", "use_bias", "optimizer", "clip", "sizes", "other"),
+    ], "all but the defaults that no flag can give"
+
+
+def test_a_whole_number_for_a_float_is_drawn_as_the_run_gets_it(load: Any) -> None:
+    space = rehearsed(load("return HParams(trial.suggest_int('rate', 1, 9))"))
+    assert type(space.draw(ask()).rate) is float
+
+
+def test_a_field_that_a_recipe_changes_is_refused(load: Any, tmp_path: Path) -> None:
+    text = RECIPE.replace("if self.width == -7:", "if self.width < 8:").replace(
+        'raise ValueError("-7 is unlucky")', "object.__setattr__(self, 'width', self.width * 2)"
+    )
+    (tmp_path / "doubling.py").write_text(text)
+    loaded = recipe.load(str(tmp_path / "doubling.py"))
+    with pytest.raises(BadInput, match=r"after width=2: width is 4 .int., which --hparam=width=…"):
+        rehearsed(loaded, "width=2|16")
+
+
+def test_descriptions_of_equal_spaces_are_equal(load: Any) -> None:
+    by_flags = rehearsed(load(), "rate=1e-4..0.1:log", "width=1|2", seed=1).describe()
+    by_recipe = rehearsed(
+        load(
+            "width = trial.suggest_categorical('width', [1, 2])",
+            "return HParams(trial.suggest_float('rate', 1e-4, 0.1, log=True), width)",
+        )
+    ).describe()
+    assert json.dumps(by_flags) == json.dumps(by_recipe)
+    assert differences(by_flags, json.loads(json.dumps(by_recipe))) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "phrase"),
+    [
+        ("rate=1e-4..0.1:log", "rate=1e-3..0.1:log", "0.0001..0.1 (log) and is 0.001..0.1 (log)"),
+        ("rate=1..2:log", "rate=1..2", "1.0..2.0 (log) and is 1.0..2.0"),
+        ("rate=0..2", "rate=0..2:step=1", "0.0..2.0 and is 0.0..2.0 (step 1.0)"),
+        ("width=0..8", "width=0..8:step=2", "0..8 and is 0..8 (step 2)"),
+        ("width=1|2", "width=2|1", "1|2 and is 2|1"),
+        ("width=1|2", "width=1..2", "1|2 and is 1..2"),
+        ("other=1|2", 'other="1"|"2"', '1|2 and is "1"|"2"'),
+        ("other=1|0", "other=true|false", "1|0 and is true|false"),
+        ("optimizer=adam|sgd", "optimizer=adam|sgd|x", '"adam"|"sgd" and is "adam"|"sgd"|"x"'),
+    ],
+)
+def test_differences_are_told_to_people(old: str, new: str, phrase: str, load: Any) -> None:
+    before, after = (rehearsed(load(), each).describe() for each in (old, new))
+    assert differences(before, after) == [f"{old.partition('=')[0]} was {phrase}"]
+    assert differences(before, before) == differences(after, after) == []
+
+
+def test_differences_name_parameters_that_come_and_go(load: Any) -> None:
+    old, new = (rehearsed(load(), each).describe() for each in ("rate=0..1", "width=1..5"))
+    assert differences(old, new) == [
+        "rate was 0.0..1.0 and is not searched",
+        "width was not searched and is 1..5",
+    ]
+
+
+def test_the_last_number_of_a_range_is_that_of_optuna() -> None:
+    for low, high, step in [(0, 1, 0.1), (0.1, 0.7, 0.2), (1e-3, 1, 1e-3), (-1, 1, 0.3)]:
+        with pytest.warns() if (low, high) == (-1, 1) else pytest.MonkeyPatch.context():
+            theirs = optuna.distributions.FloatDistribution(low, high, step=step).high
+        assert parameters.last_number(float(low), float(high), step) == theirs
+
+
+PROGRAM = """
+import sys
+{before}
+from tfdp import recipe
+from tfdp.errors import BadInput
+try:
+    from tfdp.search.space import Space, optuna
+except BadInput as error:
+    sys.exit(str(error))
+space = Space.of(recipe.load(sys.argv[1]), [], [])
+space.rehearse(0)
+study = optuna.create_study()
+study.tell(study.ask(), 1.0)
+"""
+
+
+def test_optuna_says_nothing(load: Any) -> None:
+    name = load("return HParams(trial.suggest_float('rate', 0, 1))").name
+    program = PROGRAM.format(before="")
+    assert run([sys.executable, "-W", "always:::optuna", "-c", program, name]) == ""
+
+
+def test_without_optuna_the_extra_is_named(load: Any) -> None:
+    name = load("return HParams()").name
+    program = PROGRAM.format(before="sys.modules['optuna'] = None")
+    assert "pip install 'tfdp[search]'" in run([sys.executable, "-c", program, name], expect=1)
