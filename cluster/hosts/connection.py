@@ -36,18 +36,25 @@ _OPTIONS: Final = (
 _READ_SOURCE: Final = "import sys;i=sys.stdin.buffer;exec(i.read(int(i.readline())))"
 
 
-def ssh_command(host: str, config: str | None) -> list[str]:
-    """Returns the command that starts the keeper on a host.
+def keeper_command(host: str, config: str | None) -> list[str]:
+    """Returns the command that starts the keeper on a host; see ``ssh_command``."""
+    return ssh_command(
+        host,
+        config,
+        f"for p in {shlex.quote(sys.executable)} python3; do "
+        f'if command -v "$p" >/dev/null 2>&1; then exec "$p" -I -S -c "{_READ_SOURCE}"; fi; done; '
+        "echo python3 is not installed >&2; exit 127",
+    )
+
+
+def ssh_command(host: str, config: str | None, script: str) -> list[str]:
+    """Returns the command that runs a script of the shell on a host.
 
     Args:
         host: its name, as ssh takes it.
         config: file to read in place of the user's ssh_config, if any.
+        script: for ``sh``.
     """
-    script = (
-        f"for p in {shlex.quote(sys.executable)} python3; do "
-        f'if command -v "$p" >/dev/null 2>&1; then exec "$p" -I -S -c "{_READ_SOURCE}"; fi; done; '
-        "echo python3 is not installed >&2; exit 127"
-    )
     files = ("-F", config) if config else ()
     return ["ssh", *files, *_OPTIONS, "--", host, f"exec /bin/sh -c {shlex.quote(script)}"]
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Final
 
-from cluster import exit_codes, policy
+from cluster import devices, exit_codes, policy
 from cluster.hosts import keeper
 from cluster.hosts.agreement import differences
-from cluster.hosts.connection import ssh_command
+from cluster.hosts.connection import keeper_command
 from cluster.hosts.host import Job, RemoteHost
 from cluster.hosts.hostlist import Host
 from cluster.hosts.worker import RemoteWorker
@@ -48,13 +48,14 @@ class Hosts:
                 host.name,
                 range(end - host.workers, end),
                 job,
-                ssh_command(host.name, ssh_config),
+                keeper_command(host.name, ssh_config),
             )
             for host, end in zip(hosts, ends, strict=True)
         ]
         self._host_of = {slot: host for host in self._hosts for slot in host.slots}
         self._min_workers = len(self.slots) if min_workers is None else min_workers
         self._log = log
+        self._environ = job.environ
 
     @property
     def sources(self) -> list[IO[bytes]]:
@@ -131,7 +132,9 @@ class Hosts:
             environ: variables on top of the job's.
             has_input: whether standard input is a pipe; by default it is empty.
         """
-        return self._host_of[slot].start(name, environ, has_input=has_input)
+        host = self._host_of[slot]
+        own_gpus = devices.of_worker(self._environ, host.slots.index(slot), len(host.slots))
+        return host.start(name, {**own_gpus, **environ}, has_input=has_input)
 
     def _log_places(self, hosts: Sequence[RemoteHost]) -> None:
         first = 0

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import IO, Protocol
 
-from cluster import policy
+from cluster import devices, policy
 from cluster.launching.printer import Source
 from cluster.launching.process import WorkerProcess
 from cluster.launching.watchdog import Watchdog
@@ -132,7 +132,8 @@ class ThisMachine:
     ) -> WorkerProcess:
         """Starts the worker of a slot, or a spare for it; see ``Machines``."""
         # Unbuffered, so that the last lines of a killed worker are printed too.
-        full = {"PYTHONUNBUFFERED": "1", **os.environ, **environ}
+        own_gpus = devices.of_worker(os.environ, slot, len(self.slots))
+        full = {"PYTHONUNBUFFERED": "1", **os.environ, **own_gpus, **environ}
         return WorkerProcess(name, self._command, full, self._watchdog, has_input=has_input)
 
 

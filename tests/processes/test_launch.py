@@ -89,6 +89,15 @@ def test_every_worker_gets_its_tf_config(mark: str) -> None:
     assert "[launch] all workers have finished" in output
 
 
+def test_workers_share_the_gpus_that_the_launcher_sees(mark: str) -> None:
+    script = 'say(os.environ["CUDA_VISIBLE_DEVICES"])'
+    output = run(command(script, mark), env={"CUDA_VISIBLE_DEVICES": "3,4,5,6"})
+    assert sorted(re.findall(r"^\[worker \d\] \d,\d$", output, re.MULTILINE)) == [
+        "[worker 0] 3,4",
+        "[worker 1] 5,6",
+    ]
+
+
 def test_standard_error_stays_standard_error(mark: str) -> None:
     script = 'print("to out"); print("to err", file=sys.stderr); sys.stdout.write("no end")'
     ended = subprocess.run(

@@ -32,7 +32,7 @@ SHELL_OF = {
 
 def stand_in(name: str, config: str | None) -> list[str]:
     """A command that starts a keeper here as if on host ``name``, an address with an ending."""
-    real = connection.ssh_command(name, config)[-1]
+    real = connection.keeper_command(name, config)[-1]
     address, _, kind = name.partition("-")
     connected = f"export SSH_CONNECTION='10.0.0.9 5000 {address} 22'; echo welcome; {real}"
     return ["/bin/sh", "-c", SHELL_OF.get(kind, connected)]
@@ -77,7 +77,7 @@ class Start:
 
 @pytest.fixture(autouse=True)
 def without_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "ssh_command", stand_in)
+    monkeypatch.setattr(hosts, "keeper_command", stand_in)
 
 
 @contextlib.contextmanager
