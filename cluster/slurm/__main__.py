@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
             srun_flags=flags.srun_flags,
             max_restarts=flags.max_restarts,
             min_workers=flags.min_workers,
+            is_one_of_several=flags.one_of_several,
             signals=signals,
         ).run()
 
@@ -55,12 +56,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "by default, the job is put back into the queue",
     )
     parser.add_argument(
+        "--one_of_several",
+        action="store_true",
+        help="this is one of several in the job: start the workers once, and never put the job "
+        "back into the queue; what is worth another try ends with 138",
+    )
+    parser.add_argument(
         "--srun_flags",
         action="append",
         default=[],
         help="more flags for srun, as in --srun_flags='--label --cpu-bind=none'; may be repeated",
     )
     flags = command_line.parse(parser, argv)
+    flags.max_restarts = 0 if flags.one_of_several else flags.max_restarts
     flags.srun_flags = [word for text in flags.srun_flags for word in shlex.split(text)]
     if flags.min_workers is not None and flags.min_workers < 1:
         parser.error(f"--min_workers is {flags.min_workers}: it has to be 1 or more")

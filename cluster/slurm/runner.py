@@ -32,6 +32,8 @@ class SlurmRunner:
         max_restarts: number of restarts per hour of running.
         min_workers: number of workers that have to be left to go on without nodes that died; None
             to never go on without one.
+        is_one_of_several: whether others may run in the job beside this one, so that the job is
+            left alone, and srun may refuse a step now that it will start later.
         signals: receives this program's signals.
     """
 
@@ -43,6 +45,7 @@ class SlurmRunner:
         srun_flags: Sequence[str],
         max_restarts: int,
         min_workers: int | None,
+        is_one_of_several: bool = False,
         signals: Signals,
     ) -> None:
         self._command = command
@@ -50,6 +53,7 @@ class SlurmRunner:
         self._srun_flags = srun_flags
         self._max_restarts = max_restarts
         self._min_workers = min_workers
+        self._is_one_of_several = is_one_of_several
         self._signals = signals
         self._tasks_on: Mapping[str, int] = {}  # of the last complete start
         self._excluded_nodes: set[str] = set()
@@ -62,7 +66,7 @@ class SlurmRunner:
         Returns:
             The exit code.
         """
-        if missing := self._job.missing_programs:
+        if (missing := self._job.missing_programs) and not self._is_one_of_several:
             _log(
                 f"{' and '.join(missing)} can't be run here (in a container?), so the job can't be "
                 "put back into the queue from here: let the batch script do it if this ends with "
@@ -80,7 +84,7 @@ class SlurmRunner:
             if stop_signal is not None:
                 decision = self._decide(end, stop_signal)
                 _log(decision.reason)
-            if decision.should_requeue:
+            if decision.should_requeue and not self._is_one_of_several:
                 self._requeue()
             if decision.exit_code is not None:
                 return decision.exit_code
@@ -139,7 +143,8 @@ class SlurmRunner:
 
     def _no_start(self) -> policy.Exit:
         """What srun refuses, it refuses again, unless it has started the tasks before."""
-        code = -signal.SIGKILL if self._tasks_on else exit_codes.FAILED
+        is_final = not self._tasks_on and not self._is_one_of_several
+        code = exit_codes.FAILED if is_final else -signal.SIGKILL
         return policy.Exit("srun", code, "has started no task")
 
     def _can_go_on_without(self, nodes: Set[str]) -> bool:
