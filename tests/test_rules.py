@@ -49,7 +49,7 @@ MAY_IMPORT = {
     },
     "tfdp.search": {
         *("tfdp.run", "tfdp.publishing", "tfdp.step", "tfdp.cli", "tfdp.workers", "tfdp"),
-        *("cluster.launching", "cluster"),
+        *("cluster.launching", "cluster.hosts", "cluster.resolvers", "cluster"),
     },
     "tfdp.run": {
         *("tfdp.publishing", "tfdp.trainer", "tfdp.checkpoints", "tfdp.step", "tfdp.data"),
