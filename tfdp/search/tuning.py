@@ -20,6 +20,7 @@ from tfdp.log import say
 from tfdp.search import child, pictures, publishing, table_files
 from tfdp.search.child import Wait
 from tfdp.search.coordinator import Coordinator
+from tfdp.search.curves import Curves
 from tfdp.search.objective import Objective
 from tfdp.search.rungs import Rungs
 from tfdp.search.screen import Screen
@@ -89,8 +90,11 @@ def _tune(commands: Commands, wait: Wait) -> Table:
         folder = TrialFolder(settings.workdir, choice.number)
         folder.prepare({"number": choice.number, "params": choice.params})
 
-    def show(table: Table) -> None:
+    curves = Curves(settings.workdir)
+
+    def write(table: Table) -> None:
         table_files.write(table, settings.workdir, about)
+        curves.update(table)
 
     def command_of(number: int, to_step: int | None) -> list[str]:
         folder = TrialFolder(settings.workdir, number)
@@ -118,7 +122,7 @@ def _tune(commands: Commands, wait: Wait) -> Table:
             command=command_of,
             total_steps=facts["total_steps"],
             screen=screen,
-            on_change=show,
+            on_change=write,
             wait=wait,
         )
         coordinator.run()
@@ -126,7 +130,6 @@ def _tune(commands: Commands, wait: Wait) -> Table:
         idle = coordinator.idle_s / coordinator.slot_s
         say(f"slots had no trial to run for {idle:.0%} of the time")
     table = search.table
-    show(table)
     pictures.draw(search.optuna_study, settings.workdir)
     _finish(table, choices, commands, slots[0], facts, wait)
     return table
