@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from tfdp.search.table import Row, Table
 
 ACCURACY = Objective("accuracy", "max")
 RUNGS = (3, 9, 27)
+FAILURE = "the loss is nan at step 2: this state was not saved"
 
 
 def search(
@@ -33,6 +35,9 @@ def search(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=3),
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([ACCURACY.name])
     reached: dict[int, list[float]] = {steps: [] for steps in RUNGS}
     rows = [_tried(study, reached, is_running=n >= trials - running) for n in range(trials)]
     return study, Table(rows, ACCURACY)
@@ -54,10 +59,9 @@ def _tried(study: optuna.Study, reached: dict[int, list[float]], *, is_running: 
     )
     trial.set_user_attr("folder", row.folder)
     if trial.number % 13 == 5:
+        trial.set_user_attr("failure", FAILURE)
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        return dataclasses.replace(
-            row, state="failed", failure="the loss is nan at step 2: this state was not saved"
-        )
+        return dataclasses.replace(row, state="failed", failure=FAILURE)
     for steps in RUNGS:
         accuracy = accuracy_of(trial.params, steps)
         trial.report(accuracy, steps)

@@ -14,25 +14,24 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tfdp.files import write_durably
+from tfdp.log import say
 
 _DPI: Final = 110
 _LOG_FROM: Final = 100.0  # an axis of the objective is logarithmic if values differ by this factor
 
 
-def draw(study: optuna.Study, workdir: Path, objective: str) -> list[str]:
+def draw(study: optuna.Study, workdir: Path, objective: str = "objective") -> None:
     """Draws a study; equal studies have equal pictures, byte for byte.
+
+    Says of each picture that is left out why it is. No study leads to an error.
 
     Args:
         study: with one objective.
         workdir: each picture replaces the earlier one there by one rename.
         objective: its name.
-
-    Returns:
-        For each picture that was left out, a sentence that says why.
     """
     matplotlib.use("Agg")
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    remarks = []
     for name, (why_not, picture) in _PICTURES.items():
         path = workdir / name
         reason = why_not(complete)
@@ -44,8 +43,7 @@ def draw(study: optuna.Study, workdir: Path, objective: str) -> list[str]:
             except Exception as error:  # an unusual study must not end the search
                 reason = f"Optuna can't draw it ({type(error).__name__}: {error})"
         path.unlink(missing_ok=True)  # it would show an earlier state
-        remarks.append(f"{name} is left out: {reason}")
-    return remarks
+        say(f"{name} is left out: {reason}")
 
 
 def _history(study: optuna.Study, objective: str) -> Any:

@@ -21,7 +21,7 @@ from tests.searches import search
 from tfdp.search.pictures import draw
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-print(draw(search()[0], pathlib.Path(sys.argv[1]), "accuracy"))
+draw(search()[0], pathlib.Path(sys.argv[1]), "accuracy")
 """
 
 
@@ -30,7 +30,7 @@ def test_every_process_draws_the_same_and_says_nothing(tmp_path: Path) -> None:
     for name in ("1", "2"):
         (tmp_path / name).mkdir()
         env = {"PYTHONHASHSEED": name, "PYTHONWARNINGS": "always"}
-        assert run(["python", "-c", SCRIPT, str(tmp_path / name)], env=env) == "[]\n"
+        assert run(["python", "-c", SCRIPT, str(tmp_path / name)], env=env) == ""
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == NAMES
         drawn.append([(tmp_path / name / each).read_bytes() for each in NAMES])
     assert drawn[0] == drawn[1]
@@ -43,7 +43,7 @@ def test_every_process_draws_the_same_and_says_nothing(tmp_path: Path) -> None:
 def figures(monkeypatch: pytest.MonkeyPatch, study: optuna.Study) -> dict[str, Any]:
     found = {}
     monkeypatch.setattr(pictures, "_replace", lambda path, figure: found.update({path: figure}))
-    assert draw(study, Path(), "accuracy") == []
+    draw(study, Path(), "accuracy")
     return {path.name: figure for path, figure in found.items()}
 
 
@@ -131,16 +131,21 @@ def test_what_cannot_be_drawn_is_left_out(
     for name in NAMES:
         (tmp_path / name).write_bytes(b"an earlier one")
     capsys.readouterr()
-    assert draw(made, tmp_path, "accuracy") == remarks
-    assert capsys.readouterr() == ("", "")
+    draw(made, tmp_path, "accuracy")
+    assert capsys.readouterr() == ("", "".join(f"tfdp: {remark}\n" for remark in remarks))
     missing = {remark.split()[0] for remark in remarks}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*NAMES} - missing)
 
 
-def test_an_error_of_optuna_is_a_remark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_optuna_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(*_: Any) -> Any:
         raise ValueError("odd")
 
+    study = study_of(0.5, 0.6)
+    capsys.readouterr()
     monkeypatch.setitem(pictures._PICTURES, "parallel.png", (pictures._needs_one, fail))
-    (remark,) = draw(study_of(0.5, 0.6), tmp_path, "accuracy")
-    assert remark == "parallel.png is left out: Optuna can't draw it (ValueError: odd)"
+    draw(study, tmp_path, "accuracy")
+    said = "tfdp: parallel.png is left out: Optuna can't draw it (ValueError: odd)\n"
+    assert capsys.readouterr().err == said
