@@ -80,12 +80,17 @@ class Commands:
         ]
 
     def check(self, folder: Path, hparams: Any) -> list[str]:
-        """Returns the flags of a run that is only prepared, to see whether trials can train."""
+        """Returns the flags of a run that is only prepared, to see whether trials can train.
+
+        It is prepared by this machine alone: the engine of a job (Slurm) would expect all workers.
+        """
+        without = {"hparam", "export_dir", "cluster", "min_workers", *_PUBLISHING}
         return [
             f"--recipe={self.settings.recipe}",
             f"--workdir={folder}",
             *(f"--hparam={each}" for each in hparam_flags(hparams)),
-            *self._given(TrainSettings, without={"hparam", "export_dir", *_PUBLISHING}),
+            *self._given(TrainSettings, without=without),
+            "--cluster=none",
             *self._to_publish(),
         ]
 
