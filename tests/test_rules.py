@@ -36,7 +36,9 @@ def imports(path: Path) -> Iterator[str]:
 # Who may import whom. A room is a folder, or the modules that lie in it directly; rooms of one
 # package are listed from the top to the bottom, and no import points up.
 COMMANDS = {
-    **dict.fromkeys(("tfdp.train", "tfdp.evaluate", "tfdp.export", "tfdp.tune"), "commands"),
+    **dict.fromkeys(
+        ("tfdp.train", "tfdp.tune", "tfdp.evaluate", "tfdp.predict", "tfdp.export"), "commands"
+    ),
     **dict.fromkeys(("cluster.launch", "cluster.slurm.__main__"), "cluster.commands"),
     **dict.fromkeys(
         ("serving.server.__main__", "serving.server.command"), "serving.server command"

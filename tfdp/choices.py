@@ -10,5 +10,13 @@ AutoShard = Literal["auto", "file", "data", "off"]
 Communication = Literal["auto", "ring", "nccl"]
 GradientDtype = Literal["float32", "bfloat16"]
 MixedPrecision = Literal["none", "bfloat16", "float16"]
+PredictionFormat = Literal["npz", "tfrecord", "jsonl"]
 
-__all__ = ["AutoShard", "Cluster", "Communication", "GradientDtype", "MixedPrecision"]
+__all__ = [
+    "AutoShard",
+    "Cluster",
+    "Communication",
+    "GradientDtype",
+    "MixedPrecision",
+    "PredictionFormat",
+]

@@ -10,12 +10,13 @@ from pathlib import Path
 from tfdp.errors import Replaced, WorkdirInUse
 
 
-def lock_workdir(workdir: Path, *, is_shared: bool = False) -> int:
+def lock_workdir(workdir: Path, *, is_shared: bool = False, name: str = "--workdir=") -> int:
     """Locks a workdir for this process, until the process ends.
 
     Args:
         workdir: created if missing.
         is_shared: whether other processes may have such a lock too; none has one that is not.
+        name: what stands before the folder in the error's message.
 
     Returns:
         The file descriptor that holds the lock; keep it open.
@@ -30,7 +31,7 @@ def lock_workdir(workdir: Path, *, is_shared: bool = False) -> int:
     except BlockingIOError:
         os.close(lock)
         raise WorkdirInUse(
-            f"another run uses --workdir={workdir}: wait for it, stop it, or take another folder"
+            f"another run uses {name}{workdir}: wait for it, stop it, or take another folder"
         ) from None
     return lock
 
@@ -83,6 +84,11 @@ def sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         _sync(path)
     _sync(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Returns when a file is on the disk, no matter how it was written."""
+    _sync(path)
 
 
 def sync_folder(folder: Path) -> None:

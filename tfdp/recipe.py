@@ -22,6 +22,7 @@ _ARGUMENTS = {  # of each function that a recipe may define
     "build_model": ("hparams",),
     "train_data": ("hparams",),
     "eval_data": ("hparams",),
+    "predict_data": ("hparams",),
     "preprocess": ("features", "training", "seed"),
     "callbacks": ("hparams",),
     "class_names": ("hparams",),
@@ -46,6 +47,7 @@ class Recipe:
         build_model: returns a compiled ``keras.Model``.
         train_data: returns a source or a dataset of single examples.
         eval_data: returns evaluation data of the same kinds, or None.
+        predict_data: returns data to predict, of the same kinds, without need of labels; or None.
         preprocess: returns model inputs for ``(features, training, seed)`` of one example, or None.
         callbacks: returns a list of Keras callbacks, or None.
         class_names: returns the names of the output's columns, or None.
@@ -58,6 +60,7 @@ class Recipe:
     build_model: Callable[[Any], Any]
     train_data: Callable[[Any], Any]
     eval_data: Callable[[Any], Any] | None
+    predict_data: Callable[[Any], Any] | None
     preprocess: Callable[[Any, bool, Any], Any] | None
     callbacks: Callable[[Any], Any] | None
     class_names: Callable[[Any], Any] | None

@@ -344,12 +344,17 @@ def check_evaluation(
     dataset: tf.data.Dataset, workers: Workers, steps: int | None, auto_shard: AutoShard | None
 ) -> AutoShard | None:
     """Returns how workers shard a dataset to evaluate; raises as ``for_evaluation``."""
+    check_ends(dataset, steps)
+    return sharding.choose_auto_shard(dataset, auto_shard, workers, training=False)
+
+
+def check_ends(dataset: tf.data.Dataset, steps: int | None) -> None:
+    """Raises BadInput if a dataset to evaluate or predict never ends, and ``steps`` is None."""
     if steps is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise BadInput(
             "the dataset to evaluate or predict never ends: give steps (validation_steps), or "
             "leave out repeat()"
         )
-    return sharding.choose_auto_shard(dataset, auto_shard, workers, training=False)
 
 
 def with_auto_shard_policy(

@@ -65,16 +65,7 @@ def preprocessed(
     """
     if preprocess is None:
         return dataset
-    preprocess_batch = make_batch_preprocess(preprocess, training=seed is not None)
-
-    is_tuple = isinstance(dataset.element_spec, tuple)
-
-    @tf.autograph.experimental.do_not_convert
-    def apply(step: tf.Tensor, features: Any, *rest: Any) -> Any:
-        seeds = example_seeds(seed or 0, step, tf.range(count_rows(features)))
-        features = preprocess_batch(features, seeds)
-        return (features, *rest) if is_tuple else as_element((features,))
-
+    apply = make_dataset_preprocess(preprocess, dataset.element_spec, seed)
     if seed is None:  # TensorFlow can't shard by file behind a numbering
         return dataset.map(
             lambda *batch: apply(tf.constant(0, tf.int64), *batch),
@@ -82,6 +73,28 @@ def preprocessed(
         )
     numbered = dataset.scan(np.int64(0), lambda step, batch: (step + 1, (step, *as_tuple(batch))))
     return numbered.map(apply, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def make_dataset_preprocess(
+    preprocess: Preprocess, element_spec: Any, seed: int | None = None
+) -> Callable[..., Any]:
+    """Returns a function that preprocesses a dataset's batch: of a step, and ``as_tuple`` of it.
+
+    Args:
+        preprocess: applied to the features of each example.
+        element_spec: of the dataset.
+        seed: see ``preprocessed``.
+    """
+    preprocess_batch = make_batch_preprocess(preprocess, training=seed is not None)
+    is_tuple = isinstance(element_spec, tuple)
+
+    @tf.autograph.experimental.do_not_convert
+    def apply(step: tf.Tensor, features: Any, *rest: Any) -> Any:
+        seeds = example_seeds(seed or 0, step, tf.range(count_rows(features)))
+        features = preprocess_batch(features, seeds)
+        return (features, *rest) if is_tuple else as_element((features,))
+
+    return apply  # type: ignore[no-any-return]
 
 
 def make_source_reader(

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfdp.data.preprocessing import Preprocess, make_batch_preprocess
 from tfdp.errors import BadInput
+from tfdp.outputs import by_name
 from tfdp.publishing.features import Features, to_inputs
 from tfdp.publishing.heads import find_head
 
@@ -73,35 +74,10 @@ def _make_call(
         model_inputs = features.from_inputs(inputs)
         if preprocess_batch is not None:
             model_inputs = preprocess_batch(model_inputs, _zero_seeds(inputs))
-        return _by_name(model(model_inputs, training=False))
+        outputs = by_name(model(model_inputs, training=False))
+        return {name: _as_tensor(name, value) for name, value in outputs.items()}
 
     return call
-
-
-def _by_name(outputs: Any) -> dict[str, tf.Tensor]:
-    """Returns outputs by name: keys and places of nested outputs are joined by ``_``.
-
-    Raises:
-        BadInput: if two have the same name, or one is not a dense tensor.
-    """
-    if not isinstance(outputs, (Mapping, list, tuple)):
-        return {"outputs": _as_tensor("outputs", outputs)}
-    named: dict[str, tf.Tensor] = {}
-
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, (Mapping, list, tuple)):
-            for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
-                add(f"{name}_{key}" if name else str(key), each)
-        elif name in named:
-            raise BadInput(
-                f"two outputs of the model would be called {name!r}, because keys and places of "
-                "nested outputs are joined by _: rename one of them"
-            )
-        else:
-            named[name] = _as_tensor(name, value)
-
-    add("" if isinstance(outputs, Mapping) else "output", outputs)
-    return named
 
 
 def _as_tensor(name: str, value: Any) -> tf.Tensor:

@@ -18,22 +18,17 @@ class PublishedModel(keras.Model):
 
     Args:
         path: folder of the version.
-        like: a compiled model of the recipe; its losses and metrics are used.
+        like: a compiled model of the recipe, whose losses and metrics are used; None leaves them
+            out, for prediction.
 
     Raises:
         BadInput: if there is no such version.
     """
 
-    def __init__(self, path: Path, like: keras.Model) -> None:
+    def __init__(self, path: Path, like: keras.Model | None) -> None:
         super().__init__()
-        if like.losses or any(
-            getattr(type(like), name) is not getattr(keras.Model, name)
-            for name in ("test_step", "compute_loss", "compute_metrics")
-        ):
-            say_on_chief(
-                "a version only computes outputs: the result leaves out regularizers, add_loss and "
-                "the model's own test_step, compute_loss and compute_metrics"
-            )
+        if like is not None:
+            self._say_what_is_left_out(like)
         try:
             loaded = tf.saved_model.load(str(path))
             self._signature = loaded.signatures["serving_default"]
@@ -43,6 +38,20 @@ class PublishedModel(keras.Model):
                 "in models/digits/3"
             ) from None
         self._loaded = loaded  # its variables live as long as it does
+        if like is not None:
+            self._compile_like(like)
+
+    def _say_what_is_left_out(self, like: keras.Model) -> None:
+        if like.losses or any(
+            getattr(type(like), name) is not getattr(keras.Model, name)
+            for name in ("test_step", "compute_loss", "compute_metrics")
+        ):
+            say_on_chief(
+                "a version only computes outputs: the result leaves out regularizers, add_loss and "
+                "the model's own test_step, compute_loss and compute_metrics"
+            )
+
+    def _compile_like(self, like: keras.Model) -> None:
         try:
             self.compile_from_config(like.get_compile_config())
         except (TypeError, ValueError) as error:
@@ -59,4 +68,4 @@ class PublishedModel(keras.Model):
         in_order = [f"output_{place}" for place in range(len(outputs))]
         if outputs.keys() == set(in_order):
             return [outputs[name] for name in in_order]
-        return outputs
+        return {name: outputs[name] for name in sorted(outputs)}  # TensorFlow keeps no order

@@ -107,6 +107,31 @@ def eval_data_of(recipe: Recipe) -> Data:
     return _checked(recipe, "eval_data", recipe.eval_data(recipe.hparams))
 
 
+def data_of_model(recipe: Recipe) -> Data:
+    """Returns data with labels, as the model was trained with: ``eval_data``, or ``train_data``.
+
+    Raises:
+        BadInput: if the result is no data.
+    """
+    if recipe.eval_data is not None:
+        return eval_data_of(recipe)
+    return _checked(recipe, "train_data", recipe.train_data(recipe.hparams))
+
+
+@marked(READING)
+def predict_data_of(recipe: Recipe) -> Data:
+    """Calls the recipe's ``predict_data``, or ``eval_data`` if there is none.
+
+    Raises:
+        BadInput: if there is neither, or the result is no data.
+    """
+    if recipe.predict_data is not None:
+        return _checked(recipe, "predict_data", recipe.predict_data(recipe.hparams))
+    if recipe.eval_data is None:
+        raise BadInput(f"recipe {recipe.name} has neither predict_data nor eval_data to predict")
+    return eval_data_of(recipe)
+
+
 def _checked(recipe: Recipe, function: str, data: Any) -> Data:
     if isinstance(data, (Source, tf.data.Dataset)):
         return data

@@ -6,7 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
-from tfdp.choices import AutoShard, Cluster, Communication, GradientDtype, MixedPrecision
+from tfdp.choices import (
+    AutoShard,
+    Cluster,
+    Communication,
+    GradientDtype,
+    MixedPrecision,
+    PredictionFormat,
+)
 from tfdp.cli import flags
 from tfdp.cli.flags import flag
 from tfdp.errors import BadInput
@@ -20,6 +27,7 @@ _CHOICES = {
     "auto_shard": get_args(AutoShard),
     "mixed_precision": get_args(MixedPrecision),
     "gradient_dtype": get_args(GradientDtype),
+    "format": get_args(PredictionFormat),
 }
 
 
@@ -223,13 +231,41 @@ class EvaluateSettings(CheckpointSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.workdir is None) == (self.version is None):
+        check_model(self.workdir, self.step, self.version)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictSettings(CheckpointSettings):
+    """The flags of ``python -m tfdp.predict``, checked.
+
+    Raises:
+        BadInput: if they don't fit together, or a value is out of range.
+    """
+
+    global_batch_size: int = flag(64, "Rows of a batch, which one worker computes.")
+    version: Path | None = flag(
+        None, "Folder of a published version to predict with instead.", may_differ=True
+    )
+    output: Path = flag(
+        Path(), "Folder for the predictions, which all workers share.", may_differ=True
+    )
+    format: PredictionFormat = flag("npz", "Format of the files: npz, tfrecord, jsonl.")
+    batches_per_part: int | None = flag(
+        None, "Batches in each file; by default about a thousandth of the data, up to 1024."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_model(self.workdir, self.step, self.version)
+        if self.output == Path():
+            raise BadInput("--output is missing: name a folder for the predictions")
+        check_is_local("output", self.output)
+        check_count("batches_per_part", self.batches_per_part, least=1)
+        if self.auto_shard in ("file", "off"):
             raise BadInput(
-                "give one of --workdir (of a run, for its checkpoint) and --version (the folder "
-                "of a published version)"
+                f"--auto_shard is {self.auto_shard}: each worker predicts parts of its own, and "
+                "reads all of a dataset to find them; leave it out"
             )
-        if self.step is not None and self.version is not None:
-            raise BadInput(f"--step={self.step} is of a run's checkpoint: it goes with --workdir")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,6 +286,17 @@ class ExportSettings(CheckpointSettings, PublishSettings):
         if self.workdir is None:
             raise BadInput("--workdir is missing: name the folder of the run to publish from")
         check_is_local("export_dir", self.export_dir)
+
+
+def check_model(workdir: Path | None, step: int | None, version: Path | None) -> None:
+    """Raises BadInput unless flags name one model: a run's checkpoint, or a version."""
+    if (workdir is None) == (version is None):
+        raise BadInput(
+            "give one of --workdir (of a run, for its checkpoint) and --version (the folder "
+            "of a published version)"
+        )
+    if step is not None and version is not None:
+        raise BadInput(f"--step={step} is of a run's checkpoint: it goes with --workdir")
 
 
 def check_count(name: str, value: int | None, *, least: int) -> None:

@@ -59,6 +59,24 @@ def build(
     keras_private.move_into_scope(model, optimizers(model))
 
 
+def build_by_call(model: keras.Model, batch_spec: Any) -> None:
+    """Builds a model that was not built yet, for prediction; it is a collective then.
+
+    By its first share, the model would know that batch size.
+    """
+    if model.built or overrides(model, "predict_step"):
+        return
+    x = batch_spec[0] if isinstance(batch_spec, tuple) else batch_spec
+    if not all(isinstance(leaf, tf.TensorSpec) for leaf in tf.nest.flatten(x)):
+        return
+    with model.distribute_strategy.scope():
+        model(
+            tf.nest.map_structure(
+                lambda leaf: keras.KerasTensor([None, *leaf.shape[1:]], leaf.dtype.name), x
+            )
+        )
+
+
 def _build_by_running(
     model: keras.Model,
     batch_spec: Any,

@@ -102,27 +102,60 @@ def test_next(model: keras.Model) -> Callable[[Any, int], tuple[bool, bool]]:
     return call
 
 
-@once_per_compile
-def predict_step(model: keras.Model) -> Callable[[Any, int], Any]:
-    """Returns a function that predicts one batch; rows stay on their replicas.
+class PredictStep:
+    """Predicts one batch; rows stay on their replicas. Call it with a batch and its number.
 
-    Returns:
-        A function of a batch and the number of earlier batches.
+    Args:
+        model: the model.
     """
-    strategy = model.distribute_strategy
 
-    @tf.autograph.experimental.do_not_convert
-    def on_replica(batch: Any) -> Any:
-        batch = as_replica_batch(batch, needs_total=False)
-        rows = model.predict_step(batch.data)
-        return tf.nest.map_structure(lambda leaf: leaf[: batch.examples], rows)
+    def __init__(self, model: keras.Model) -> None:
+        strategy = self._strategy = model.distribute_strategy
 
-    def run_batch(batch: Any, step: tf.Tensor) -> Any:
-        with keras_private.seeds_drawn_from(step):
-            return strategy.run(on_replica, args=(batch,))
+        @tf.autograph.experimental.do_not_convert
+        def on_replica(batch: Any) -> Any:
+            batch = as_replica_batch(batch, needs_total=False)
+            rows = model.predict_step(batch.data)
+            return tf.nest.map_structure(lambda leaf: leaf[: batch.examples], rows)
 
-    run = function_of(model, run_batch, reduce_retracing=True)
-    return lambda batch, step: run(batch, tf.constant(step, tf.int64))
+        def run_batch(batch: Any, step: tf.Tensor) -> Any:
+            with keras_private.seeds_drawn_from(step):
+                return strategy.run(on_replica, args=(batch,))
+
+        self._run = function_of(model, run_batch, reduce_retracing=True)
+
+    def __call__(self, batch: Any, step: int) -> Any:
+        """Returns the rows of a batch; ``step`` is the number of earlier batches."""
+        return self._run(batch, tf.constant(step, tf.int64))
+
+    def described(self, sample: Any) -> tuple[Any, bool]:
+        """Returns what the step gives, and whether replicas exchange something for it.
+
+        Args:
+            sample: a batch, or its spec if there is one local replica.
+
+        Returns:
+            A replica's rows, as tensors of a graph where there is one; and whether the graph has a
+            collective, so that no worker can compute it without the others.
+        """
+        local_results = self._strategy.experimental_local_results
+        trace = getattr(self._run, "get_concrete_function", None)
+        if trace is None:  # run eagerly, on the only replica
+            return local_results(self(sample, 0))[0], False
+        traced = trace(sample, tf.TensorSpec([], tf.int64))
+        return local_results(traced.structured_outputs)[0], _has_collective(traced.graph)
+
+
+def _has_collective(graph: Any) -> bool:
+    definition = graph.as_graph_def()
+    nodes = [definition.node, *(function.node_def for function in definition.library.function)]
+    return any(node.op.startswith("Collective") for each in nodes for node in each)
+
+
+@once_per_compile
+def predict_step(model: keras.Model) -> PredictStep:
+    """Returns the step that predicts one batch of a model."""
+    return PredictStep(model)
 
 
 @once_per_compile

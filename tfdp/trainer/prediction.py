@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.choices import AutoShard
+from tfdp.choices import AutoShard, PredictionFormat
 from tfdp.data import pipeline
 from tfdp.data.order import bounds
 from tfdp.data.preprocessing import Preprocess
 from tfdp.data.replica_batch import ReplicaBatch
 from tfdp.data.sources import Source, as_data
 from tfdp.errors import BadInput
-from tfdp.step.building import overrides
+from tfdp.provenance import weights_sha256
+from tfdp.step.building import build_by_call
 from tfdp.step.eval_step import predict_step
 from tfdp.trainer import callbacks as callbacks_module
 from tfdp.trainer import keras_methods
+from tfdp.trainer.batch_prediction import predict_into
+from tfdp.trainer.prediction_folder import PredictionFolder
 from tfdp.whereabouts import SIGNS, marked
 from tfdp.workers.collectives import Workers, workers_of
 
@@ -35,11 +41,16 @@ def predict(
     *,
     preprocess: Preprocess | None = None,
     auto_shard: AutoShard | None = None,
+    output: str | os.PathLike[str] | None = None,
+    format: PredictionFormat | None = None,
+    batches_per_part: int | None = None,
 ) -> Any:
     """Computes a model's outputs for all data, by all workers.
 
     Every worker calls it with the same arguments and gets all rows. (``model.predict`` computes all
-    rows on each worker that calls it.)
+    rows on each worker that calls it.) With ``output``, each worker writes the rows of its own
+    parts of the data into a folder instead. Memory then holds a few batches, each computed by one
+    worker, and a call that was killed can be repeated: it computes what is missing.
 
     Args:
         model: a model that was built in the strategy's scope.
@@ -51,22 +62,52 @@ def predict(
             ``on_predict_batch_end``, workers exchange the outputs of each batch.
         preprocess: applied to the features of each example.
         auto_shard: how TensorFlow shards a dataset; None uses the dataset's options.
+        output: a folder for the rows, which all workers share; a new one, or that of the same
+            prediction.
+        format: of the files: "npz" (by default), "tfrecord" or "jsonl".
+        batches_per_part: batches in each file; by default about a thousandth of the data.
 
     Returns:
         The model's outputs as arrays with one row per example, in the data's order (with
-        ``auto_shard="file"``, in an order of TensorFlow's).
+        ``auto_shard="file"``, in an order of TensorFlow's). With ``output``, the folder's path.
+
+    Raises:
+        BadInput: if arguments do not go together, or ``output`` has files of something else.
     """
     keras_methods.adapt()
     workers = workers_of(model.distribute_strategy)
-    local_results = workers.strategy.experimental_local_results
     data = as_data(x, is_prediction=True)
+    if output is not None:
+        if callbacks is not None or auto_shard in ("file", "off"):
+            raise BadInput(
+                "output does not go with callbacks, nor with auto_shard=file or off: each worker "
+                "computes parts of its own, and reads all of a dataset to find them"
+            )
+        folder = PredictionFolder(Path(output), format or "npz", workers)
+        with contextlib.closing(folder):
+            predict_into(
+                folder,
+                model,
+                data,
+                identity=lambda: {"weights_sha256": weights_sha256(model)},
+                about={},
+                batch_size=batch_size,
+                steps=steps,
+                preprocess=preprocess,
+                batches_per_part=batches_per_part,
+                shows_progress=verbose != 0,
+            )
+        return folder.path
+    if format is not None or batches_per_part is not None:
+        raise BadInput("format and batches_per_part are of files: they go with output")
+    local_results = workers.strategy.experimental_local_results
     predict_batch = predict_step(model)
     if isinstance(data, Source):
         batches = pipeline.in_order(data, batch_size, workers, preprocess)
         steps = min(steps or batches.steps_per_epoch, batches.steps_per_epoch)
     else:
         batches = pipeline.for_evaluation(data, workers, steps, preprocess, auto_shard)
-    _build(model, batches.element_spec)
+    build_by_call(model, batches.element_spec)
     hooks = callbacks_module.listed(callbacks, model, workers, verbose=verbose, steps=steps)
     observes = callbacks_module.observe_each_batch(hooks.callbacks, "predict")
     is_observed = bool(workers.gather(np.array([observes], np.int32)).any())
@@ -104,21 +145,6 @@ def predict(
         rows = _gathered(rows, sizes, workers)
     workers.settle()
     return rows
-
-
-def _build(model: keras.Model, batch_spec: Any) -> None:
-    """Builds a model that was not built yet; by its first share, it would know that batch size."""
-    if model.built or overrides(model, "predict_step"):
-        return
-    x = batch_spec[0] if isinstance(batch_spec, tuple) else batch_spec
-    if not all(isinstance(leaf, tf.TensorSpec) for leaf in tf.nest.flatten(x)):
-        return
-    with model.distribute_strategy.scope():
-        model(
-            tf.nest.map_structure(
-                lambda leaf: keras.KerasTensor([None, *leaf.shape[1:]], leaf.dtype.name), x
-            )
-        )
 
 
 def _as_arrays(rows: Any) -> Any:

@@ -252,7 +252,7 @@ def test_a_published_version_is_published_again_only_with_other_weights(
     provenance = {"run": "a", "step": 3, "weights_sha256": "w"}
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "tfdp.json").write_text(json.dumps(provenance))
-    recipe = Recipe("mine", "digest", None, *[lambda *_: None] * 2, *[None] * 4)
+    recipe = Recipe("mine", "digest", None, *[lambda *_: None] * 2, *[None] * 5)
     monkeypatch.setattr(exporting, "export", lambda *_, **options: tmp_path / "2")
 
     def publish(weights_sha256: str = "w", **flags: Any) -> Path:
