@@ -1,4 +1,4 @@
-"""One child process of the coordinator that is not a trial: it runs to its end, with a time limit."""
+"""A child process of the coordinator that is not a trial: it runs to its end, or to a limit."""
 
 from __future__ import annotations
 

@@ -61,12 +61,7 @@ class Space:
                     f"--search={search[0]}: recipe {recipe.name} defines search_space: keep one "
                     "of both"
                 )
-            if fixed:
-                raise BadInput(
-                    f"--hparam={fixed[0]}: search_space of recipe {recipe.name} determines all "
-                    "hyperparameters: write the value there"
-                )
-            return cls(recipe, "search_space", recipe.search_space)
+            return cls(recipe, "search_space", _with_fixed(recipe, fixed))
         if not search:
             raise BadInput(
                 f"there is nothing to search: define search_space(trial) in recipe {recipe.name}, "
@@ -152,6 +147,24 @@ class Space:
             return make_hparams(self._recipe.name, kind, hparam_flags(hparams))
         except BadInput as error:
             raise BadInput(f"{self._where}{_listed(suggestions.params)}: {error}") from error
+
+
+def _with_fixed(recipe: Recipe, fixed: Sequence[str]) -> Callable[[Any], Any]:
+    """Returns ``search_space``, with the fields of ``--hparam`` on top of what it returns."""
+    kind, search_space = type(recipe.hparams), recipe.search_space
+    assert search_space is not None
+    values = parse_hparams(recipe.name, kind, fixed)
+
+    def make(trial: Any) -> Any:
+        hparams = search_space(trial)
+        for name in values:
+            if name in trial.params:
+                raise _Refused(
+                    f"it suggests {name}, and --hparam={name} fixes it: keep one of both"
+                )
+        return dataclasses.replace(hparams, **values) if type(hparams) is kind else hparams
+
+    return make
 
 
 class _Refused(Exception):  # noqa: N818

@@ -84,7 +84,7 @@ class Watched(tfdp.Source):
 
 def _noted(indices: np.ndarray) -> np.ndarray:
     if "READS" in os.environ and len(indices) > 1:  # not the one row that tells the shapes
-        with open(os.environ["READS"], "a") as file:
+        with Path(os.environ["READS"]).open("a") as file:
             file.write(f"{indices[0]}\n")
     path, _, index = os.environ.get("HOLD", "").partition(":")
     while path and indices[0] >= int(index) and Path(path).exists():
