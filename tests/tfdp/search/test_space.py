@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import optuna
 import pytest
 
-from tests.running import run
+from tests.running import ROOT, run
 from tfdp import recipe
 from tfdp.cli import flags
 from tfdp.errors import BadInput
@@ -308,6 +310,11 @@ RATE = "rate = trial.suggest_float('rate', 0, 1)"
         ([RATE, "return HParams(optimizer='\\ud800')"], "optimizer is '.ud800' .*, which"),
         ([RATE, "return HParams(sizes=((1, 2), (3, 4)))"], r"sizes is \(\(1, 2\), .*, which"),
         ([RATE, "return HParams(sizes=[1, 2])"], r"sizes is \[1, 2\] .*, which"),
+        ([RATE, "return HParams(other=Kind.ADAM)"], r"other is 'adam' \(Kind\), which"),
+        (
+            [RATE, "return HParams(sizes=(1, Kind.ADAM))"],
+            r"sizes is \(1, <Kind.*\) \(tuple\), which",
+        ),
         ([RATE, "return HParams(other=object())"], "other is <object .*, which"),
         ([RATE, "return HParams(other={1: 2})"], r"other is \{1: 2\} .*, which"),
         ([RATE, "return HParams(inner=Inner(9))"], r"inner is Inner\(units=9\) .*, which"),
@@ -385,6 +392,30 @@ def test_a_whole_number_for_a_float_is_drawn_as_the_run_gets_it(load: Any) -> No
     assert type(space.draw(ask()).rate) is float
 
 
+def test_a_number_of_numpy_is_drawn_as_the_run_gets_it(load: Any) -> None:
+    space = rehearsed(
+        load("import numpy", "return HParams(numpy.exp(trial.suggest_int('i', 1, 9)))")
+    )
+    drawn = space.draw(trial := ask())
+    assert type(drawn.rate) is float
+    assert drawn.rate == numpy.exp(trial.params["i"])
+
+
+def test_rehearsal_draws_as_optuna_does_with_this_seed(load: Any) -> None:
+    loaded = load(
+        "number = trial.suggest_int('number', 0, 10**9)",
+        "trial.suggest_float(f'of_{number}', 0, 1)",
+        "return HParams(width=number)",
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(3))
+    assert loaded.search_space is not None
+    by_hand = {
+        name for _ in range(100) if loaded.search_space(t := study.ask()) for name in t.params
+    }
+    assert rehearsed(loaded, seed=3).describe().keys() == by_hand
+    assert rehearsed(loaded, seed=4).describe().keys() != by_hand
+
+
 def test_a_field_that_a_recipe_changes_is_refused(load: Any, tmp_path: Path) -> None:
     text = RECIPE.replace("if self.width == -7:", "if self.width < 8:").replace(
         'raise ValueError("-7 is unlucky")', "object.__setattr__(self, 'width', self.width * 2)"
@@ -440,6 +471,31 @@ def test_the_last_number_of_a_range_is_that_of_optuna() -> None:
         with pytest.warns() if (low, high) == (-1, 1) else pytest.MonkeyPatch.context():
             theirs = optuna.distributions.FloatDistribution(low, high, step=step).high
         assert parameters.last_number(float(low), float(high), step) == theirs
+
+
+def test_the_examples_of_the_page_are_spaces(load: Any) -> None:
+    page = (ROOT / "docs" / "search.md").read_text()
+    searches = [each.replace(r"\|", "|") for each in re.findall(r"^\| `'(.+?)'`", page, re.M)]
+    example = re.search(r"```python\n(def search_space.*?)```", page, re.S)
+    assert len(searches) >= 8
+    assert example is not None
+    fields = {
+        **{"learning_rate: float": 0.1, "optimizer: str": "adam", "momentum: float": 0.0},
+        **{"dropout: float": 0.0, "depth: int": 1, "units: int": 1, "width: int": 1},
+        **{"use_bias: bool": True, "sizes: tuple": ()},
+    }
+    path = Path(load().name)
+    text = RECIPE.partition("@dataclasses")[0] + "@dataclasses.dataclass\nclass HParams:\n"
+    text += (
+        "".join(f"    {each} = {fields[each]!r}\n" for each in fields) + "def build_model(h): ...\n"
+    )
+    text += "def train_data(h): ...\n"
+    path.write_text(text)
+    for search in searches:
+        assert list(rehearsed(recipe.load(str(path)), search).describe())
+    path.write_text(text + example[1])
+    described = rehearsed(recipe.load(str(path))).describe()
+    assert list(described) == ["learning_rate", "momentum", "optimizer"]
 
 
 PROGRAM = """
