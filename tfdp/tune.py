@@ -8,6 +8,7 @@ wrong flags or recipe, 143 and 130 told to stop (all trials are saved), 1 anythi
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import select
 import signal
@@ -19,6 +20,7 @@ from cluster.launching.signals import Signals
 from tfdp import log
 from tfdp.cli import flags, process
 from tfdp.errors import BadInput, TrainingError
+from tfdp.run.settings import TrainSettings
 from tfdp.search.settings import TuneSettings
 
 
@@ -30,12 +32,24 @@ def main(argv: Sequence[str]) -> int:
         return exit_codes.FINISHED
     with Signals() as signals:
         try:
+            _check_sides(own)
             settings = flags.parse(TuneSettings, own)
             if importlib.util.find_spec("optuna") is None:
                 raise BadInput("a search needs Optuna: pip install 'tfdp[search]'")
             return _tune(settings, of_trials, signals)
         except BadInput as error:
             return process.report(error, exit_codes.BAD_INPUT)
+
+
+def _check_sides(own: Sequence[str]) -> None:
+    """Raises BadInput if a flag of trials is in front of ``--``."""
+    of_search, of_trials = (
+        {field.name for field in dataclasses.fields(kind)} for kind in (TuneSettings, TrainSettings)
+    )
+    for word in own:
+        name = word.lstrip("-").partition("=")[0]
+        if word.startswith("-") and name in of_trials - of_search:
+            raise BadInput(f"--{name} is a flag of the trials' runs: put it after --")
 
 
 def _tune(settings: TuneSettings, of_trials: Sequence[str], signals: Signals) -> int:

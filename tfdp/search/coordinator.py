@@ -76,7 +76,7 @@ class Coordinator:
 
     Attributes:
         slot_s: seconds of all slots together.
-        idle_s: those of them in which no trial ran.
+        idle_s: those of them in which no trial could run, though more trials are to come.
     """
 
     def __init__(
@@ -143,7 +143,8 @@ class Coordinator:
                 raise SearchStopped(stop_signals[0])
             waited_s = time.monotonic() - began_s
             self.slot_s += waited_s * len(self._slots)
-            self.idle_s += waited_s * (len(self._slots) - len(self._running))
+            if len(self._search.table) < self._settings.trials:
+                self.idle_s += waited_s * (len(self._slots) - len(self._running))
             self._collect()
 
     @property

@@ -74,8 +74,9 @@ def _run(
         output.unlink()
         if code == exit_codes.FINISHED:
             for line in lines:
-                if line.startswith("tfdp: ") and "published" in line:
-                    say(line.removeprefix("tfdp: "))
+                _, is_for_people, text = line.partition("tfdp: ")  # maybe after a worker's name
+                if is_for_people and "published" in text:
+                    say(text)
             return
         if 0 < code < 128:
             break

@@ -35,6 +35,7 @@ from tfdp.search.table import Table
 from tfdp.search.trial import TrialFolder
 from tfdp.search.trial_command import Commands
 
+MIN_IDLE_SHARE: Final = 0.02  # of the slots' time: less is not said
 CHECK_TIMEOUT_S: Final = 1800.0  # a recipe may download its data
 
 
@@ -126,9 +127,12 @@ def _tune(commands: Commands, wait: Wait) -> Table:
             wait=wait,
         )
         coordinator.run()
-    if coordinator.slot_s > 0:
-        idle = coordinator.idle_s / coordinator.slot_s
-        say(f"slots had no trial to run for {idle:.0%} of the time")
+    if coordinator.idle_s > MIN_IDLE_SHARE * coordinator.slot_s:
+        share = coordinator.idle_s / coordinator.slot_s
+        say(
+            f"slots waited for results of other slots {share:.0%} of the time, so that the search "
+            "can be repeated; more --trials_in_flight or --asynchronous makes that less"
+        )
     table = search.table
     pictures.draw(search.optuna_study, settings.workdir)
     _finish(table, choices, commands, slots[0], facts, wait)
@@ -174,7 +178,7 @@ def _identity(commands: Commands, loaded: recipe.Recipe, space: Space) -> dict[s
         *("trials_in_flight", "asynchronous", "workers_per_trial", "threads_per_trial"),
     ]
     values = {
-        "recipe_sha256": loaded.digest,
+        "recipe_sha256": loaded.digest[:16],
         "space": space.describe(),
         **{name: getattr(settings, name) for name in names},
         "trial_flags": commands.of_trials,
@@ -246,7 +250,7 @@ def _check_trials(commands: Commands, space: Space, slot: Slot, wait: Wait) -> d
 
 def _say_how(commands: Commands, slots: Sequence[Slot], rungs: Rungs) -> None:
     settings = commands.settings
-    text = f"{settings.trials} trials of {rungs.total_steps} steps in {len(slots)} slots"
+    text = f"{settings.trials} trials of {rungs.total_steps} steps, {len(slots)} at a time"
     if rungs.steps:
         text += f", judged at steps {', '.join(map(str, rungs.steps))}"
     say(f"{text}; threads of a worker: {settings.threads_per_trial} (--threads_per_trial)")
