@@ -154,15 +154,22 @@ def _with_fixed(recipe: Recipe, fixed: Sequence[str]) -> Callable[[Any], Any]:
     kind, search_space = type(recipe.hparams), recipe.search_space
     assert search_space is not None
     values = parse_hparams(recipe.name, kind, fixed)
+    if values and hasattr(kind, "__post_init__"):
+        raise BadInput(
+            f"--hparam={fixed[0]}: __post_init__ of the recipe's {kind.__name__} may make other "
+            "fields of this one: let search_space give it the value"
+        )
+    returned: dict[str, Any] = {}
 
     def make(trial: Any) -> Any:
         hparams = search_space(trial)
+        if type(hparams) is not kind:
+            return hparams  # which is an error that others find
         for name in values:
-            if name in trial.params:
-                raise _Refused(
-                    f"it suggests {name}, and --hparam={name} fixes it: keep one of both"
-                )
-        return dataclasses.replace(hparams, **values) if type(hparams) is kind else hparams
+            value = getattr(hparams, name)
+            if not _is_equal(returned.setdefault(name, value), value):
+                raise _Refused(f"it chooses {name}, and --hparam={name} fixes it: keep one of both")
+        return dataclasses.replace(hparams, **values)
 
     return make
 

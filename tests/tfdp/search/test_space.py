@@ -184,7 +184,7 @@ def test_fields_of_hparam_are_fixed(load: Any) -> None:
     by_recipe = load("return HParams(trial.suggest_float('rate', 0, 1), width=3)")
     drawn = Space.of(by_recipe, [], ["width=7"]).draw(ask())
     assert drawn.width == 7 and drawn.rate == ask().suggest_float("rate", 0, 1)
-    with pytest.raises(BadInput, match="it suggests rate, and --hparam=rate fixes it: keep one"):
+    with pytest.raises(BadInput, match="it chooses rate, and --hparam=rate fixes it: keep one"):
         Space.of(by_recipe, [], ["rate=0.5"]).rehearse(0)
     with pytest.raises(BadInput, match="--search=width and --hparam=width: keep one of both"):
         Space.of(load(), ["width=1|2"], ["width=7"])
