@@ -1,7 +1,7 @@
 """Kills a search again and again, and compares it with an undisturbed one.
 
 ``python -m tests.processes.search_chaos --trials=30 --kills=10`` searches on the digits recipe.
-Each kill is SIGKILL to the coordinator, to a trial's process, or to all at once, at a random moment.
+A kill is SIGKILL to the coordinator, to a trial's process, or to all at once, at a random moment.
 At the end, ``search.json`` and ``trials.csv`` have to be those of the undisturbed search.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,50 @@ def test_a_killed_search_is_an_undisturbed_one_in_other_slots(recipe: str, tmp_p
     assert found["best"]["objective"] == max(
         each["objective"] for each in found["trials"] if each["state"] == "complete"
     )
+
+
+@pytest.mark.timeout(400)
+def test_the_best_is_published_once_and_another_search_is_refused(
+    recipe: str, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "search"
+    flags = ("--trials=2", "--parallel=2", "--seed=4")
+    quick = ("--steps=4", "--global_batch_size=16")
+    gate = "--require_min=accuracy:0.1"
+    first = run(command(recipe, workdir, *flags, gate, of_trials=quick))
+    assert re.search(r"best: trial \d, accuracy .* with kind ", first)
+    assert f"step 4 is published as {workdir}/model/1" in first
+    found = json.loads((workdir / "search.json").read_text())
+    about = json.loads(next((workdir / "model" / "1").rglob("*.json")).read_text())
+    assert about["weights_sha256"] == found["best"]["weights_sha256"]
+
+    again = run(command(recipe, workdir, *flags, gate, of_trials=quick))
+    assert "2 of 2 trials are done" in again and "published" not in again
+    assert {path.name for path in (workdir / "model").iterdir() if path.name.isdigit()} == {"1"}
+
+    other = run(
+        command(recipe, workdir, "--trials=2", "--seed=5", of_trials=("--steps=5",)), expect=2
+    )
+    assert "belongs to another search: --global_batch_size was 16 and is 64; " in other
+    assert "--steps was 4 and is 5" in other and "seed was 4 and is 5" in other
+    refused = run(
+        command(recipe, workdir, *flags, "--require_min=accuracy:1.1", of_trials=quick), expect=1
+    )
+    assert "below --require_min=accuracy:1.1" in refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "of_trials", "message"),
+    [
+        (["--objective=nope:max"], [], "evaluations of recipe .* give loss, accuracy"),
+        (["--epochs=3"], [], "--epochs is a flag of the trials' runs: put it after --"),
+        ([], ["--workdir=elsewhere"], "--workdir after -- is set by the search"),
+        ([], ["--hparam=rate=0.1"], "it chooses rate, and --hparam=rate fixes it"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_trial_starts(
+    flags: list[str], of_trials: list[str], message: str, recipe: str, tmp_path: Path
+) -> None:
+    words = command(recipe, tmp_path, "--trials=2", *flags, of_trials=of_trials)
+    assert re.search(message, run(words, expect=2))
+    assert not (tmp_path / "trials").exists()

@@ -154,11 +154,13 @@ def _with_fixed(recipe: Recipe, fixed: Sequence[str]) -> Callable[[Any], Any]:
     kind, search_space = type(recipe.hparams), recipe.search_space
     assert search_space is not None
     values = parse_hparams(recipe.name, kind, fixed)
-    if values and hasattr(kind, "__post_init__"):
-        raise BadInput(
-            f"--hparam={fixed[0]}: __post_init__ of the recipe's {kind.__name__} may make other "
-            "fields of this one: let search_space give it the value"
-        )
+    plain, changed = kind(), kind(**values)
+    for name in hparam_types(kind):
+        if name not in values and not _is_equal(getattr(plain, name), getattr(changed, name)):
+            raise BadInput(
+                f"--hparam={fixed[0]}: {kind.__name__} makes {name} of it, which search_space "
+                "would have made before: let search_space give both"
+            )
     returned: dict[str, Any] = {}
 
     def make(trial: Any) -> Any:

@@ -524,3 +524,15 @@ def test_without_optuna_the_extra_is_named(load: Any) -> None:
     name = load("return HParams()").name
     program = PROGRAM.format(before="sys.modules['optuna'] = None")
     assert "pip install 'tfdp[search]'" in run([sys.executable, "-c", program, name], expect=1)
+
+
+def test_a_field_that_others_are_made_of_is_not_fixed(tmp_path: Path) -> None:
+    path = tmp_path / "derived.py"
+    path.write_text(
+        RECIPE.replace(
+            "if self.width == -7:", "object.__setattr__(self, 'clip', 2.0 * self.width)"
+        ).replace("            raise ValueError", "        'unused'  # ")
+        + "\ndef search_space(trial): return HParams(rate=trial.suggest_float('rate', 0, 1))\n"
+    )
+    with pytest.raises(BadInput, match="--hparam=width=7: HParams makes clip of it"):
+        Space.of(recipe.load(str(path)), [], ["width=7"])
