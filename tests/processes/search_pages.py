@@ -78,7 +78,8 @@ def tensorboard(logdir: Path, *flags: str) -> contextlib.AbstractContextManager[
 class Browser:
     """A page in a headless Chromium, which is asked through a pipe; use it in a ``with`` block."""
 
-    def __init__(self, width: int = 1440, height: int = 1150) -> None:
+    def __init__(self, width: int, height: int) -> None:
+        self._width = width
         self._profile = tempfile.TemporaryDirectory()
         to_browser, self._requests = _pipe()
         self._answers, from_browser = _pipe()
@@ -139,10 +140,12 @@ class Browser:
                 raise AssertionError(f"{url} lacks {lacking}; it has: {text}")
             time.sleep(0.1)
 
-    def picture(self) -> bytes:
-        """The page as a PNG file."""
+    def picture(self, height: int) -> bytes:
+        """The page's upper part as a PNG file."""
         time.sleep(1)  # drawing has no end that one could wait for
-        return base64.b64decode(self._ask("Page.captureScreenshot", format="png")["data"])
+        clip = {"x": 0, "y": 0, "width": self._width, "height": height, "scale": 1}
+        answer = self._ask("Page.captureScreenshot", format="png", clip=clip)
+        return base64.b64decode(answer["data"])
 
     def _ask(self, method: str, **params: Any) -> dict[str, Any]:
         self._number += 1
@@ -187,19 +190,19 @@ def main(folder: Path) -> None:
         Curves(workdir).update(table)
         best, failed = study.best_trial, next(row for row in table if row.state == "failed")
         pruned = next(row for row in table if row.state == "pruned")
-        with dashboard(workdir / "study.log") as address, Browser() as browser:
+        with dashboard(workdir / "study.log") as address, Browser(1440, 1150) as browser:
             params = [f"{name}: {value}" for name, value in best.params.items()]
             pages = f"{address}/dashboard/studies/0"
             browser.open(pages, f"Best Trial (number={best.number}) {best.value}", *params)
-            shrink(browser.picture(), folder / "search_dashboard.png")
+            shrink(browser.picture(1150), folder / "search_dashboard.png")
             for row in (table[best.number], pruned):
                 values = [f"{step} {value}" for step, value in row.rungs.items()]
                 browser.open(f"{pages}/trials?numbers={row.number}", f"Trial {row.number}", *values)
-            shrink(browser.picture(), folder / "search_dashboard_trial.png")
+            shrink(browser.picture(900), folder / "search_dashboard_trial.png")
             browser.open(f"{pages}/trials?numbers={failed.number}", FAILURE)
         with (
             tensorboard(workdir / "trials") as address,
-            Browser(width=1500, height=720) as browser,
+            Browser(1500, 2000) as browser,  # the table of trials has the rows that fit
         ):
             lines = []  # numbers as the table has them, with five digits
             for row in table:
@@ -213,9 +216,9 @@ def main(folder: Path) -> None:
                 texts = [f"{v:#.5g}" if isinstance(v, float) else str(v) for v in shown]
                 lines.append(" ".join(filter(None, texts)))
             browser.open(f"{address}/#hparams", *lines)
-            shrink(browser.picture(), folder / "search_tensorboard.png")
+            shrink(browser.picture(720), folder / "search_tensorboard.png")
             browser.open(f"{address}/#timeseries", f"{best.number:04d}/search", "accuracy")
-            shrink(browser.picture(), folder / "search_tensorboard_curves.png")
+            shrink(browser.picture(720), folder / "search_tensorboard_curves.png")
     print(f"the pages show all trials; pictures are in {folder}")
 
 

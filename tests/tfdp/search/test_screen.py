@@ -139,6 +139,35 @@ def test_a_table_that_is_not_as_expected_ends_nothing() -> None:
         view.update(Table([dataclasses.replace(table[0], params=None)], ACCURACY), {0: None})  # type: ignore[arg-type,dict-item]
 
 
+class OddTerminal(io.StringIO):
+    """A terminal to which nothing can be written from some time on."""
+
+    is_gone = False
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if self.is_gone:
+            raise OSError(5, "Input/output error")
+        return super().write(text)
+
+
+def test_a_terminal_that_takes_nothing_more_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, table = search()
+    monkeypatch.setattr(sys, "stderr", terminal := OddTerminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(screen, "REFRESH_S", 0)
+    with Screen(ACCURACY, 40, 4) as view:
+        view.update(Table(table[:9], ACCURACY), {})
+        assert "9/40 trials" in terminal.getvalue()
+        terminal.is_gone = True
+        view.update(table, running(table))
+        view.event("trial 3 was killed: started again")
+        view.update(table, {})
+    assert sys.stderr is terminal  # and not what ``Live`` puts there
+
+
 # A search of 40 trials, each of them one update of the screen; then a file tells that it ended.
 SEARCH = """
 import pathlib, sys, time, optuna
