@@ -37,11 +37,11 @@ hangs: setup                       ## let runs stand still in every way, compare
 
 SSH_ROUNDS ?= 8
 ssh: setup                         ## workers on other hosts, by real sshd in network namespaces; needs root
-	$(BIN)/python -m pytest -q -s tests/processes/test_ssh.py tests/processes/ssh_long.py
+	$(BIN)/python -m pytest -q -s tests/processes/test_ssh.py tests/processes/test_slots.py tests/processes/ssh_long.py
 	$(BIN)/python -m tests.processes.ssh_chaos --rounds=$(SSH_ROUNDS)
 
 slurm: setup                       ## training in a real Slurm cluster (needs root): nodes and jobs end in every way
-	$(BIN)/python -m pytest -q tests/processes/test_slurm.py tests/processes/slurm_cases.py tests/processes/slurm_training.py
+	$(BIN)/python -m pytest -q tests/processes/test_slurm.py tests/processes/slurm_cases.py tests/processes/slurm_training.py tests/processes/test_slots.py tests/processes/search_slurm.py
 
 kubernetes: setup                  ## runs in processes that look like pods (needs root): pods are lost in every way
 	$(BIN)/python -m pytest -q tests/processes/test_kubernetes.py tests/processes/kubernetes_cases.py

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,9 @@ from google.protobuf import text_format
 from serving.protos import server_config_pb2
 from serving.server.models import batching_parameters
 from tests.running import ROOT, run
+from tfdp.cli import flags
+from tfdp.run.settings import TrainSettings
+from tfdp.search.settings import TuneSettings
 
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -141,6 +145,19 @@ def test_the_gateway_and_the_containers_ask_for_health_in_the_same_words():
                     request += connection.recv(4096)
             assert check.wait(10) != 0  # it got no answer
     assert request.hex() == asked[1]
+
+
+def test_the_search_of_the_batch_script_uses_what_the_job_asks_for():
+    text = (DEPLOY / "slurm" / "search.sbatch").read_text().replace("\\\n", "")
+    line = re.search(r"^python -m (tfdp\.tune .*) &$", text, re.MULTILINE)
+    assert line is not None
+    words = shlex.split(line[1])
+    of_search, of_trials = words[: words.index("--")], words[words.index("--") + 1 :]
+    settings = flags.parse(TuneSettings, of_search)
+    flags.parse(TrainSettings, ["tfdp.train", "--recipe=mine.py", "--workdir=run", *of_trials])
+    job = dict(re.findall(r"--([a-z-]+)=(\d+)\b", text.partition("python")[0]))
+    assert settings.threads_per_trial == int(job["cpus-per-task"])
+    assert settings.trials_in_flight == int(job["ntasks"])
 
 
 def test_the_image_gets_every_package():
