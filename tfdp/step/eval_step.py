@@ -107,9 +107,11 @@ class PredictStep:
 
     Args:
         model: the model.
+        local_replicas: number of replicas of each worker, if a worker predicts batches alone; None
+            if all workers predict each batch together.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, local_replicas: int | None = None) -> None:
         strategy = self._strategy = model.distribute_strategy
 
         @tf.autograph.experimental.do_not_convert
@@ -119,7 +121,7 @@ class PredictStep:
             return tf.nest.map_structure(lambda leaf: leaf[: batch.examples], rows)
 
         def run_batch(batch: Any, step: tf.Tensor) -> Any:
-            with keras_private.seeds_drawn_from(step):
+            with keras_private.seeds_drawn_from(step, local_replicas):
                 return strategy.run(on_replica, args=(batch,))
 
         self._run = function_of(model, run_batch, reduce_retracing=True)
@@ -154,7 +156,7 @@ def _has_collective(graph: Any) -> bool:
 
 @once_per_compile
 def predict_step(model: keras.Model) -> PredictStep:
-    """Returns the step that predicts one batch of a model."""
+    """Returns the step with which all workers together predict a batch of a model."""
     return PredictStep(model)
 
 

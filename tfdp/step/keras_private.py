@@ -557,7 +557,7 @@ def means_of_scalars(convert: Callable[[Any, Any], tuple[Any, Any]]) -> Iterator
 
 
 @contextlib.contextmanager
-def seeds_drawn_from(step: tf.Tensor) -> Iterator[None]:
+def seeds_drawn_from(step: tf.Tensor, local_replicas: int | None = None) -> Iterator[None]:
     """Inside the block, random layers draw from (their own seed, ``step``, replica).
 
     Keras counts draws in a variable. All replicas advance it equally, so they would drop the same
@@ -568,12 +568,16 @@ def seeds_drawn_from(step: tf.Tensor) -> Iterator[None]:
 
     Args:
         step: int64 scalar, number of earlier updates.
+        local_replicas: number of replicas of each worker, if a worker computes alone: all workers
+            then draw alike. None if they compute together.
     """
     draws: Counter[tuple[int, int]] = Counter()
 
     def next_seed(self: keras.random.SeedGenerator, ordered: bool = True) -> tf.Tensor:
         draw = (threading.get_ident(), id(self))  # MirroredStrategy has a thread for each replica
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        if local_replicas is not None:
+            replica = replica % local_replicas
         seed = tf.stack([tf.cast(self.state.value[0], tf.int32), draws[draw]])
         for number in (tf.cast(step, tf.int32), tf.cast(replica, tf.int32)):
             seed = tf.random.experimental.stateless_fold_in(seed, number)

@@ -28,7 +28,7 @@ from tfdp.log import say, say_on_chief
 from tfdp.outputs import by_name
 from tfdp.provenance import package_versions
 from tfdp.step.building import build_by_call
-from tfdp.step.eval_step import PredictStep, predict_step
+from tfdp.step.eval_step import PredictStep
 from tfdp.trainer import keras_methods
 from tfdp.trainer.prediction_files import as_array, check_can_hold
 from tfdp.trainer.prediction_folder import PredictionFolder
@@ -77,6 +77,8 @@ def predict_into(
     workers = workers_of(model.distribute_strategy)
     size = batch_size or 32
     batches = _count(data, size, steps, workers)
+    if not isinstance(data, Source) and steps is not None:
+        data = data.take(steps)
     per_part = batches_per_part or _default_batches_per_part(batches)
     plan = _Plan(workers, per_part, frozenset(folder.parts()), batches)
     elements, sample, spec = _read(data, size, plan, preprocess)
@@ -248,7 +250,7 @@ def _prepared(
     Raises:
         BadInput: if the model does not take the data, or replicas exchange something.
     """
-    step = predict_step(model)
+    step = PredictStep(model, workers.local_replicas)
     try:
         build_by_call(model, spec.data)
         is_graph = workers.local_replicas == 1 and not model.run_eagerly

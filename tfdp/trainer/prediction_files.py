@@ -167,6 +167,8 @@ def check_can_hold(outputs: Mapping[str, Any], format: PredictionFormat) -> None
 
 def _flat_features(array: np.ndarray) -> list[tf.train.Feature]:
     """Returns a feature for each row."""
+    if array.dtype.kind == "b":
+        array = array.astype(np.int64)
     rows = array.reshape(len(array), math.prod(array.shape[1:])).tolist()
     if array.dtype.kind == "f":
         return [tf.train.Feature(float_list=tf.train.FloatList(value=row)) for row in rows]
