@@ -278,14 +278,13 @@ def _predict_parts(
 ) -> _Read:
     """Predicts and writes this worker's parts; returns what it has read."""
     read = _Read()
-    for part, batches in itertools.groupby(elements, lambda each: plan.part_of(int(each.number))):
-        if not plan.is_own(part * plan.batches_per_part):
-            for batch in batches:
-                _note(read, batch)
+    for first in elements:
+        if not plan.is_own(int(first.number)):
+            _note(read, first)
             continue
         rows_in_part = 0
-        with folder.part(part) as writer:
-            for batch in batches:
+        with folder.part(plan.part_of(int(first.number))) as writer:
+            for batch in _batches_of_part(first, elements, plan):
                 _note(read, batch)
                 rows = step(_on_replicas(batch, plan.workers), int(batch.number))
                 writer.write(_arrays(rows, plan.workers))
@@ -295,6 +294,20 @@ def _predict_parts(
     if progress is not None:
         progress.close()
     return read
+
+
+def _batches_of_part(
+    first: WholeBatch, elements: Iterator[WholeBatch], plan: _Plan
+) -> Iterator[WholeBatch]:
+    """Gives the batches of a part, and waits for none of the next part."""
+    yield first
+    number = int(first.number) + 1
+    while plan.part_of(number) == plan.part_of(number - 1):
+        batch = next(elements, None)
+        if batch is None:
+            return
+        yield batch
+        number += 1
 
 
 def _note(read: _Read, batch: WholeBatch) -> None:

@@ -45,7 +45,8 @@ class _TFRecords:
         columns = {name: _flat_features(array) for name, array in rows.items()}
         for values in zip(*columns.values(), strict=True):
             features = tf.train.Features(feature=dict(zip(columns, values, strict=True)))
-            self._file.write(tf.train.Example(features=features).SerializeToString())
+            example = tf.train.Example(features=features)
+            self._file.write(example.SerializeToString(deterministic=True))
 
     def close(self) -> None:
         self._file.close()
