@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test exactness chaos hangs ssh slurm kubernetes ray peers bench pictures check format clean
+.PHONY: help setup demo test exactness chaos hangs ssh slurm kubernetes search pages ray peers bench pictures check format clean
 
 help:                              ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,12 @@ slurm: setup                       ## training in a real Slurm cluster (needs ro
 
 kubernetes: setup                  ## runs in processes that look like pods (needs root): pods are lost in every way
 	$(BIN)/python -m pytest -q tests/processes/test_kubernetes.py tests/processes/kubernetes_cases.py
+
+search: setup                      ## kill a search of 30 trials ten times, compare with an undisturbed one; ten minutes
+	$(BIN)/python -m tests.processes.search_chaos
+
+pages: setup                       ## a search in optuna-dashboard and TensorBoard, in a real browser (needs chromium)
+	$(BIN)/python -m tests.processes.search_pages
 
 ray: .ray/.made                    ## tests of examples/ray on a real Ray, in an environment of its own
 	.ray/bin/python -m pytest -q tests/ray

@@ -28,6 +28,7 @@ from tfdp.search.trial import TrialFolder
 
 MAX_FRUITLESS_STARTS: Final = 10  # of a trial, in a row, without a new checkpoint
 MAX_PAUSE_S: Final = 10.0  # before a trial starts again
+GIVE_UP_S: Final = 10.0  # after SIGKILL
 LOOK_EVERY_S: Final = 1.0  # at frozen trials, time limits, the screen
 _LOCK_PAUSE_S: Final = 0.2  # a process of this trial that was killed may not have ended yet
 
@@ -343,10 +344,12 @@ class Coordinator:
             for trial, running in list(self._running.items()):
                 if running.process.poll() is not None:
                     del self._running[trial]
+                elif time.monotonic() > until_s + GIVE_UP_S:
+                    del self._running[trial]  # the kernel can't end it
                 elif time.monotonic() > until_s:
                     running.process.signal(signal.SIGKILL)
             if self._running and self._wait(0.2):
-                until_s = 0.0  # a second signal
+                until_s = min(until_s, time.monotonic())  # a second signal
 
     def _is_locked(self, number: int) -> bool:
         try:

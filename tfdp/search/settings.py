@@ -35,12 +35,14 @@ class TuneSettings(PublishSettings):
     search: tuple[str, ...] = flag(
         (), "NAME=LOW..HIGH[:log] or NAME=A|B|C for a field of HParams; or write search_space."
     )
-    parallel: int | None = flag(None, "Number of trials at a time; by default 1, or all hosts.")
+    parallel: int | None = flag(
+        None, "Number of trials at a time; by default 1, or what fits GPUs, hosts or a job."
+    )
     workers_per_trial: int = flag(1, "Number of workers that train a trial together.")
     threads_per_trial: int | None = flag(
         None, "Threads of each worker's TensorFlow; cores / trials_in_flight by default."
     )
-    hosts: str = flag("", "Run trials on these hosts by ssh, as in h1:2,h2:2.")
+    hosts: str = flag("", "Run trials on these hosts by ssh, as in h1:2,h2:2; by default here.")
     ssh_config: Path | None = flag(None, "File that ssh reads in place of ~/.ssh/config.")
     seed: int = flag(0, "Determines which hyperparameters are tried.")
     sampler: Sampler = flag("tpe", "How hyperparameters are chosen: tpe or random.")

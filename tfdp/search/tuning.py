@@ -81,6 +81,11 @@ def _tune(commands: Commands, wait: Wait) -> Table:
             f"--objective is {objective}: evaluations of recipe {settings.recipe} give "
             f"{', '.join(facts['metrics'])}"
         )
+    if settings.budget_examples is not None and not facts["counts_examples"]:
+        raise BadInput(
+            f"--budget_examples is {settings.budget_examples}, and nobody knows how many examples "
+            "the recipe's dataset has: limit --trials, or use a tfdp.Source"
+        )
     rungs = Rungs.of(settings, facts["total_steps"])
     about = {**identity, "facts": facts}
     _say_how(commands, slots, rungs)
