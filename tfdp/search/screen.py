@@ -173,7 +173,7 @@ class Screen:
         params = [(name, [_short(row.params.get(name, "")) for row in rows]) for name in names]
         last = [
             ("steps", [self._steps(row, is_utf8) for row in rows]),
-            (self._objective.name, [_short(row.objective) for row in rows]),
+            (self._objective.name, [_score(row.objective) for row in rows]),
             ("state", [self._state(row) for row in rows]),
         ]
         left = width - _columns_of([*first, *last])
@@ -200,7 +200,7 @@ class Screen:
         if failures:
             parts.append(f"{failures} failed")
         if (best := table.best) is not None and best.objective is not None:
-            parts.append(f"best {self._objective.name} {_short(best.objective)}")
+            parts.append(f"best {self._objective.name} {_score(best.objective)}")
         parts.append(_duration(elapsed_s))
         done_now = len(done) - self._done_before
         if done_now > 0 and len(done) < self._trials:
@@ -266,9 +266,9 @@ def _events(
         has_new_rung = row.objective is not None and (
             old is None or len(row.rungs) > len(old.rungs)
         )
-        judged = f"{name} {_short(row.objective)} at step {row.steps}"
+        judged = f"{name} {_score(row.objective)} at step {row.steps}"
         if row.state == "failed":
-            yield f"trial {row.number}{_FAILED}{row.failure}"
+            yield f"trial {row.number}{_FAILED}{_on_one_line(row.failure)}"
         elif row.state == "pruned":
             yield f"trial {row.number} is pruned: {judged}"
         elif row.state == "complete":
@@ -300,10 +300,16 @@ def _cut(text: str, width: int) -> str:
     return text if cell_len(text) <= width else f"{set_cell_size(text, max(0, width - 2))}.."
 
 
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.5g}"
+
+
 def _short(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else _on_one_line(str(value))
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _duration(seconds: float) -> str:

@@ -72,6 +72,14 @@ def test_it_fits_the_terminal(width: int, height: int, encoding: str) -> None:
     assert encoding == "utf-8" or "".join(lines).isascii()
 
 
+def test_a_value_of_several_lines_takes_one() -> None:
+    _, table = search(trials=1, running=0)
+    odd = dataclasses.replace(table[0], params={"layers": "[bold]a\nb\tc"})
+    lines = picture(Table([odd], ACCURACY), 120, 24)
+    (line,) = (line for line in lines if "[bold]a b c" in line)
+    assert "complete" in line
+
+
 def test_few_places_are_for_the_best_the_running_and_the_newest() -> None:
     study, table = search()
     best = sorted((t for t in study.trials if t.value is not None), key=lambda t: -t.value)
@@ -110,7 +118,11 @@ def test_without_a_terminal_each_event_is_a_line(capsys: pytest.CaptureFixture[s
         view.update(Table([judged(0, 3, 0.5), first[1]], ACCURACY), {1: on("core 1", 3)})
         second = [judged(0, 3, 0.5), judged(1, 3, 0.5, "pruned")]
         view.update(Table(second, ACCURACY), {0: on("core 1", 9)})
-        third = [judged(0, 9, 0.75, "complete"), second[1], row(2, state="failed", failure="nan")]
+        third = [
+            judged(0, 9, 0.75, "complete"),
+            second[1],
+            row(2, state="failed", failure="it said\nnan"),
+        ]
         view.update(Table(third, ACCURACY), {})
         view.close()
     assert capsys.readouterr().err.splitlines() == [
@@ -121,7 +133,7 @@ def test_without_a_terminal_each_event_is_a_line(capsys: pytest.CaptureFixture[s
         "tfdp: trial 1 is pruned: accuracy 0.5 at step 3",
         "tfdp: trial 0 goes on (to step 9, core 1)",
         "tfdp: trial 0 is complete: accuracy 0.75 at step 9, the best so far",
-        "tfdp: trial 2 failed: nan",
+        "tfdp: trial 2 failed: it said nan",
     ]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,16 @@ def test_what_the_dashboard_wrote_is_kept(tmp_path: Path) -> None:
     assert dashboard.get_study_user_attrs(0)["note"] == "a good one"
     study = optuna.load_study(study_name="search", storage=dashboard)
     assert len(study.trials) == 20
+
+
+def test_a_lock_that_somebody_left_behind_blocks_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "study.log"
+    search(open_storage(path), trials=3)
+    (tmp_path / "study.log.lock").symlink_to(path)  # as a dashboard that was killed amid a note
+    began_s = time.monotonic()
+    search(open_storage(path), trials=6)
+    assert len(as_optuna_reads(path)) == 6
+    assert time.monotonic() - began_s < 20  # Optuna's own writer waits for 30 s
 
 
 def test_another_search_replaces_the_rest_of_the_file(tmp_path: Path) -> None:
