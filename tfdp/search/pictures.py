@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from tfdp.files import write_durably
 from tfdp.log import say
 
 _DPI: Final = 110
-_LOG_FROM: Final = 100.0  # an axis of the objective is logarithmic if values differ by this factor
+_LOG_FROM: Final = 100.0  # axes of the objective are logarithmic if values differ so much
 
 
 def draw(study: optuna.Study, workdir: Path, objective: str = "objective") -> None:
@@ -51,8 +52,7 @@ def _history(study: optuna.Study, objective: str) -> Any:
 
     axes = plot_optimization_history(study, target_name=objective)
     axes.set_title(f"{objective} of each complete trial, and the best so far")
-    values = [trial.value for trial in study.trials if trial.state == TrialState.COMPLETE]
-    if min(values) > 0 and max(values) / min(values) >= _LOG_FROM:
+    if _is_wide(study):
         axes.set_yscale("log")
     axes.figure.set_size_inches(9, 4.5)
     return axes.figure
@@ -61,14 +61,22 @@ def _history(study: optuna.Study, objective: str) -> Any:
 def _parallel(study: optuna.Study, objective: str) -> Any:
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
-    axes = plot_parallel_coordinate(study, target_name=objective)
+    if _is_wide(study) and study.direction == optuna.study.StudyDirection.MINIMIZE:
+        axes = plot_parallel_coordinate(
+            study, target=lambda trial: math.log10(trial.value), target_name=f"log10({objective})"
+        )
+    else:
+        axes = plot_parallel_coordinate(study, target_name=objective)
     figure = axes.figure
     axes.set_title("complete trials: a line each, by its parameters", y=1.03)
     names = [label.get_text() for label in axes.get_xticklabels()]
     axes.set_xticks(range(len(names)), names, rotation=20, horizontalalignment="right")
     figure.set_size_inches(2.5 + 1.7 * len(names), 5)
+    lines = axes.collections[0]  # the best is dark; the worst must not be as white as an axis
+    lines.set_cmap("viridis" if lines.get_cmap().name.endswith("_r") else "viridis_r")
     for each in figure.axes:
         each.grid(visible=False)
+        each.spines[:].set_color("#aaaaaa")
         if each.get_yscale() == "log":
             low, high = each.get_ylim()
             each.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -90,6 +98,12 @@ def _importance(study: optuna.Study, objective: str) -> Any:
     axes.get_legend().remove()
     axes.figure.set_size_inches(9, 1.5 + 0.5 * len(axes.get_yticks()))
     return axes.figure
+
+
+def _is_wide(study: optuna.Study) -> bool:
+    """Returns whether the objectives are positive and of different sizes."""
+    values = [trial.value for trial in study.trials if trial.state == TrialState.COMPLETE]
+    return bool(min(values) > 0 and max(values) / min(values) >= _LOG_FROM)
 
 
 def _needs_one(complete: list[FrozenTrial]) -> str | None:

@@ -86,6 +86,8 @@ def test_losses_of_many_sizes_have_a_logarithmic_axis(monkeypatch: pytest.Monkey
     for values, scale in [((1000.0, 3.0, 1.0, 0.5), "log"), ((0.0, 3.0, 500.0, 1.0), "linear")]:
         drawn = figures(monkeypatch, study_of(*values))
         assert drawn["history.png"].axes[0].get_yscale() == scale
+        label = drawn["parallel.png"].axes[0].get_xticklabels()[0].get_text()
+        assert label == ("log10(accuracy)" if scale == "log" else "accuracy")
 
 
 NOTHING = [
