@@ -37,7 +37,7 @@ hangs: setup                       ## let runs stand still in every way, compare
 
 SSH_ROUNDS ?= 8
 ssh: setup                         ## workers on other hosts, by real sshd in network namespaces; needs root
-	$(BIN)/python -m pytest -q -s tests/processes/test_ssh.py tests/processes/test_slots.py tests/processes/ssh_long.py
+	$(BIN)/python -m pytest -q -s tests/processes/test_ssh.py tests/processes/ssh_long.py tests/processes/test_slots.py tests/processes/search_ssh.py
 	$(BIN)/python -m tests.processes.ssh_chaos --rounds=$(SSH_ROUNDS)
 
 slurm: setup                       ## training in a real Slurm cluster (needs root): nodes and jobs end in every way

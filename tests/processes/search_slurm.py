@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.processes.search_ssh import LIMIT_S as SEARCH_LIMIT_S
+from tests.processes.search_ssh import assert_same, has_checkpoint
+from tests.processes.search_ssh import search as search_on_digits
 from tests.processes.slurm_cluster import Cluster, skip_without_slurm
 from tests.processes.test_slots import SLEEPS, ends, notes, search, wait_for_workers
-from tests.running import ROOT, wait_until
+from tests.running import ROOT, run, wait_until
 
 LIMIT_S = 120
 NODES = ["n1", "n2"]
@@ -34,11 +38,15 @@ def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
 
 def submit(cluster: Cluster, folder: Path, script: str, *flags: str, parallel: int = 4) -> str:
     """Submits the file to copy, whose ``python`` runs a script in the slots that it finds."""
+    command = search({"parallel": parallel}, folder, 4, script)
+    return submit_command(cluster, folder, command, *flags)
+
+
+def submit_command(cluster: Cluster, folder: Path, command: Sequence[str], *flags: str) -> str:
+    """Submits the file to copy, whose ``python`` runs a command."""
     program = folder / "bin" / "python"
     program.parent.mkdir()
-    program.write_text(
-        f"#!/bin/sh\nexec {shlex.join(search({'parallel': parallel}, folder, 4, script))}\n"
-    )
+    program.write_text(f"#!/bin/sh\nexec {shlex.join(command)}\n")
     program.chmod(0o755)
     file = ROOT / "deploy" / "slurm" / "search.sbatch"
     shape = ("--nodes=2", "--ntasks=4", "--cpus-per-task=2", f"--chdir={folder}")
@@ -99,3 +107,16 @@ def test_slurm_puts_a_preempted_search_back(cluster: Cluster, tmp_path: Path) ->
     cluster.run("srun", "--partition=urgent", "--nodes=2", "--exclusive", "true", limit_s=LIMIT_S)
     assert cluster.wait_for_state(job, "COMPLETED")["Restarts"] == "1"
     assert any("saved" in text for *_, text in notes(tmp_path))
+
+
+@pytest.mark.timeout(900)
+def test_a_search_in_slurm_is_that_of_one_machine(cluster: Cluster, tmp_path: Path) -> None:
+    run(search_on_digits(tmp_path / "here"), limit_s=SEARCH_LIMIT_S)
+    command = [sys.executable, *search_on_digits(tmp_path / "there", "--parallel=2")[1:]]
+    job = submit_command(cluster, tmp_path, command)
+    is_on_the_way = lambda: has_checkpoint(tmp_path / "there")  # noqa: E731
+    wait_until(is_on_the_way, SEARCH_LIMIT_S, "a trial trains")
+    cluster.run("scancel", "--signal=TERM", "--batch", job)
+    ended = cluster.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=SEARCH_LIMIT_S)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), output(tmp_path)
+    assert_same(tmp_path / "here", tmp_path / "there")
