@@ -30,6 +30,7 @@ MAX_FRUITLESS_STARTS: Final = 10  # of a trial, in a row, without a new checkpoi
 MAX_PAUSE_S: Final = 10.0  # before a trial starts again
 GIVE_UP_S: Final = 10.0  # after SIGKILL
 LOOK_EVERY_S: Final = 1.0  # at frozen trials, time limits, the screen
+MAX_REST_S: Final = 60.0  # of a slot whose host or node is away
 _LOCK_PAUSE_S: Final = 0.2  # a process of this trial that was killed may not have ended yet
 
 
@@ -52,11 +53,12 @@ class _Running:
     process: WorkerProcess
     since_s: float
     newest_checkpoint: int  # at the start
+    logged_bytes: int  # at the start
 
 
 @dataclasses.dataclass
 class _Starts:
-    """The starts of one trial by this coordinator."""
+    """The starts of one trial, or in one slot, by this coordinator."""
 
     fruitless: int = 0  # in a row
     not_before_s: float = 0.0
@@ -104,6 +106,7 @@ class Coordinator:
         self._order = OrderFile(settings.workdir / "order.txt") if settings.asynchronous else None
         self._running: dict[int, _Running] = {}  # by trial
         self._starts: dict[int, _Starts] = {}
+        self._starts_in = {slot.name: _Starts() for slot in slots}  # in which no trial came to run
         self._times = read_times(settings.workdir)
         self._frozen = FrozenWorkers()
         self._began_s = time.monotonic()
@@ -229,7 +232,12 @@ class Coordinator:
     def _start_trials(self, watchdog: Watchdog) -> None:
         """Starts stretches in free slots, those first whose results count first."""
         busy = [running.slot for running in self._running.values()]
-        free = [slot for slot in self._slots if slot not in busy]
+        now_s = time.monotonic()
+        free = [
+            slot
+            for slot in self._slots
+            if slot not in busy and now_s >= self._starts_in[slot.name].not_before_s
+        ]
         for stretch in sorted(self._search.in_flight):
             if not free:
                 return
@@ -259,7 +267,12 @@ class Coordinator:
         finally:
             os.close(output)
         self._running[stretch.number] = _Running(
-            stretch, slot, process, time.monotonic(), folder.newest_checkpoint
+            stretch,
+            slot,
+            process,
+            time.monotonic(),
+            folder.newest_checkpoint,
+            folder.logged_bytes,
         )
 
     def _collect(self) -> None:
@@ -317,6 +330,9 @@ class Coordinator:
             )
         if self._has_result(stretch):
             return False
+        if not end.is_permanent and self._is_away(running):
+            self._screen.event(f"{end} before it trained on {running.slot.name}: it starts again")
+            return True
         if code == exit_codes.FINISHED:
             folder.write_failure(f"it ended with 0, but {folder.path} has no results of it")
         elif end.is_permanent:
@@ -334,6 +350,20 @@ class Coordinator:
             self._screen.event(f"{end}: it starts again")
             return True
         return False
+
+    def _is_away(self, running: _Running) -> bool:
+        """Returns whether a trial never came to run in its slot, which then rests for a while.
+
+        The trial is not at fault if a host can't be reached, or a node of a Slurm job is dead.
+        """
+        starts = self._starts_in[running.slot.name]
+        has_run = self._folder(running.stretch.number).logged_bytes > running.logged_bytes
+        if has_run or not running.slot.launcher:
+            starts.fruitless = 0
+            return False
+        starts.fruitless += 1
+        starts.not_before_s = time.monotonic() + min(2.0 ** (starts.fruitless - 1), MAX_REST_S)
+        return True
 
     def _stop_trials(self, number: signal.Signals) -> None:
         """Ends all trials that run; those that don't end in time are killed."""

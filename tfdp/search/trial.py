@@ -73,6 +73,11 @@ class TrialFolder:
         names = (path.name for path in (self.path / "checkpoints").glob("[0-9]*"))
         return max((int(name) for name in names if name.isdigit()), default=0)
 
+    @property
+    def logged_bytes(self) -> int:
+        """Size of the run's logs: each start adds to them."""
+        return sum(path.stat().st_size for path in (self.path / "logs").glob("*.log"))
+
     def prepare(self, about: Mapping[str, Any]) -> None:
         """Creates the folder, or checks that it is of the same trial.
 

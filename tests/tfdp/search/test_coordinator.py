@@ -77,7 +77,7 @@ def polled(seconds: float) -> Sequence[signal.Signals]:
 def run(
     workdir: Path,
     *,
-    slots: int = 2,
+    slots: int | Sequence[Slot] = 2,
     acts: Sequence[str] = (),
     screen: Lines | None = None,
     on_change: Callable[[Table], None] = lambda table: None,
@@ -120,7 +120,7 @@ def run(
     Coordinator(
         search,
         settings,
-        [Slot(f"slot {number}") for number in range(slots)],
+        [Slot(f"slot {i}") for i in range(slots)] if isinstance(slots, int) else slots,
         command=command,
         total_steps=TOTAL,
         screen=screen or Lines(),
@@ -281,6 +281,25 @@ def test_a_trial_that_is_killed_again_and_again_has_failed(
     assert table[0].state == "failed" and table[0].failure == reason
     assert starts(tmp_path) == {0: 10}
     assert screen.lines == ["trial 0 was killed by SIGKILL: it starts again"] * 9
+
+
+def test_a_slot_whose_host_is_away_makes_no_difference(tmp_path: Path) -> None:
+    is_back = tmp_path / "is-back"
+    script = 'test -e "$0" || exit 138; exec "$@"'
+    slots = [Slot("h1", ("sh", "-c", script, str(is_back))), Slot("slot 0")]
+    screen, expected = Lines(), run(tmp_path / "undisturbed", trials=12).table
+    assert run(tmp_path / "away", slots=slots, trials=12, screen=screen).table == expected
+    assert "before it trained on h1: it starts again" in screen.lines[0]
+    alone = Lines()
+
+    def wait(seconds: float) -> Sequence[signal.Signals]:
+        if alone.lines:
+            is_back.touch()
+        return polled(seconds)
+
+    found = run(tmp_path / "back", slots=slots[:1], trials=12, screen=alone, wait=wait)
+    assert found.table == expected
+    assert len(alone.lines) == 1
 
 
 def test_a_trial_that_takes_too_long_has_failed(tmp_path: Path) -> None:
