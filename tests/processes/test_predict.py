@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,10 @@ from tests.processes.test_train import assert_only_own_words
 from tests.processes.workers import Workers
 from tests.running import ROOT, Process, run, wait_until
 from tests.tfdp.predictions import parts, read_back
+from tfdp.errors import BadInput
+from tfdp.recipe import load
+from tfdp.run.recipe_data import predict_data_of
+from tfdp.run.settings import PredictSettings
 
 RECIPE = Path(predicting.__file__).relative_to(ROOT)
 PREDICT = ["python", "-m", "tfdp.predict", f"--recipe={RECIPE}"]
@@ -78,6 +84,33 @@ def test_one_worker_predicts_what_keras_does(
     summary = json.loads((workdir / "summary.json").read_text())
     assert about["weights_sha256"] == summary["weights_sha256"]
     assert (about["rows"], about["parts"], about["workers"]) == (103, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "give one of --workdir .* and --version"),
+        ({"version": Path("version"), "step": 8}, "--step=8 is of a run's checkpoint"),
+        ({"workdir": Path("run")}, "--output is missing"),
+        ({"workdir": Path("run"), "output": Path("s3://a/b")}, "--output is s3:/.*remote"),
+        ({"workdir": Path("run"), "output": Path("a"), "format": "csv"}, "--format is csv: .*npz"),
+        ({"workdir": Path("run"), "output": Path("a"), "batches_per_part": 0}, "1 or more"),
+        ({"workdir": Path("run"), "output": Path("a"), "auto_shard": "file"}, "leave it out"),
+    ],
+)
+def test_flags_that_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        PredictSettings(recipe=str(RECIPE), **settings)
+
+
+def test_a_recipe_needs_data_to_predict() -> None:
+    recipe = load(str(RECIPE))
+    assert len(predict_data_of(recipe)) == predicting.ROWS  # type: ignore[arg-type]
+    recipe = dataclasses.replace(recipe, predict_data=None)
+    with pytest.raises(BadInput, match="has neither predict_data nor eval_data to predict"):
+        predict_data_of(recipe)
+    recipe = dataclasses.replace(recipe, eval_data=predicting.train_data)
+    assert len(predict_data_of(recipe)) == predicting.ROWS  # type: ignore[arg-type]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -67,7 +67,7 @@ def predict_into(
         steps: batches to predict; all by default.
         preprocess: applied to the features of each example.
         batches_per_part: batches of a part; by default about a thousandth of the data.
-        shows_progress: whether the chief says how far all workers are.
+        shows_progress: whether the chief says how far all workers are, and when they are done.
 
     Raises:
         BadInput: before the first part, on all workers, if something would fail later.
@@ -129,7 +129,8 @@ def predict_into(
         parts = plan.part_of(read.batches - 1) + 1
         of_data = {"rows": read.rows, "parts": parts, "workers": workers.count}
         folder.finish(parts, {**whole_identity(), **of_data, **about, **package_versions()})
-        say(f"finished: {_described(read.rows, parts)} in {folder.path}")
+        if shows_progress:
+            say(f"finished: {_described(read.rows, parts)} in {folder.path}")
 
     workers.run_on_chief(finish)
     workers.settle()

@@ -146,11 +146,13 @@ class PredictionFolder:
             for name in filter(_HIDDEN.fullmatch, names):  # of a process that was killed
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
+            self.close()
             raise BadInput(
                 f"predictions can't be written in {self.path}: {error.strerror}"
             ) from None
         others = sorted(name for name in names if not name.startswith("."))
         if others and _IDENTITY not in names:
+            self.close()
             raise BadInput(
                 f"{self.path} has files that are not of a batch prediction, such as {others[0]}: "
                 "take another folder"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ def test_rows_are_those_of_keras(format: Any, model: keras.Model, tmp_path: Path
     assert [path.name for path in parts(folder)] == [f"part-{i:08}.{format}" for i in range(4)]
 
 
+def test_a_model_that_runs_eagerly(tmp_path: Path) -> None:
+    model = make_model()
+    model.compile(run_eagerly=True)
+    assert_same(read_back(tfdp.predict(model, ROWS, 8, output=tmp_path)), by_keras(model))
+
+
 @pytest.mark.parametrize("replicas", [2, 4])  # the last batch has a row or two for each
 def test_replicas_of_a_worker_share_a_batch(
     replicas: int, strategies: Strategies, tmp_path: Path
@@ -119,10 +126,10 @@ def test_what_is_there_is_not_computed_again(model: keras.Model, tmp_path: Path)
 def test_a_finished_folder_stays_as_it_is(
     model: keras.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tfdp.predict(model, Counted(), batch_size=8, output=tmp_path, verbose=0)
+    tfdp.predict(model, Counted(), batch_size=8, output=tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     source = Counted()
-    assert tfdp.predict(model, source, batch_size=8, output=tmp_path, verbose=0) == tmp_path
+    assert tfdp.predict(model, source, batch_size=8, output=tmp_path) == tmp_path
     assert source.seen == []
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     assert f"{tmp_path} is finished: 53 rows in 7 parts" in capsys.readouterr().err
@@ -298,8 +305,9 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     refuse(r"can't be written in .*/file: (File exists|Not a directory)", tmp_path / "file")
     refuse("has files that are not of a batch prediction, such as file", tmp_path)
     refuse(r"gs:/.*remote paths have no atomic rename", "gs://bucket/folder")
-    with (tmp_path / "file").open("rb"):
-        refuse(r"can't be written in /proc/none", "/proc/none")
+    refuse(r"can't be written in /proc/none", "/proc/none")
+    (tmp_path / "file").unlink()
+    tfdp.predict(make_model(), ROWS, output=tmp_path)
 
 
 def test_data_and_arguments_that_are_refused(tmp_path: Path) -> None:
@@ -318,6 +326,26 @@ def test_data_and_arguments_that_are_refused(tmp_path: Path) -> None:
     assert not parts(folder)
     with pytest.raises(tfdp.BadInput, match="they go with output"):
         tfdp.predict(make_model(), ROWS, format="npz")
+
+
+def test_the_line_for_people(
+    model: keras.Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tfdp.trainer.batch_prediction._LINE_EVERY_S", 0.0)
+    (tmp_path / "a").mkdir()
+    tfdp.predict(model, ROWS, batch_size=8, output=tmp_path / "a", batches_per_part=2)
+    lines = capsys.readouterr().err.splitlines()
+    rows = [
+        re.fullmatch(r"tfdp: (\d+)/53 rows(  [\d,]+ rows/s  \d+ s left)?", x) for x in lines[:-1]
+    ]
+    assert [int(match[1]) for match in rows if match] == [8, 16, 24, 32, 40, 48, 53]
+    assert rows[0] is not None and rows[0][2] is None
+    assert all(match is not None and match[2] for match in rows[1:])
+    tfdp.predict(model, ROWS, batch_size=8, output=tmp_path / "b", verbose=0)
+    assert capsys.readouterr().err == ""
 
 
 def test_one_prediction_at_a_time(model: keras.Model, tmp_path: Path) -> None:
