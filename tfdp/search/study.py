@@ -7,6 +7,7 @@ that depends on the search's seed and the trial's number alone.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,10 @@ class Study:
             direction="maximize" if objective.direction == "max" else "minimize",
             pruner=optuna.pruners.NopPruner() if rungs is None else rungs.pruner(),
         )
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.optuna_study.set_metric_names([objective.name])
 
     def ask(self) -> Choice:
         """Chooses the next trial's hyperparameters.
