@@ -42,15 +42,18 @@ class TrialTimes:
     slot: str = ""
 
 
-def write(table: Table, workdir: Path, about: Mapping[str, Any]) -> None:
+def write(
+    table: Table, workdir: Path, about: Mapping[str, Any], *, is_finished: bool = False
+) -> None:
     """Writes ``WORKDIR/search.json`` and ``WORKDIR/trials.csv``, each by one rename.
 
     Args:
         table: all trials.
         workdir: of the search.
         about: what the search was asked for (space, seed, …), without times and absolute paths.
+        is_finished: whether the search has come to its end.
     """
-    write_whole(workdir / "search.json", _as_json(table, about))
+    write_whole(workdir / "search.json", _as_json(table, about, is_finished))
     write_whole(workdir / "trials.csv", _as_csv(table))
 
 
@@ -103,12 +106,13 @@ def read_times(workdir: Path) -> dict[int, TrialTimes]:
     return {each.number: each for each in times}
 
 
-def _as_json(table: Table, about: Mapping[str, Any]) -> str:
+def _as_json(table: Table, about: Mapping[str, Any], is_finished: bool) -> str:
     best = table.best
     content = {
         "objective": table.objective.name,
         "direction": table.objective.direction,
         "about": about,
+        "finished": is_finished,
         "best": None if best is None else _best_as_json(best),
         "trials": [_row_as_json(row) for row in table.rows],
     }

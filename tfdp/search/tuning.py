@@ -139,6 +139,7 @@ def _tune(commands: Commands, wait: Wait) -> Table:
             "can be repeated; more --trials_in_flight or --asynchronous makes that less"
         )
     table = search.table
+    table_files.write(table, settings.workdir, about, is_finished=not search.in_flight)
     pictures.draw(search.optuna_study, settings.workdir, objective.name)
     _finish(table, choices, commands, slots[0], facts, wait)
     return table
