@@ -48,7 +48,8 @@ def eval_data(hparams):
     return examples(2)
 """
 OF_TRIALS = ("--epochs=3", "--global_batch_size=16", "--checkpoint_every_steps=2")
-SEARCH = ("--trials=4", "--prune=asha", "--first_rung_steps=4", "--export_dir=none", "--seed=4")
+SEARCH = ("--trials=3", "--prune=asha", "--first_rung_steps=4", "--seed=4")
+GATE = "--require_min=accuracy:0.1"
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +59,25 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def searched(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a search that nobody disturbed, one trial after the other."""
+    workdir = tmp_path_factory.mktemp("searched") / "search"
+    output = run(command(recipe, workdir, *SEARCH, GATE, of_trials=OF_TRIALS), limit_s=300)
+    assert re.search(r"best: trial \d, accuracy .* with kind ", output)
+    assert f"step 12 is published as {workdir}/model/1" in output
+    return workdir
+
+
 @pytest.mark.timeout(600)
-def test_a_killed_search_is_an_undisturbed_one_in_other_slots(recipe: str, tmp_path: Path) -> None:
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    run(command(recipe, undisturbed, *SEARCH, "--parallel=1", of_trials=OF_TRIALS), limit_s=300)
-    words = command(recipe, killed, *SEARCH, "--parallel=2", of_trials=OF_TRIALS)
-    kills = ["trial", "all"]
-    assert len(run_killed(words, kills, random.Random(1), within_s=6.0)) == 2
-    assert_alike(undisturbed, killed)
+def test_a_killed_search_is_an_undisturbed_one_in_other_slots(
+    recipe: str, searched: Path, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+    flags = (*SEARCH, "--parallel=2", "--export_dir=none")
+    words = command(recipe, killed, *flags, of_trials=OF_TRIALS)
+    assert len(run_killed(words, ["trial", "all"], random.Random(1), within_s=6.0)) == 2
+    assert_alike(searched, killed)
 
     # A trial that was judged on the way is the run that nobody judged.
     found = json.loads((killed / "search.json").read_text())
@@ -84,30 +96,24 @@ def test_a_killed_search_is_an_undisturbed_one_in_other_slots(recipe: str, tmp_p
 
 @pytest.mark.timeout(400)
 def test_the_best_is_published_once_and_another_search_is_refused(
-    recipe: str, tmp_path: Path
+    recipe: str, searched: Path
 ) -> None:
-    workdir = tmp_path / "search"
-    flags = ("--trials=2", "--parallel=2", "--seed=4")
-    quick = ("--steps=4", "--global_batch_size=16")
-    gate = "--require_min=accuracy:0.1"
-    first = run(command(recipe, workdir, *flags, gate, of_trials=quick))
-    assert re.search(r"best: trial \d, accuracy .* with kind ", first)
-    assert f"step 4 is published as {workdir}/model/1" in first
-    found = json.loads((workdir / "search.json").read_text())
-    about = json.loads(next((workdir / "model" / "1").rglob("*.json")).read_text())
-    assert about["weights_sha256"] == found["best"]["weights_sha256"]
+    found = json.loads((searched / "search.json").read_text())
+    about = json.loads((searched / "model" / "1" / "tfdp.json").read_text())
+    assert found["finished"] and about["weights_sha256"] == found["best"]["weights_sha256"]
 
-    again = run(command(recipe, workdir, *flags, gate, of_trials=quick))
-    assert "2 of 2 trials are done" in again and "published" not in again
-    assert {path.name for path in (workdir / "model").iterdir() if path.name.isdigit()} == {"1"}
+    again = run(command(recipe, searched, *SEARCH, GATE, of_trials=OF_TRIALS))
+    assert "3 of 3 trials are done" in again and "published" not in again
+    assert [path.name for path in (searched / "model").glob("[0-9]*")] == ["1"]
 
     other = run(
-        command(recipe, workdir, "--trials=2", "--seed=5", of_trials=("--steps=5",)), expect=2
+        command(recipe, searched, *SEARCH[:-1], "--seed=5", of_trials=["--steps=5"]), expect=2
     )
-    assert "belongs to another search: --global_batch_size was 16 and is 64; " in other
-    assert "--steps was 4 and is 5" in other and "seed was 4 and is 5" in other
+    assert "belongs to another search: --checkpoint_every_steps was 2 and is 1000; " in other
+    assert "--steps was None and is 5" in other and "seed was 4 and is 5" in other
     refused = run(
-        command(recipe, workdir, *flags, "--require_min=accuracy:1.1", of_trials=quick), expect=1
+        command(recipe, searched, *SEARCH, "--require_min=accuracy:1.1", of_trials=OF_TRIALS),
+        expect=1,
     )
     assert "below --require_min=accuracy:1.1" in refused
 
