@@ -51,7 +51,9 @@ def main(folder: Path, total: int, to_step: int, params: dict[str, object]) -> i
     }
     path = folder / (f"pauses/{steps}.json" if is_pause else "summary.json")
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results))
+    part = path.with_suffix(".part")  # it may be killed here
+    part.write_text(json.dumps(results))
+    part.rename(path)
     return 0
 
 
