@@ -330,14 +330,15 @@ class Coordinator:
             )
         if self._has_result(stretch):
             return False
-        if not end.is_permanent and self._is_away(running):
+        is_finished = code == exit_codes.FINISHED
+        if not is_finished and not end.is_permanent and self._is_away(running):
             self._screen.event(f"{end} before it trained on {running.slot.name}: it starts again")
             return True
-        if code == exit_codes.FINISHED:
+        if is_finished and not running.slot.launcher:
             folder.write_failure(f"it ended with 0, but {folder.path} has no results of it")
         elif end.is_permanent:
             folder.write_failure(_reason(folder.last_lines(), end))
-        else:
+        else:  # or it ran elsewhere, and its results are not seen here yet, as over NFS
             has_progressed = folder.newest_checkpoint > running.newest_checkpoint
             starts.fruitless = 0 if has_progressed else starts.fruitless + 1
             if starts.fruitless >= MAX_FRUITLESS_STARTS:

@@ -302,6 +302,15 @@ def test_a_slot_whose_host_is_away_makes_no_difference(tmp_path: Path) -> None:
     assert len(alone.lines) == 1
 
 
+def test_results_from_another_host_may_be_seen_late(tmp_path: Path) -> None:
+    slots = [
+        Slot("h1", ("sh", "-c", 'mkdir "$0" 2>/dev/null || exec "$@"', str(tmp_path / "late")))
+    ]
+    screen, expected = Lines(), run(tmp_path / "undisturbed", trials=3).table
+    assert run(tmp_path / "late-results", slots=slots, trials=3, screen=screen).table == expected
+    assert screen.lines == ["trial 0 ended with 0: it starts again"]
+
+
 def test_a_trial_that_takes_too_long_has_failed(tmp_path: Path) -> None:
     table = run(tmp_path, acts=("sleep",), trials=2, trial_timeout_s=0.5).table
     assert {row.failure for row in table} == {
