@@ -109,14 +109,40 @@ def test_slurm_puts_a_preempted_search_back(cluster: Cluster, tmp_path: Path) ->
     assert any("saved" in text for *_, text in notes(tmp_path))
 
 
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a search on this machine, which nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("here") / "search"
+    run(search_on_digits(workdir), limit_s=SEARCH_LIMIT_S)
+    return workdir
+
+
+def submit_search(cluster: Cluster, folder: Path, *flags: str) -> str:
+    command = [sys.executable, *search_on_digits(folder / "there", "--parallel=2")[1:]]
+    return submit_command(cluster, folder, command, *flags)
+
+
 @pytest.mark.timeout(900)
-def test_a_search_in_slurm_is_that_of_one_machine(cluster: Cluster, tmp_path: Path) -> None:
-    run(search_on_digits(tmp_path / "here"), limit_s=SEARCH_LIMIT_S)
-    command = [sys.executable, *search_on_digits(tmp_path / "there", "--parallel=2")[1:]]
-    job = submit_command(cluster, tmp_path, command)
+def test_a_search_in_slurm_is_that_of_one_machine(
+    cluster: Cluster, here: Path, tmp_path: Path
+) -> None:
+    job = submit_search(cluster, tmp_path)
     is_on_the_way = lambda: has_checkpoint(tmp_path / "there")  # noqa: E731
     wait_until(is_on_the_way, SEARCH_LIMIT_S, "a trial trains")
     cluster.run("scancel", "--signal=TERM", "--batch", job)
     ended = cluster.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=SEARCH_LIMIT_S)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), output(tmp_path)
-    assert_same(tmp_path / "here", tmp_path / "there")
+    assert_same(here, tmp_path / "there")
+
+
+@pytest.mark.timeout(900)
+def test_a_search_goes_on_without_a_node(cluster: Cluster, here: Path, tmp_path: Path) -> None:
+    job = submit_search(cluster, tmp_path, "--no-kill", "--ntasks-per-node=1", "--ntasks=2")
+    is_looked_at = (tmp_path / "there" / ".check").exists
+    wait_until(is_looked_at, SEARCH_LIMIT_S, "a step was tried")
+    (lost,) = set(NODES) - {cluster.job(job)["BatchHost"]}
+    cluster.kill_node(lost)
+    ended = cluster.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=SEARCH_LIMIT_S)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), output(tmp_path)
+    assert "it starts again" in output(tmp_path)
+    assert_same(here, tmp_path / "there")
