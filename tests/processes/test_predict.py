@@ -49,7 +49,7 @@ def undisturbed(workdir: Path) -> Path:
 def command(workdir: Path, output: Path, *flags: str) -> list[str]:
     return [
         *(*PREDICT, f"--workdir={workdir}", f"--output={output}", "--batches_per_part=2"),
-        *(f"--global_batch_size={BATCH_SIZE}", *flags),
+        *(f"--global_batch_size={BATCH_SIZE}", "--format=jsonl", *flags),
     ]
 
 
@@ -127,16 +127,20 @@ def test_killed_stopped_and_gone_on_with_as_if_nothing_had_happened(
     """Two workers are killed, one goes on and is stopped, and two finish."""
     folder, hold, reads = tmp_path / "predictions", tmp_path / "hold", tmp_path / "reads"
     hold.touch()
-    env = {"HOLD": f"{hold}:48"}  # row 48 begins part 3: of worker 1, which has done part 1
+
+    def is_in(part: int) -> bool:
+        return any(folder.glob(f".part-{part:08}.*"))
+
+    env = {"HOLD": f"{hold}:56"}  # in the middle of part 3: of worker 1, which has done part 1
     with Workers([command(workdir, folder)] * 2, env=env) as workers:
-        wait_until(lambda: numbers(folder) == [0, 1, 2], 100, "three parts are there")
+        wait_until(lambda: is_in(3) and numbers(folder) == [0, 1, 2], 100, "three parts are there")
         workers[1].signal(signal.SIGKILL)
         workers.wait(138, -signal.SIGKILL)
     expected = contents(undisturbed)
     assert contents(folder).items() < expected.items(), "parts are whole"
     kept = {path: path.stat().st_mtime_ns for path in parts(folder)}
-    with Process(command(workdir, folder), env={"HOLD": f"{hold}:80"}) as alone:
-        wait_until(lambda: numbers(folder) == [0, 1, 2, 3, 4], 100, "two more are there")
+    with Process(command(workdir, folder), env={"HOLD": f"{hold}:88"}) as alone:
+        wait_until(lambda: is_in(5) and numbers(folder) == [0, 1, 2, 3, 4], 100, "two more are")
         alone.signal(signal.SIGTERM)
         alone.wait(143)
     assert contents(folder).items() < expected.items()
