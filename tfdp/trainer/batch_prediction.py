@@ -107,7 +107,9 @@ def predict_into(
 
     summary = folder.agree(whole_identity)
     if summary is not None:
-        say_on_chief(f"{folder.path} is finished: {_described(summary['rows'], summary['parts'])}")
+        if shows_progress:
+            described_rows = _described(summary["rows"], summary["parts"])
+            say_on_chief(f"{folder.path} is finished: {described_rows}")
         workers.settle()
         return
     progress = None

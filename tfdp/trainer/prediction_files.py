@@ -6,13 +6,14 @@ A writer takes batch after batch and keeps none of them in memory.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import math
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
@@ -39,17 +40,29 @@ class _TFRecords:
     """A ``tf.train.Example`` for each row, whose features are the outputs, flattened."""
 
     def __init__(self, path: Path) -> None:
-        self._file = tf.io.TFRecordWriter(str(path))
+        with _errors_of_files():
+            self._file = tf.io.TFRecordWriter(str(path))
 
     def write(self, rows: Mapping[str, np.ndarray]) -> None:
         columns = {name: _flat_features(array) for name, array in rows.items()}
         for values in zip(*columns.values(), strict=True):
             features = tf.train.Features(feature=dict(zip(columns, values, strict=True)))
             example = tf.train.Example(features=features)
-            self._file.write(example.SerializeToString(deterministic=True))
+            with _errors_of_files():
+                self._file.write(example.SerializeToString(deterministic=True))
 
     def close(self) -> None:
-        self._file.close()
+        with _errors_of_files():
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _errors_of_files() -> Iterator[None]:
+    """Turns TensorFlow's errors of files into Python's."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(error.message.rpartition("; ")[2]) from error
 
 
 class _Arrays:

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from tfdp import files
 from tfdp.choices import PredictionFormat
 from tfdp.errors import BadInput, TrainingError, shortened
@@ -96,11 +94,10 @@ class PredictionFolder:
             files.sync_file(hidden)
             hidden.rename(self.path / name)
             files.sync_folder(self.path)
-        except (OSError, tf.errors.ResourceExhaustedError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+        except OSError as error:
             raise TrainingError(
-                f"{self.path / name} can't be written: {reason}. The parts before it stay, and the "
-                "same command goes on after them"
+                f"{self.path / name} can't be written: {error.strerror or error}. The parts before "
+                "it stay, and the same command goes on after them"
             ) from error
         finally:
             hidden.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from tests.tfdp.conftest import Strategies
 from tests.tfdp.predictions import parts, read_back
 from tfdp.errors import TrainingError
 from tfdp.files import lock_workdir
-from tfdp.trainer.prediction_files import check_can_hold
+from tfdp.trainer.prediction_files import check_can_hold, open_writer
 
 FORMATS = ("npz", "tfrecord", "jsonl")
 ROWS = np.random.default_rng(0).normal(size=(53, 5)).astype(np.float32)  # 6 batches of 8, and 5
@@ -236,6 +236,19 @@ def test_what_a_format_can_not_hold_is_refused(format: Any) -> None:
         check_can_hold({"a": tf.ragged.constant([[1], []])}, format)
     with pytest.raises(tfdp.BadInput, match="'a' is a single number"):
         check_can_hold({"a": tf.constant(1.0)}, format)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk(format: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, format: Any) -> Any:
+        # What is written to /dev/full never fits.
+        (path.parent / "full").symlink_to("/dev/full")
+        return open_writer(path.parent / "full", format)
+
+    monkeypatch.setattr("tfdp.trainer.prediction_folder.open_writer", full)
+    message = f"part-00000000.{format} can't be written: No space left on device. The parts before"
+    with pytest.raises(TrainingError, match=message):
+        tfdp.predict(make_model(), ROWS, output=tmp_path, format=format)
 
 
 class Growing(keras.Model):
