@@ -8,8 +8,9 @@ from typing import Final
 
 from tfdp.errors import BadInput
 
-# TensorFlow reads the first two, libraries such as NumPy's the last.
-THREAD_VARIABLES: Final = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+# TensorFlow reads the first, libraries such as NumPy's the other one. Bits do not depend on how many
+# operations run at a time (inter-op threads), and with one such thread a collective would block all.
+THREAD_VARIABLES: Final = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,6 @@ class TestThisMachine:
             assert slot.launcher == ()
             assert slot.environ == {
                 "TF_NUM_INTRAOP_THREADS": "4",
-                "TF_NUM_INTEROP_THREADS": "4",
                 "OMP_NUM_THREADS": "4",
             }
 
