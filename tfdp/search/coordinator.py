@@ -1,4 +1,4 @@
-"""The coordinator: it alone owns the search, and runs its trials in slots."""
+"""The coordinator: it alone owns the search, and decides which trials run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from cluster import exit_codes, policy
-from cluster.launching.frozen import FrozenWorkers
-from cluster.launching.process import WorkerProcess
-from cluster.launching.watchdog import Watchdog
 from tfdp import files
 from tfdp.errors import BadInput, TrainingError, WorkdirInUse
-from tfdp.search.child import STOP_TIMEOUT_S, SearchStopped, Wait
+from tfdp.search.child import SearchStopped, Wait
+from tfdp.search.fleet import Fleet, RunningStretch
 from tfdp.search.objective import Objective
 from tfdp.search.order_file import OrderFile
 from tfdp.search.screen import RunningTrial
@@ -23,14 +21,12 @@ from tfdp.search.search import Search, Stretch
 from tfdp.search.settings import TuneSettings
 from tfdp.search.slot import Slot
 from tfdp.search.table import Table
-from tfdp.search.table_files import TrialTimes, read_times, write_times
 from tfdp.search.trial import TrialFolder
 
 MAX_FRUITLESS_STARTS: Final = 10  # of a trial, in a row, without a new checkpoint
 MAX_PAUSE_S: Final = 10.0  # before a trial starts again
-GIVE_UP_S: Final = 10.0  # after SIGKILL
-LOOK_EVERY_S: Final = 1.0  # at frozen trials, time limits, the screen
 MAX_REST_S: Final = 60.0  # of a slot whose host or node is away
+LOOK_EVERY_S: Final = 1.0  # at frozen trials, time limits, the screen
 _LOCK_PAUSE_S: Final = 0.2  # a process of this trial that was killed may not have ended yet
 
 
@@ -42,18 +38,6 @@ class Screen(Protocol):
 
     def event(self, text: str) -> None:
         """Shows that something has happened."""
-
-
-@dataclasses.dataclass
-class _Running:
-    """A stretch that runs in a slot."""
-
-    stretch: Stretch
-    slot: Slot
-    process: WorkerProcess
-    since_s: float
-    newest_checkpoint: int  # at the start
-    logged_bytes: int  # at the start
 
 
 @dataclasses.dataclass
@@ -104,11 +88,9 @@ class Coordinator:
         self._on_change = on_change
         self._wait = wait
         self._order = OrderFile(settings.workdir / "order.txt") if settings.asynchronous else None
-        self._running: dict[int, _Running] = {}  # by trial
+        self._fleet = Fleet(slots, settings.workdir, wait)
         self._starts: dict[int, _Starts] = {}
         self._starts_in = {slot.name: _Starts() for slot in slots}  # in which no trial came to run
-        self._times = read_times(settings.workdir)
-        self._frozen = FrozenWorkers()
         self._began_s = time.monotonic()
         self.slot_s = self.idle_s = 0.0
 
@@ -120,14 +102,11 @@ class Coordinator:
             SearchStopped: if a signal came; trials have saved and ended.
             TrainingError: if too many trials fail in a row.
         """
-        with Watchdog() as watchdog:
-            try:
-                self._run(watchdog)
-            finally:
-                self._stop_trials(signal.SIGKILL)
-                self._screen.update(self._search.table, {})
+        with self._fleet:
+            self._run()
+        self._screen.update(self._search.table, {})
 
-    def _run(self, watchdog: Watchdog) -> None:
+    def _run(self) -> None:
         if self._order is not None:
             self._replay(self._order)
         while True:
@@ -136,20 +115,33 @@ class Coordinator:
                 return
             if self._is_time_up:
                 self._screen.event("--timeout_s is over: stopping the trials that still run")
-                self._stop_trials(signal.SIGTERM)
+                self._fleet.stop(signal.SIGTERM)
                 return
-            self._start_trials(watchdog)
-            self._screen.update(self._search.table, self._shown())
-            began_s = time.monotonic()
-            if stop_signals := self._wait(self._next_look_s()):
+            self._start_trials()
+            self._screen.update(self._search.table, self._fleet.shown())
+            if stop_signals := self._wait_for_change():
                 self._screen.event(f"got {stop_signals[0].name}: trials save and stop")
-                self._stop_trials(stop_signals[0])
+                self._fleet.stop(stop_signals[0])
+                self._screen.update(self._search.table, {})
                 raise SearchStopped(stop_signals[0])
-            waited_s = time.monotonic() - began_s
-            self.slot_s += waited_s * len(self._slots)
-            if len(self._search.table) < self._settings.trials:
-                self.idle_s += waited_s * (len(self._slots) - len(self._running))
-            self._collect()
+            for line in self._fleet.kill_frozen():
+                self._screen.event(line)
+            for running, end in self._fleet.pop_ended():
+                self._judge(running, end)
+            self._fail_overdue()
+
+    def _wait_for_change(self) -> Sequence[signal.Signals]:
+        """Waits until something may have happened; returns signals to stop."""
+        began_s = time.monotonic()
+        pauses_s = [starts.not_before_s - began_s for starts in self._starts.values()]
+        stop_signals = self._wait(
+            min([LOOK_EVERY_S, *(pause_s for pause_s in pauses_s if pause_s > 0)])
+        )
+        waited_s = time.monotonic() - began_s
+        self.slot_s += waited_s * len(self._slots)
+        if len(self._search.table) < self._settings.trials:
+            self.idle_s += waited_s * len(self._fleet.free_slots)
+        return stop_signals
 
     @property
     def _is_time_up(self) -> bool:
@@ -222,165 +214,86 @@ class Coordinator:
 
     # The slots: which trials run.
 
-    def _has_result(self, stretch: Stretch) -> bool:
-        folder = self._folder(stretch.number)
-        is_running = stretch.number in self._running
-        return (
-            not is_running and folder.result(self._pause_of(stretch), self._objective) is not None
-        )
-
-    def _start_trials(self, watchdog: Watchdog) -> None:
+    def _start_trials(self) -> None:
         """Starts stretches in free slots, those first whose results count first."""
-        busy = [running.slot for running in self._running.values()]
         now_s = time.monotonic()
         free = [
             slot
-            for slot in self._slots
-            if slot not in busy and now_s >= self._starts_in[slot.name].not_before_s
+            for slot in self._fleet.free_slots
+            if now_s >= self._starts_in[slot.name].not_before_s
         ]
         for stretch in sorted(self._search.in_flight):
             if not free:
                 return
             starts = self._starts.setdefault(stretch.number, _Starts())
-            if stretch.number in self._running or time.monotonic() < starts.not_before_s:
+            if stretch.number in self._fleet.running or now_s < starts.not_before_s:
                 continue
             if self._has_result(stretch):
                 continue
             if self._is_locked(stretch.number):
-                starts.not_before_s = time.monotonic() + _LOCK_PAUSE_S
+                starts.not_before_s = now_s + _LOCK_PAUSE_S
                 continue
-            self._start(stretch, free.pop(0), watchdog)
+            command = self._command(stretch.number, self._pause_of(stretch))
+            self._fleet.start(stretch, free.pop(0), self._folder(stretch.number), command)
 
-    def _start(self, stretch: Stretch, slot: Slot, watchdog: Watchdog) -> None:
-        folder = self._folder(stretch.number)
-        output = os.open(folder.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            process = WorkerProcess(
-                f"trial {stretch.number}",
-                [*slot.launcher, *self._command(stretch.number, self._pause_of(stretch))],
-                {"PYTHONUNBUFFERED": "1", **os.environ, **slot.environ},
-                watchdog,
-                output=output,
-            )
-        except OSError as error:
-            raise TrainingError(f"a trial can't be started: {error}") from error
-        finally:
-            os.close(output)
-        self._running[stretch.number] = _Running(
-            stretch,
-            slot,
-            process,
-            time.monotonic(),
-            folder.newest_checkpoint,
-            folder.logged_bytes,
-        )
-
-    def _collect(self) -> None:
-        """Takes note of trials that have ended, or have run for too long."""
-        processes = [running.process for running in self._running.values()]
-        for line in self._frozen.kill_if_due(processes):
-            self._screen.event(line)
-        for number, running in list(self._running.items()):
-            code = running.process.poll()
-            if code is not None:
-                del self._running[number]
-                is_restart = self._judge_exit(running, code, self._starts[number])
-                self._note_time(running, is_restart=is_restart)
-            elif self._is_overdue(number):
-                self._folder(number).write_failure(
-                    f"it has trained for more than {self._settings.trial_timeout_s:g} s "
-                    "(--trial_timeout_s)"
-                )
-                running.process.signal(signal.SIGKILL)
-
-    def _is_overdue(self, number: int) -> bool:
-        limit_s = self._settings.trial_timeout_s
-        running = self._running[number]
-        seconds = self._times_of(number).training_s + time.monotonic() - running.since_s
-        return limit_s is not None and seconds > limit_s
-
-    def _times_of(self, number: int) -> TrialTimes:
-        return self._times.get(number, TrialTimes(number))
-
-    def _note_time(self, running: _Running, *, is_restart: bool) -> None:
-        """Adds to the times of a trial whose process has ended."""
-        number = running.stretch.number
-        times = self._times_of(number)
-        self._times[number] = dataclasses.replace(
-            times,
-            training_s=times.training_s + time.monotonic() - running.since_s,
-            restarts=times.restarts + is_restart,
-            slot=running.slot.name,
-        )
-        write_times(self._times.values(), self._settings.workdir)
-
-    def _judge_exit(self, running: _Running, code: int, starts: _Starts) -> bool:
-        """Decides what a trial's exit code means: a result, a failure, or another start.
-
-        Returns:
-            Whether the trial starts again.
-        """
-        stretch = running.stretch
-        folder = self._folder(stretch.number)
-        loss = self._frozen.loss_of(running.process)
-        end = policy.Exit(f"trial {stretch.number}", code, loss)
-        if code == exit_codes.BAD_INPUT:
+    def _judge(self, running: RunningStretch, end: policy.Exit) -> None:
+        """Decides what the end of a process means: a result, a failure, or another start."""
+        folder, is_finished = running.folder, end.code == exit_codes.FINISHED
+        if end.code == exit_codes.BAD_INPUT:
             raise BadInput(
                 "\n".join([f"{end}: the search ends, as other trials would", *folder.last_lines()])
             )
-        if self._has_result(stretch):
-            return False
-        is_finished = code == exit_codes.FINISHED
-        if not is_finished and not end.is_permanent and self._is_away(running):
-            self._screen.event(f"{end} before it trained on {running.slot.name}: it starts again")
-            return True
+        if self._has_result(running.stretch):
+            return
         if is_finished and not running.slot.launcher:
-            folder.write_failure(f"it ended with 0, but {folder.path} has no results of it")
+            folder.write_failure("it ended with 0, but without results")
         elif end.is_permanent:
-            folder.write_failure(_reason(folder.last_lines(), end))
+            folder.write_failure(folder.reason or str(end))
+        elif not is_finished and self._is_away(running):
+            self._start_again(running, f"{end} before it trained on {running.slot.name}")
         else:  # or it ran elsewhere, and its results are not seen here yet, as over NFS
-            has_progressed = folder.newest_checkpoint > running.newest_checkpoint
-            starts.fruitless = 0 if has_progressed else starts.fruitless + 1
+            starts = self._starts[running.stretch.number]
+            starts.fruitless = 0 if running.has_progressed else starts.fruitless + 1
             if starts.fruitless >= MAX_FRUITLESS_STARTS:
                 folder.write_failure(
                     f"{end}, {starts.fruitless} times in a row without a new checkpoint"
                 )
-                return False
+                return
             pause_s = min(0.5 * (starts.fruitless - 1), MAX_PAUSE_S) if starts.fruitless else 0.0
             starts.not_before_s = time.monotonic() + pause_s
-            self._screen.event(f"{end}: it starts again")
-            return True
-        return False
+            self._start_again(running, str(end))
 
-    def _is_away(self, running: _Running) -> bool:
+    def _start_again(self, running: RunningStretch, reason: str) -> None:
+        self._fleet.note_restart(running.stretch.number)
+        self._screen.event(f"{reason}: it starts again")
+
+    def _is_away(self, running: RunningStretch) -> bool:
         """Returns whether a trial never came to run in its slot, which then rests for a while.
 
         The trial is not at fault if a host can't be reached, or a node of a Slurm job is dead.
         """
         starts = self._starts_in[running.slot.name]
-        has_run = self._folder(running.stretch.number).logged_bytes > running.logged_bytes
-        if has_run or not running.slot.launcher:
+        if running.has_run or not running.slot.launcher:
             starts.fruitless = 0
             return False
         starts.fruitless += 1
         starts.not_before_s = time.monotonic() + min(2.0 ** (starts.fruitless - 1), MAX_REST_S)
         return True
 
-    def _stop_trials(self, number: signal.Signals) -> None:
-        """Ends all trials that run; those that don't end in time are killed."""
-        until_s = time.monotonic() + STOP_TIMEOUT_S
-        for running in self._running.values():
-            running.process.signal(number)
-        while self._running:
-            for trial, running in list(self._running.items()):
-                if running.process.poll() is not None:
-                    del self._running[trial]
-                elif time.monotonic() > until_s + GIVE_UP_S:
-                    del self._running[trial]  # the kernel can't end it
-                elif time.monotonic() > until_s:
-                    running.process.signal(signal.SIGKILL)
-            if self._running and self._wait(0.2):
-                until_s = min(until_s, time.monotonic())  # a second signal
+    def _fail_overdue(self) -> None:
+        limit_s = self._settings.trial_timeout_s
+        for number, running in self._fleet.running.items():
+            if limit_s is not None and self._fleet.training_s(number) > limit_s:
+                running.folder.write_failure(
+                    f"it has trained for more than {limit_s:g} s (--trial_timeout_s)"
+                )
+                running.process.signal(signal.SIGKILL)
+
+    def _has_result(self, stretch: Stretch) -> bool:
+        if stretch.number in self._fleet.running:
+            return False
+        folder = self._folder(stretch.number)
+        return folder.result(self._pause_of(stretch), self._objective) is not None
 
     def _is_locked(self, number: int) -> bool:
         try:
@@ -389,29 +302,8 @@ class Coordinator:
             return True
         return False
 
-    def _next_look_s(self) -> float:
-        now_s = time.monotonic()
-        waiting = [
-            starts.not_before_s - now_s
-            for starts in self._starts.values()
-            if starts.not_before_s > now_s
-        ]
-        return min([LOOK_EVERY_S, *waiting])
-
-    def _shown(self) -> dict[int, RunningTrial]:
-        return {
-            number: RunningTrial(running.slot.name, running.stretch.last_step, running.since_s)
-            for number, running in self._running.items()
-        }
-
     def _pause_of(self, stretch: Stretch) -> int | None:
         return None if stretch.last_step >= self._total_steps else stretch.last_step
 
     def _folder(self, number: int) -> TrialFolder:
         return TrialFolder(self._settings.workdir, number)
-
-
-def _reason(lines: Sequence[str], end: policy.Exit) -> str:
-    """Returns why a trial failed: the last line for people that it printed."""
-    said = [line.removeprefix("tfdp: ") for line in lines if line.startswith("tfdp: ")]
-    return said[-1] if said else str(end)

@@ -8,8 +8,8 @@ from typing import Final
 
 from tfdp.errors import BadInput
 
-# TensorFlow reads the first, libraries such as NumPy's the other one. Bits do not depend on how many
-# operations run at a time (inter-op threads), and with one such thread a collective would block all.
+# TensorFlow reads the first, libraries such as NumPy's the other one. Bits do not depend on
+# inter-op threads, and with one of them a collective would block all other operations.
 THREAD_VARIABLES: Final = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from tfdp.errors import BadInput
 from tfdp.files import write_whole
+from tfdp.log import ERROR_ABOVE, PREFIX
 from tfdp.run import pausing
 from tfdp.search.objective import Objective, is_number
 
@@ -123,6 +124,19 @@ class TrialFolder:
         if failure.exists():
             return Result(failure=str(json.loads(failure.read_text())["failure"]))
         return None
+
+    @property
+    def reason(self) -> str:
+        """Why the run ended, as it has printed itself; empty if it has not.
+
+        Without the folder: the same failure has the same reason in every workdir.
+        """
+        lines = [line.strip() for line in self.last_lines() if line.strip()]
+        if lines and lines[-1].startswith(f"{PREFIX}{ERROR_ABOVE}"):
+            lines.pop()  # the error itself is the line above
+            return lines[-1] if lines else ""
+        said = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
+        return said[-1].replace(str(self.path), ".") if said else ""
 
     def last_lines(self, count: int = 20) -> Sequence[str]:
         """Returns the last lines that the run has printed."""
