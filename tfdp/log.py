@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final, TextIO
 
 PREFIX: Final = "tfdp: "  # of each line for people
-ERROR_ABOVE: Final = "ended by the error above"  # after a traceback
 
 _file: TextIO | None = None
 _path: Path | None = None

@@ -138,7 +138,7 @@ def _exit_code_of(error: Exception, signals: Signals, log_path: Path) -> int:
         return report(error, code_of(error))
     logging.getLogger("tfdp").exception("failed", exc_info=error)  # a bug, in the recipe or here
     print(_own_traceback(error), file=sys.stderr)
-    say(f"{log.ERROR_ABOVE}; all of it is in {log_path}")
+    say(f"ended by the error above; all of it is in {log_path}")
     return exit_codes.FAILED
 
 
