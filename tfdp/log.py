@@ -92,7 +92,8 @@ def _make_tensorflow_verbose() -> None:
 def say(message: str) -> None:
     """Prints a message for people, and logs it."""
     logging.getLogger("tfdp").info("%s", message)
-    print(f"{PREFIX}{message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # the terminal is gone; the log is not
+        print(f"{PREFIX}{message}", file=sys.stderr, flush=True)
 
 
 def say_on_chief(message: str) -> None:

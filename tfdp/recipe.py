@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tfdp.errors import BadInput
+from tfdp.errors import BadInput, shortened
 
 _ARGUMENTS = {  # of each function that a recipe may define
     "build_model": ("hparams",),
@@ -120,6 +120,10 @@ def _import(name: str) -> ModuleType:
                 f"--recipe is {name}: there is no such module (a file has to end in .py)"
             ) from None
         raise BadInput(f"recipe {name} imports {error.name}, which is not installed") from error
+    except SystemExit as error:
+        raise BadInput(
+            f"recipe {name} ended the process: sys.exit({shortened(error.code)})"
+        ) from error
     except Exception as error:
         trace = "".join(traceback.format_exception(error)).rstrip()
         raise BadInput(f"recipe {name} could not be imported:\n{trace}") from error

@@ -123,6 +123,7 @@ def test_wrong_overrides_are_refused(override: str, message: str, write: Any) ->
         (RECIPE + "\nHParams = 3", "HParams has to be a dataclass"),
         ("import no_such_package_anywhere", "no_such_package_anywhere, which is not installed"),
         ("1 / 0", "ZeroDivisionError"),
+        ("import sys; sys.exit(0)", r"ended the process: sys\.exit\(0\)"),
         ("def broken(:", "SyntaxError"),
         (
             "import dataclasses\n@dataclasses.dataclass\nclass HParams:\n    needed: int\n"

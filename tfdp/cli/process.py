@@ -26,6 +26,7 @@ from tfdp.errors import (
     Regrouping,
     Stopped,
     TrainingError,
+    reason_of,
     shortened,
 )
 from tfdp.group import given_environment, look_for
@@ -138,7 +139,7 @@ def _exit_code_of(error: Exception, signals: Signals, log_path: Path) -> int:
         return report(error, code_of(error))
     logging.getLogger("tfdp").exception("failed", exc_info=error)  # a bug, in the recipe or here
     print(_own_traceback(error), file=sys.stderr)
-    say(f"ended by the error above; all of it is in {log_path}")
+    say(f"ended by {type(error).__name__}: {reason_of(error)} (all of it: {log_path})")
     return exit_codes.FAILED
 
 

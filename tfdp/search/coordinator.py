@@ -153,12 +153,14 @@ class Coordinator:
     def _count_results(self) -> None:
         """Lets all results count whose turn it is, and begins the trials that follow."""
         has_changed = self._begin_trials()
-        while (stretch := self._next_with_result()) is not None:
-            self._enter(stretch)
-            self._begin_trials()
-            has_changed = True
-        if has_changed:
-            self._on_change(self._search.table)
+        try:
+            while (stretch := self._next_with_result()) is not None:
+                has_changed = True
+                self._enter(stretch)
+                self._begin_trials()
+        finally:  # the last of too many failures is shown as well
+            if has_changed:
+                self._on_change(self._search.table)
 
     def _next_with_result(self) -> Stretch | None:
         """Returns the stretch whose result counts next; None if it has no result yet."""
@@ -201,9 +203,9 @@ class Coordinator:
             if result is None:
                 self._search.begin_trial()
                 continue
-            stretch = next(
-                each for each in self._search.in_flight if (each.number, each.last_step) == result
-            )
+            in_flight = {(each.number, each.last_step): each for each in self._search.in_flight}
+            if (stretch := in_flight.get(result)) is None:
+                raise order.damage(f"trial {result[0]} was not at step {result[1]}")
             found = self._folder(stretch.number).result(self._pause_of(stretch), self._objective)
             if found is None:
                 raise BadInput(

@@ -162,7 +162,7 @@ class Fleet:
                     running.process.signal(signal.SIGKILL)
                 is_given_up = time.monotonic() > until_s + GIVE_UP_S  # the kernel can't end it
                 if running.process.poll() is not None or is_given_up:
-                    self._forget(trial)
+                    self._forget(trial, is_noted=number != signal.SIGKILL)
             if self.running and self._wait(_LOOK_EVERY_S):
                 until_s = min(until_s, time.monotonic())
 
@@ -173,10 +173,11 @@ class Fleet:
             for number, running in self.running.items()
         }
 
-    def _forget(self, number: int) -> None:
+    def _forget(self, number: int, *, is_noted: bool = True) -> None:
         training_s, slot = self.training_s(number), self.running.pop(number).slot
-        times = self._times_of(number)
-        self._note(dataclasses.replace(times, training_s=training_s, slot=slot.name))
+        if is_noted:  # not after an error: the disk may be full
+            times = self._times_of(number)
+            self._note(dataclasses.replace(times, training_s=training_s, slot=slot.name))
 
     def _times_of(self, number: int) -> TrialTimes:
         return self._times.get(number, TrialTimes(number))

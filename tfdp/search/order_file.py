@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tfdp.errors import BadInput, shortened
+
 
 class OrderFile:
     """The file; one line for each trial that began (``trial``) or result that counted (``3 27``).
@@ -17,19 +19,33 @@ class OrderFile:
 
     Attributes:
         before: what the file had: None for a trial that began, or a trial's number and step.
+
+    Raises:
+        BadInput: if a line of it is none of ours.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self.before: list[tuple[int, int] | None] = []
         whole = b""
         if path.exists():
             data = path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
-            for line in whole.decode().splitlines():
+            for line in whole.decode(errors="replace").splitlines():
                 number, _, step = line.partition(" ")
-                self.before.append(None if number == "trial" else (int(number), int(step)))
+                try:
+                    self.before.append(None if number == "trial" else (int(number), int(step)))
+                except ValueError:
+                    raise self.damage(f"{shortened(line)} is no line of it") from None
         self._file = path.open("ab", buffering=0)
         self._file.truncate(len(whole))
+
+    def damage(self, reason: str) -> BadInput:
+        """Returns the error that says that the file is not of this search."""
+        return BadInput(
+            f"{self._path}, the order of the search's results, is damaged ({reason}): restore it, "
+            "or use another --workdir"
+        )
 
     def add_trial(self) -> None:
         """Takes note that a trial began."""

@@ -61,10 +61,15 @@ def read_about(workdir: Path) -> dict[str, Any]:
     """Returns the ``about`` of the search that was written to a workdir; empty without one.
 
     Raises:
-        BadInput: if ``search.json`` is none of ours.
+        BadInput: if ``search.json`` is none of ours, or is missing beside trials.
     """
     path = workdir / "search.json"
     if not path.exists():
+        if any(workdir.glob("trials/*/trial.json")):
+            raise BadInput(
+                f"{path} is missing, which says of which search {workdir / 'trials'} are: restore "
+                "it, remove these trials, or use another --workdir"
+            )
         return {}
     try:
         return dict(json.loads(path.read_text())["about"])

@@ -15,7 +15,7 @@ from typing import Any
 
 from tfdp.errors import BadInput
 from tfdp.files import write_whole
-from tfdp.log import ERROR_ABOVE, PREFIX
+from tfdp.log import PREFIX
 from tfdp.run import pausing
 from tfdp.search.objective import Objective, is_number
 
@@ -90,12 +90,16 @@ class TrialFolder:
         """
         path = self.path / "trial.json"
         if path.exists():
-            before = json.loads(path.read_text())
+            try:
+                before = json.loads(path.read_text())
+            except ValueError as error:
+                raise self._is_damaged(error) from None
             if before != json.loads(json.dumps(about)):
                 raise BadInput(
                     f"{self.path} was made for {before}, and trial {self.number} is now {about}: "
-                    "other versions of Optuna or NumPy choose other values; use the old ones, or "
-                    "another --workdir"
+                    "other versions of Optuna or NumPy choose other values, and so do other "
+                    "results of earlier trials. Restore those, remove the folders of this and all "
+                    "later trials, or use another --workdir"
                 )
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -111,7 +115,16 @@ class TrialFolder:
         Args:
             to_step: the rung up to which it was to train; None for the whole trial.
             objective: whose value is read.
+
+        Raises:
+            BadInput: if a file of it is damaged.
         """
+        try:
+            return self._result(to_step, objective)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._is_damaged(error) from None
+
+    def _result(self, to_step: int | None, objective: Objective) -> Result | None:
         found = None if to_step is None else pausing.read(self.path, to_step)
         if found is not None:
             return _result(found, False, objective)
@@ -127,16 +140,13 @@ class TrialFolder:
 
     @property
     def reason(self) -> str:
-        """Why the run ended, as it has printed itself; empty if it has not.
+        """Why the run failed: the last line for people that it printed; empty without one.
 
-        Without the folder: the same failure has the same reason in every workdir.
+        It is the same wherever the search lies.
         """
-        lines = [line.strip() for line in self.last_lines() if line.strip()]
-        if lines and lines[-1].startswith(f"{PREFIX}{ERROR_ABOVE}"):
-            lines.pop()  # the error itself is the line above
-            return lines[-1] if lines else ""
+        lines = self.last_lines()
         said = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
-        return said[-1].replace(str(self.path), ".") if said else ""
+        return said[-1].replace(str(self.path), self.name) if said else ""
 
     def last_lines(self, count: int = 20) -> Sequence[str]:
         """Returns the last lines that the run has printed."""
@@ -144,6 +154,12 @@ class TrialFolder:
             return self.output.read_text(errors="replace").splitlines()[-count:]
         except OSError:
             return []
+
+    def _is_damaged(self, error: Exception) -> BadInput:
+        return BadInput(
+            f"a JSON file in {self.path} is damaged ({error!r}): restore it, or remove this "
+            "folder, and the trial trains again"
+        )
 
 
 def _result(found: Mapping[str, Any], is_end: bool, objective: Objective) -> Result:

@@ -66,6 +66,8 @@ class _Tuning:
     def run(self) -> Table:
         """Runs the trials, shows what came out, and publishes the best one."""
         self._say_how()
+        if not (self._workdir / "search.json").exists():  # trials without it are of no known search
+            self._write(Table([], self._plan.objective))
         study = Study(
             self._plan.space,
             self._plan.objective,

@@ -1,8 +1,8 @@
 """A stand-in for the run of a trial, in milliseconds: its results are a formula.
 
 ``stand_in.py FOLDER TOTAL_STEPS TO_STEP PARAMS``: TO_STEP is 0 for the whole trial. The parameter
-``act`` says how it ends: well, or by an exit code, a signal, a NaN, never. An act with ``once`` in
-it takes place at the first start only.
+``act`` says how it ends: well, or by an exit code, a signal, a NaN, never. An act that begins with
+``once`` takes place at the first start only.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ def main(folder: Path, total: int, to_step: int, params: dict[str, object]) -> i
     starts = folder / "starts"
     count = len(starts.read_text()) if starts.exists() else 0
     starts.write_text("s" * (count + 1))
-    if "once" in act and count:
-        act = ""
+    act = ("" if count else act.removeprefix("once ")) if act.startswith("once ") else act
     print("tfdp: a line for people", flush=True)
+    if "path" in act:
+        print(f"tfdp: see {folder}/logs", flush=True)
     if act.startswith("exit"):
         return int(act.split()[1])
     if act.startswith("kill"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import shutil
 import signal
 import sys
 import time
@@ -262,9 +263,11 @@ def test_an_asynchronous_search_goes_on_in_the_order_that_it_had(tmp_path: Path)
 
 
 def test_failures_in_a_row_end_the_search(tmp_path: Path) -> None:
+    tables: list[Table] = []
     with pytest.raises(TrainingError, match=r"3 trials failed in a row .*a line for people"):
-        run(tmp_path, acts=("exit 1",), max_failures=3)
+        run(tmp_path, acts=("exit 1",), max_failures=3, on_change=tables.append)
     assert len(starts(tmp_path)) <= 3 + 6
+    assert [row.state for row in tables[-1][:4]] == ["failed"] * 3 + ["running"]
 
 
 def test_bad_input_of_one_trial_ends_the_search(tmp_path: Path) -> None:
@@ -324,6 +327,20 @@ def test_a_trial_that_takes_too_long_has_failed(tmp_path: Path) -> None:
     assert starts(tmp_path) == {0: 1, 1: 1}
 
 
+def test_a_trial_that_takes_too_long_in_several_starts_has_failed(tmp_path: Path) -> None:
+    def stopped_after_a_while(seconds: float) -> Sequence[signal.Signals]:
+        return [signal.SIGTERM] if time.monotonic() > until_s else polled(seconds)
+
+    flags: dict[str, Any] = {"acts": ("sleep",), "trials": 1, "trial_timeout_s": 1.0}
+    for _ in range(2):
+        until_s = time.monotonic() + 0.6
+        try:
+            table = run(tmp_path, wait=stopped_after_a_while, **flags).table
+        except SearchStopped:
+            continue
+    assert table[0].failure == "it has trained for more than 1 s (--trial_timeout_s)"
+
+
 def test_a_search_ends_when_its_time_is_up_and_goes_on_with_more(tmp_path: Path) -> None:
     short = run(tmp_path, acts=("", "sleep"), trials=6, timeout_s=1.0, seed=2, prune="none").table
     assert any(row.state == "running" for row in short)
@@ -349,6 +366,33 @@ def test_no_trial_starts_beyond_the_budget(tmp_path: Path) -> None:
             slots=slots,
         )
         assert search.table.rows == whole[:6], "five used it up while the sixth was in flight"
+
+
+@pytest.mark.parametrize("name", ["trial.json", "summary.json", "pauses/3.json"])
+def test_a_damaged_file_of_a_trial_is_named(name: str, tmp_path: Path) -> None:
+    table = run(tmp_path, trials=4).table
+    damaged = next(tmp_path.glob(f"trials/*/{name}"))
+    damaged.write_text(damaged.read_text()[:-2])
+    folder = tmp_path / "trials" / damaged.relative_to(tmp_path / "trials").parts[0]
+    with pytest.raises(BadInput, match=f"{folder} is damaged .*: restore it, or remove"):
+        run(tmp_path, trials=4)
+    shutil.rmtree(folder)
+    assert run(tmp_path, trials=4).table == table
+
+
+@pytest.mark.parametrize("damage", ["0 x\n", "1 3\n"])
+def test_a_damaged_order_is_refused(damage: str, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"trials": 2, "asynchronous": True}
+    run(tmp_path, **flags)
+    (tmp_path / "order.txt").write_text(damage)
+    with pytest.raises(BadInput, match=r"order\.txt, the order of .* is damaged"):
+        run(tmp_path, **flags)
+
+
+def test_why_a_trial_failed_does_not_depend_on_where_the_search_lies(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        table = run(tmp_path / name, acts=("exit 1 with path",), trials=1).table
+        assert table[0].failure == "see trials/0000/logs"
 
 
 def test_a_signal_stops_trials_and_the_search_goes_on_later(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.searches import ACCURACY, search
+from tfdp.errors import BadInput
 from tfdp.search import table_files
 from tfdp.search.table import Row, Table
 from tfdp.search.table_files import TrialTimes
@@ -124,3 +125,13 @@ def test_of_equal_trials_the_first_is_the_best(tmp_path: Path) -> None:
         for n, value in enumerate([0.5, 0.7, 0.7])
     ]
     assert written(Table(rows, ACCURACY), tmp_path)[0]["best"]["number"] == 1
+
+
+def test_trials_of_an_unknown_search_are_refused(tmp_path: Path) -> None:
+    assert table_files.read_about(tmp_path) == {}
+    trial = tmp_path / "trials" / "0000"
+    trial.mkdir(parents=True)
+    assert table_files.read_about(tmp_path) == {}
+    (trial / "trial.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"search\.json is missing, .* restore it, remove these"):
+        table_files.read_about(tmp_path)
