@@ -22,6 +22,7 @@ from tfdp.cli import flags, process
 from tfdp.errors import BadInput, TrainingError
 from tfdp.run.settings import TrainSettings
 from tfdp.search.settings import TuneSettings
+from tfdp.workers.faults import end_process
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,4 +77,4 @@ def _tune(settings: TuneSettings, of_trials: Sequence[str], signals: Signals) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    end_process(main(sys.argv))

@@ -8,6 +8,7 @@ thread usually waits, in a call into TensorFlow, for the very worker that is gon
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -200,6 +201,7 @@ def end_process(code: int) -> NoReturn:
     are still destroying objects.
     """
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
     os._exit(code)
