@@ -65,7 +65,7 @@ def searched(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("searched") / "search"
     output = run(command(recipe, workdir, *SEARCH, GATE, of_trials=OF_TRIALS), limit_s=300)
     assert re.search(r"best: trial \d, accuracy .* with kind ", output)
-    assert f"step 12 is published as {workdir}/model/1" in output
+    assert f"finished at step 12, published as {workdir}/model/1" in output
     return workdir
 
 

@@ -87,7 +87,7 @@ def check(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
         raise BadInput(
             f"the checkpoint is of another model: {'; '.join(differences[:3])}"
             f"{f'; and {more} more' if more > 0 else ''}. "
-            "Use another --workdir, or the recipe that wrote it"
+            "Use another --workdir, or the recipe that wrote it, with its --hparam"
         )
 
 

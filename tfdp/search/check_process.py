@@ -2,8 +2,9 @@
 
 ``python -m tfdp.search.check_process FLAGS OF tfdp.train`` ends with 2 and a message if a trial
 could not train: the model, the data, the callbacks, the conditions for publishing. Otherwise it
-writes ``WORKDIR/facts.json``: ``total_steps``, ``steps_per_epoch``, ``counts_examples`` (whether
-the number of examples is known), ``metrics`` (of an evaluation, or of training without one).
+writes ``WORKDIR/facts.json``: ``total_steps``, ``steps_per_epoch``, ``has_eval_data``,
+``counts_examples`` (whether their number is known), ``metrics`` (of an evaluation, or of training
+without one).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def _check(settings: TrainSettings) -> None:
     facts = {
         "total_steps": run.last_step,
         "steps_per_epoch": run.batches.steps_per_epoch,
+        "has_eval_data": run.data.eval is not None,
         "counts_examples": run.batches.examples_before is not None,
         "metrics": [name for name, value in values.items() if isinstance(value, (int, float))],
     }

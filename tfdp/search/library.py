@@ -47,9 +47,14 @@ def tune(
     for name in paths:
         settings[name] = None if settings[name] is None else Path(settings[name])
     for name in {"search", "require_min", "require_max"} & settings.keys():
-        settings[name] = tuple(settings[name])
+        settings[name] = _listed(settings[name])
     flags = TuneSettings(recipe=str(recipe), workdir=Path(workdir), objective=objective, **settings)
-    return _tune(flags, trial_flags, _wait)
+    return _tune(flags, _listed(trial_flags), _wait)
+
+
+def _listed(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns several strings, or one."""
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _wait(seconds: float) -> Sequence[Signals]:

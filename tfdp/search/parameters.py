@@ -136,7 +136,10 @@ def _parse_choices(flag: str, name: str, text: str, kind: Any) -> Choices:
     texts = text.split("|")
     if any(each != each.strip() or not each for each in texts):
         raise BadInput(f"{flag}: values are separated by | alone, and none may be empty")
-    values = [parse_value(flag, each, kind) for each in texts]
+    try:
+        values = [parse_value(flag, each, kind) for each in texts]
+    except BadInput as error:
+        raise BadInput(f"{error}; --search has to be {_FORM}") from None
     if len(values) == 1:
         raise BadInput(f"{flag}: it has a single value: use --hparam={name}={text}")
     for index, value in enumerate(values):

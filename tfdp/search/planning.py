@@ -14,7 +14,7 @@ from typing import Any, Final
 from cluster import exit_codes
 from tfdp import recipe
 from tfdp.errors import BadInput, TrainingError
-from tfdp.log import PREFIX
+from tfdp.log import PREFIX, say
 from tfdp.search import child, table_files
 from tfdp.search.child import Wait
 from tfdp.search.objective import Objective
@@ -113,7 +113,7 @@ def _identity(commands: Commands, loaded: recipe.Recipe, space: Space) -> dict[s
         *("trials_in_flight", "asynchronous", "workers_per_trial", "threads_per_trial"),
     ]
     values = {
-        "recipe_sha256": loaded.digest[:16],
+        "the recipe's sha256": loaded.digest[:16],
         "space": space.describe(),
         **{name: getattr(settings, name) for name in names},
         "trial_flags": commands.of_trials,
@@ -158,6 +158,7 @@ def _check_trials(commands: Commands, space: Space, slot: Slot, wait: Wait) -> d
     settings = commands.settings
     objective = Objective.parse(settings.objective)
     study = Study(space, objective, sampler=settings.sampler, seed=settings.seed)
+    choice = study.ask()
     folder = settings.workdir / ".check"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -165,7 +166,7 @@ def _check_trials(commands: Commands, space: Space, slot: Slot, wait: Wait) -> d
     command = [sys.executable, "-m", "tfdp.search.check_process"]
     code = child.run(
         "the check of the first trial",
-        [*command, *commands.check(folder, study.ask().hparams)],
+        [*command, *commands.check(folder, choice.hparams)],
         environ=slot.environ,
         output=output,
         timeout_s=CHECK_TIMEOUT_S,
@@ -177,7 +178,10 @@ def _check_trials(commands: Commands, space: Space, slot: Slot, wait: Wait) -> d
         text = "\n".join(said[-20:])
         if code == exit_codes.BAD_INPUT:
             raise BadInput(text)
-        raise TrainingError(f"the first trial could not be prepared (exit code {code}):\n{text}")
+        params = ", ".join(f"{name}={value}" for name, value in choice.params.items())
+        raise TrainingError(
+            f"the first trial, {params}, could not be prepared (exit code {code}):\n{text}"
+        )
     facts = json.loads((folder / "facts.json").read_text())
     shutil.rmtree(folder)
     return dict(facts)
@@ -190,6 +194,11 @@ def _check_facts(settings: TuneSettings, facts: Mapping[str, Any]) -> None:
         raise BadInput(
             f"--objective is {objective}: evaluations of recipe {settings.recipe} give "
             f"{', '.join(facts['metrics'])}"
+        )
+    if not facts["has_eval_data"]:
+        say(
+            f"recipe {settings.recipe} has no eval_data: trials are judged by their training "
+            "metrics, which favours those that learn the examples by heart"
         )
     if settings.budget_examples is not None and not facts["counts_examples"]:
         raise BadInput(

@@ -1,4 +1,8 @@
-"""The best trial of a search becomes a version, as it is or after more training."""
+"""The best trial of a search becomes a version, as it is or after more training.
+
+A copy of its run goes on from its last checkpoint, and publishes as any run does. ``tfdp.export``
+could not: a callback may restore weights at the end of a run that are not in the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -41,23 +45,29 @@ def publish(
         SearchStopped: if a signal came.
         TrainingError: if the conditions for publishing are not met, or publishing failed.
     """
-    settings = commands.settings
-    folder = TrialFolder(settings.workdir, best.number)
-    if settings.refit_epochs:
-        workdir = settings.workdir / "refit" / f"{best.number:04}"
-        _copy_last_checkpoint(folder, workdir)
-        steps = best.steps + settings.refit_epochs * steps_per_epoch
-        command = commands.refit(workdir, hparams, steps)
-        name = f"training trial {best.number} on"
-    else:
-        command = commands.export(folder, hparams)
-        name = f"publishing trial {best.number}"
+    settings, epochs = commands.settings, commands.settings.refit_epochs
+    workdir = settings.workdir / "best" / f"{best.number:04}"
+    if epochs:
+        workdir = workdir.with_name(f"{best.number:04}-{epochs}-epochs-more")
+    command = commands.publish_best(workdir, hparams, best.steps + epochs * steps_per_epoch)
     done = settings.workdir / "published.json"
     about = {"command": command[1:], "weights_sha256": best.weights_sha256}
     if done.exists() and json.loads(done.read_text()) == about:
         return
+    _copy_checkpoint(TrialFolder(settings.workdir, best.number).path, best.steps, workdir)
+    summary = workdir / "summary.json"
+    summary.unlink(missing_ok=True)  # with it, the run would be finished and publish nothing
+    name = f"{'training on and ' * bool(epochs)}publishing trial {best.number}"
     say(name)
     _run(name, [*slot.launcher, *command], slot.environ, settings.workdir, wait)
+    published = json.loads(summary.read_text())
+    if published["steps"] == best.steps and published["weights_sha256"] != best.weights_sha256:
+        raise TrainingError(
+            f"{published['export_path']} has other weights ({published['weights_sha256']}) than "
+            f"trial {best.number} had when it was judged: does a callback draw random numbers?"
+        )
+    if epochs and published["steps"] == best.steps:
+        say(f"trial {best.number} was not trained on: one of its callbacks had stopped it")
     write_whole(done, json.dumps(about, indent=2) + "\n")
 
 
@@ -85,14 +95,13 @@ def _run(
     raise error(f"{name} ended with {code}; the search itself is finished:\n{text}")
 
 
-def _copy_last_checkpoint(folder: TrialFolder, workdir: Path) -> None:
-    """Copies a trial's last checkpoint into a workdir of its own, unless it is there."""
-    step = folder.newest_checkpoint
+def _copy_checkpoint(trial: Path, step: int, workdir: Path) -> None:
+    """Lets a run begin with a checkpoint of a trial, unless it has one already."""
     copy = workdir / "checkpoints" / str(step)
-    if copy.exists():
+    if copy.parent.exists() and any(each.name.isdigit() for each in copy.parent.iterdir()):
         return
-    hidden = workdir / "checkpoints" / f".copied-{step}"
+    hidden = copy.with_name(f".copied-{step}")
     shutil.rmtree(hidden, ignore_errors=True)
-    shutil.copytree(folder.path / "checkpoints" / str(step), hidden)
+    shutil.copytree(trial / "checkpoints" / str(step), hidden)
     sync_tree(hidden)
     hidden.rename(copy)

@@ -35,7 +35,7 @@ class Rungs:
         Raises:
             BadInput: if trials would end before their first rung.
         """
-        first_steps = settings.first_rung_steps or max(1, total_steps // SHORTEST_RUNG)
+        first_steps = settings.first_rung_steps or -(-total_steps // SHORTEST_RUNG)
         if settings.prune != "none" and first_steps >= total_steps:
             raise BadInput(
                 f"--first_rung_steps is {first_steps}, and a trial has {total_steps} steps in all: "

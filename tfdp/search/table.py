@@ -64,6 +64,14 @@ class Table(Sequence[Row]):
             default=None,
         )
 
+    def __str__(self) -> str:
+        """Returns a line for each trial."""
+        return "\n".join(
+            f"trial {row.number}: {row.state}, {self.objective.name} {row.objective} at step "
+            f"{row.steps}, {', '.join(f'{name} {value}' for name, value in row.params.items())}"
+            for row in self.rows
+        )
+
     def __len__(self) -> int:
         return len(self.rows)
 

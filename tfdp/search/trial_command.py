@@ -1,4 +1,4 @@
-"""The commands of a search: train a trial, publish the best, train it on."""
+"""The commands of a search: train a trial, check one, publish the best."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from tfdp.cli import flags
 from tfdp.errors import BadInput
 from tfdp.publishing.settings import PublishSettings
-from tfdp.run.settings import TrainSettings, WorkerSettings
+from tfdp.run.settings import TrainSettings
 from tfdp.search.settings import TuneSettings
 from tfdp.search.space import hparam_flags
 from tfdp.search.trial import TrialFolder
@@ -94,19 +94,8 @@ class Commands:
             *self._to_publish(),
         ]
 
-    def export(self, folder: TrialFolder, hparams: Any) -> list[str]:
-        """Returns the command that publishes a trial's last checkpoint."""
-        return [
-            *_module("tfdp.export"),
-            f"--recipe={self.settings.recipe}",
-            f"--workdir={folder.path}",
-            *(f"--hparam={each}" for each in hparam_flags(hparams)),
-            *self._given(WorkerSettings, without={"hparam"}),
-            *self._to_publish(),
-        ]
-
-    def refit(self, workdir: Path, hparams: Any, steps: int) -> list[str]:
-        """Returns the command that trains a copy of the best trial on, and publishes it."""
+    def publish_best(self, workdir: Path, hparams: Any, steps: int) -> list[str]:
+        """Returns the command that lets a copy of the best trial end at a step, and publish."""
         without = {"hparam", "export_dir", "steps", "epochs", *_PUBLISHING}
         return [
             *_module("tfdp.train"),

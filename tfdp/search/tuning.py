@@ -19,6 +19,7 @@ from tfdp.search.planning import Plan, plan
 from tfdp.search.screen import Screen
 from tfdp.search.search import Search
 from tfdp.search.settings import TuneSettings
+from tfdp.search.space import hparam_flags
 from tfdp.search.storage import open_storage
 from tfdp.search.study import Choice, Study
 from tfdp.search.table import Table
@@ -113,7 +114,8 @@ class _Tuning:
     def _prepare_trial(self, choice: Choice) -> None:
         self._choices[choice.number] = choice
         folder = TrialFolder(self._workdir, choice.number)
-        folder.prepare({"number": choice.number, "params": choice.params})
+        hparam = hparam_flags(choice.hparams)  # for who starts the run by hand
+        folder.prepare({"number": choice.number, "params": choice.params, "hparam": hparam})
 
     def _command_of(self, number: int, to_step: int | None) -> list[str]:
         folder = TrialFolder(self._workdir, number)
@@ -127,7 +129,10 @@ class _Tuning:
         best = table.best
         if best is None:
             raise TrainingError("no trial has run to its end: there is nothing to publish")
-        values = ", ".join(f"{name} {value}" for name, value in best.params.items())
+        values = ", ".join(
+            f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in best.params.items()
+        )
         say(f"best: trial {best.number}, {table.objective.name} {best.objective:.6g} with {values}")
         if self._plan.settings.publish_dir is not None:
             publishing.publish(
