@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from tfdp.files import write_whole
 from tfdp.log import PREFIX
 from tfdp.run import pausing
 from tfdp.search.objective import Objective, is_number
+
+# A line for people, of the only worker or of the chief: a launcher writes who said it.
+_SAID = re.compile(rf"(?:\[worker 0\] )?{PREFIX}(.*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +146,9 @@ class TrialFolder:
     def reason(self) -> str:
         """Why the run failed: the last line for people that it printed; empty without one.
 
-        It is the same wherever the search lies.
+        It is the same wherever the search lies, and in whichever slot the run was.
         """
-        lines = self.last_lines()
-        said = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
+        said = [found[1] for line in self.last_lines() if (found := _SAID.match(line))]
         return said[-1].replace(str(self.path), self.name) if said else ""
 
     def last_lines(self, count: int = 20) -> Sequence[str]:
