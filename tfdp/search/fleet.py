@@ -84,8 +84,10 @@ class Fleet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop(signal.SIGKILL)
-        self._watchdog.__exit__()
+        try:
+            self.stop(signal.SIGKILL)
+        finally:  # it kills what is left
+            self._watchdog.__exit__()
 
     @property
     def free_slots(self) -> list[Slot]:

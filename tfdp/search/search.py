@@ -80,11 +80,6 @@ class Search:
         """The trials so far."""
         return Table(list(self._rows), self._objective)
 
-    @property
-    def next(self) -> Stretch:
-        """The stretch whose result counts next; there has to be one in flight."""
-        return min(self.in_flight)
-
     def begin_trial(self) -> None:
         """Chooses one more trial, in a virtual slot that is free.
 

@@ -15,10 +15,6 @@ from tfdp.search.objective import Objective
 Prune = Literal["asha", "hyperband", "none"]
 Sampler = Literal["tpe", "random"]
 
-# What a trial's flags may not contain: the search sets them.
-_OF_SEARCH = ("recipe", "workdir", "export_dir", "pause_at_step")
-_OF_PUBLISHING = tuple(field.name for field in dataclasses.fields(PublishSettings))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuneSettings(PublishSettings):
