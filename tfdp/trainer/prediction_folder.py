@@ -140,20 +140,22 @@ class PredictionFolder:
         try:
             self._lock = files.lock_workdir(self.path, name="the folder of predictions ")
             names = {path.name for path in self.path.iterdir()}
+            others = sorted(name for name in names if not name.startswith("."))
+            if others and _IDENTITY not in names:
+                raise BadInput(
+                    f"{self.path} has files that are not of a batch prediction, such as "
+                    f"{others[0]}: take another folder"
+                )
             for name in filter(_HIDDEN.fullmatch, names):  # of a process that was killed
                 (self.path / name).unlink(missing_ok=True)
+        except BadInput:
+            self.close()
+            raise
         except OSError as error:
             self.close()
             raise BadInput(
                 f"predictions can't be written in {self.path}: {error.strerror}"
             ) from None
-        others = sorted(name for name in names if not name.startswith("."))
-        if others and _IDENTITY not in names:
-            self.close()
-            raise BadInput(
-                f"{self.path} has files that are not of a batch prediction, such as {others[0]}: "
-                "take another folder"
-            )
 
     def _write_identity(self, identity: Mapping[str, Any]) -> str:
         path = self.path / _IDENTITY
