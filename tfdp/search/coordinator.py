@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import time
@@ -27,6 +28,7 @@ MAX_FRUITLESS_STARTS: Final = 10  # of a trial, in a row, without a new checkpoi
 MAX_PAUSE_S: Final = 10.0  # before a trial starts again
 MAX_REST_S: Final = 60.0  # of a slot whose host or node is away
 LOOK_EVERY_S: Final = 1.0  # at frozen trials, time limits, the screen
+_DISK_FAULTS: Final = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)))
 _LOCK_PAUSE_S: Final = 0.2  # a process of this trial that was killed may not have ended yet
 
 
@@ -250,6 +252,7 @@ class Coordinator:
         if is_finished and not running.slot.launcher:
             folder.write_failure("it ended with 0, but without results")
         elif end.is_permanent:
+            _check_disk(folder, end)
             folder.write_failure(folder.reason or str(end))
         elif not is_finished and self._is_away(running):
             self._start_again(running, f"{end} before it trained on {running.slot.name}")
@@ -309,3 +312,13 @@ class Coordinator:
 
     def _folder(self, number: int) -> TrialFolder:
         return TrialFolder(self._settings.workdir, number)
+
+
+def _check_disk(folder: TrialFolder, end: policy.Exit) -> None:
+    """Raises TrainingError if a trial ended because of the disk, which is no property of it."""
+    said = [line for line in folder.last_lines() if "tfdp: " in line]  # maybe after a worker's name
+    if said and any(fault in said[-1] for fault in _DISK_FAULTS):
+        raise TrainingError(
+            f"{end}. This does not count as a failure, as the disk is at fault: {said[-1]}\n"
+            "When it is repaired, the same command goes on"
+        )

@@ -50,6 +50,10 @@ def tune(settings: TuneSettings, trial_argv: Sequence[str], wait: Wait) -> Table
     lock = files.lock_workdir(settings.workdir)
     try:
         return _Tuning(plan(commands, wait), wait).run()
+    except OSError as error:
+        raise TrainingError(
+            f"the search can't go on: {error}. When this is repaired, the same command goes on"
+        ) from error
     finally:
         os.close(lock)
 

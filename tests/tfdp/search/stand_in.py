@@ -30,6 +30,8 @@ def main(folder: Path, total: int, to_step: int, params: dict[str, object]) -> i
     starts.write_text("s" * (count + 1))
     act = ("" if count else act.removeprefix("once ")) if act.startswith("once ") else act
     print("tfdp: a line for people", flush=True)
+    if "full disk" in act:
+        print("tfdp: a file could not be written: No space left on device", flush=True)
     if "path" in act:
         print(f"tfdp: see {folder}/logs", flush=True)
     if act.startswith("exit"):

@@ -398,6 +398,19 @@ def test_why_a_trial_failed_does_not_depend_on_where_it_ran(tmp_path: Path) -> N
         assert table[0].failure == "see trials/0000/logs"
 
 
+def test_a_full_disk_is_no_failure_of_a_trial(tmp_path: Path) -> None:
+    acts = ("", "once exit 1 on a full disk")
+    with pytest.raises(TrainingError, match=r"trial \d ended with 1 .* No space left on device"):
+        run(tmp_path, acts=acts, trials=4, prune="none", seed=2)
+    while True:
+        try:
+            table = run(tmp_path, acts=acts, trials=4, prune="none", seed=2).table
+            break
+        except TrainingError as error:
+            assert "No space left" in str(error)
+    assert [row.state for row in table] == ["complete"] * 4
+
+
 def test_a_signal_stops_trials_and_the_search_goes_on_later(tmp_path: Path) -> None:
     calls = 0
 
