@@ -9,7 +9,6 @@ wrong flags or recipe, 143 and 130 told to stop (all trials are saved), 1 anythi
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import select
 import signal
 import sys
@@ -21,7 +20,7 @@ from tfdp import log
 from tfdp.cli import flags, process
 from tfdp.errors import BadInput, TrainingError
 from tfdp.run.settings import TrainSettings
-from tfdp.search.settings import TuneSettings
+from tfdp.search.settings import TuneSettings, check_optuna
 from tfdp.workers.faults import end_process
 
 
@@ -35,8 +34,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             _check_sides(own)
             settings = flags.parse(TuneSettings, own)
-            if importlib.util.find_spec("optuna") is None:
-                raise BadInput("a search needs Optuna: pip install 'tfdp[search]'")
+            check_optuna()
             return _tune(settings, of_trials, signals)
         except BadInput as error:
             return process.report(error, exit_codes.BAD_INPUT)

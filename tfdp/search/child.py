@@ -65,10 +65,10 @@ def run(
             while (code := process.poll()) is None:
                 if time.monotonic() > until_s:
                     break
-                if (stop_signals := wait(_LOOK_EVERY_S)) and received is None:
-                    received = stop_signals[0]
+                if stop_signals := wait(_LOOK_EVERY_S):
+                    is_first, received = received is None, received or stop_signals[0]
                     process.signal(received)
-                    until_s = time.monotonic() + STOP_TIMEOUT_S
+                    until_s = time.monotonic() + (STOP_TIMEOUT_S if is_first else 0.0)
         finally:
             process.signal(signal.SIGKILL)
     if received is not None:

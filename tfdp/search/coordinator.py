@@ -117,7 +117,8 @@ class Coordinator:
                 return
             if self._is_time_up:
                 self._screen.event("--timeout_s is over: stopping the trials that still run")
-                self._fleet.stop(signal.SIGTERM)
+                if stop_signals := self._fleet.stop(signal.SIGTERM):
+                    raise SearchStopped(stop_signals[0])
                 return
             self._start_trials()
             self._screen.update(self._search.table, self._fleet.shown())
@@ -141,7 +142,8 @@ class Coordinator:
         )
         waited_s = time.monotonic() - began_s
         self.slot_s += waited_s * len(self._slots)
-        if len(self._search.table) < self._settings.trials:
+        is_waiting = self._search.in_flight and not self._settings.asynchronous
+        if is_waiting and len(self._search.table) < self._settings.trials:
             self.idle_s += waited_s * len(self._fleet.free_slots)
         return stop_signals
 
@@ -243,13 +245,15 @@ class Coordinator:
     def _judge(self, running: RunningStretch, end: policy.Exit) -> None:
         """Decides what the end of a process means: a result, a failure, or another start."""
         folder, is_finished = running.folder, end.code == exit_codes.FINISHED
+        if running.has_run:
+            self._starts_in[running.slot.name].fruitless = 0
         if end.code == exit_codes.BAD_INPUT:
             raise BadInput(
                 "\n".join([f"{end}: the search ends, as other trials would", *folder.last_lines()])
             )
         if self._has_result(running.stretch):
             return
-        if is_finished and not running.slot.launcher:
+        if is_finished and not running.slot.may_be_away:
             folder.write_failure("it ended with 0, but without results")
         elif end.is_permanent:
             _check_disk(folder, end)
@@ -278,8 +282,7 @@ class Coordinator:
         The trial is not at fault if a host can't be reached, or a node of a Slurm job is dead.
         """
         starts = self._starts_in[running.slot.name]
-        if running.has_run or not running.slot.launcher:
-            starts.fruitless = 0
+        if running.has_run or not running.slot.may_be_away:
             return False
         starts.fruitless += 1
         starts.not_before_s = time.monotonic() + min(2.0 ** (starts.fruitless - 1), MAX_REST_S)

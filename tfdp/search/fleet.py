@@ -149,11 +149,15 @@ class Fleet:
         times = self._times_of(number)
         self._note(dataclasses.replace(times, restarts=times.restarts + 1))
 
-    def stop(self, number: signal.Signals) -> None:
+    def stop(self, number: signal.Signals) -> Sequence[signal.Signals]:
         """Sends a signal to all processes, and returns when all have ended.
 
-        Those that have not ended in time, or by a second stop signal, are killed.
+        Those that have not ended in time, or by a stop signal that comes meanwhile, are killed.
+
+        Returns:
+            The stop signals that came meanwhile.
         """
+        received: list[signal.Signals] = []
         until_s = time.monotonic() + STOP_TIMEOUT_S
         for running in self.running.values():
             running.process.signal(number)
@@ -165,8 +169,10 @@ class Fleet:
                 is_given_up = time.monotonic() > until_s + GIVE_UP_S  # the kernel can't end it
                 if running.process.poll() is not None or is_given_up:
                     self._forget(trial, is_noted=number != signal.SIGKILL)
-            if self.running and self._wait(_LOOK_EVERY_S):
+            if self.running and (more := self._wait(_LOOK_EVERY_S)):
+                received += more
                 until_s = min(until_s, time.monotonic())
+        return received
 
     def shown(self) -> dict[int, RunningTrial]:
         """Returns what people see of it, by trial."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from tfdp.search.settings import TuneSettings
+from tfdp.search.settings import TuneSettings, check_optuna
 from tfdp.search.table import Table
-from tfdp.search.tuning import tune as _tune
 
 _LOOK_EVERY_S = 0.2
 
@@ -43,13 +42,16 @@ def tune(
         TypeError: if there is no such setting.
         TrainingError: if the search can't go on, or the best trial is not published.
     """
+    check_optuna()
+    from tfdp.search.tuning import tune as run_search
+
     paths = {"export_dir", "models_config", "ssh_config"} & settings.keys()
     for name in paths:
         settings[name] = None if settings[name] is None else Path(settings[name])
     for name in {"search", "require_min", "require_max"} & settings.keys():
         settings[name] = _listed(settings[name])
     flags = TuneSettings(recipe=str(recipe), workdir=Path(workdir), objective=objective, **settings)
-    return _tune(flags, _listed(trial_flags), _wait)
+    return run_search(flags, _listed(trial_flags), _wait)
 
 
 def _listed(value: str | Sequence[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,6 +15,12 @@ from tfdp.search.objective import Objective
 
 Prune = Literal["asha", "hyperband", "none"]
 Sampler = Literal["tpe", "random"]
+
+
+def check_optuna() -> None:
+    """Raises BadInput if Optuna is not installed."""
+    if importlib.util.find_spec("optuna") is None:
+        raise BadInput("a search needs Optuna, which the extra brings: pip install 'tfdp[search]'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,13 @@ class Slot:
         launcher: the words that precede ``python -m tfdp.train …``; it ends with the exit code of
             the run, as ``cluster.policy`` defines it.
         environ: variables on top of this process's.
+        may_be_away: whether it is on another machine, which can fail while this one does not.
     """
 
     name: str
     launcher: tuple[str, ...] = ()
     environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    may_be_away: bool = False
 
 
 def thread_environ(threads: int | None) -> dict[str, str]:

@@ -66,7 +66,7 @@ def find(settings: TuneSettings, environ: Mapping[str, str]) -> list[Slot]:
         name = "+".join(on)
         names[name] += 1
         shown = name if names[name] == 1 else f"{name} #{names[name]}"
-        slots.append(Slot(shown, words, {**threads, **_gpu_environ(gpus, own)}))
+        slots.append(Slot(shown, words, {**threads, **_gpu_environ(gpus, own)}, may_be_away=True))
     return slots
 
 

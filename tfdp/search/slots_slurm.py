@@ -77,7 +77,7 @@ def find(settings: TuneSettings, environ: Mapping[str, str]) -> list[Slot]:
     launcher = ("env", *without, *command, f"--srun_flags={' '.join(flags)}", "--")
     _try(launcher, environ)
     threads = thread_environ(settings.threads_per_trial)
-    return [Slot(f"slot {number}", launcher, threads) for number in range(count)]
+    return [Slot(f"slot {number}", launcher, threads, may_be_away=True) for number in range(count)]
 
 
 def _tasks_per_node(environ: Mapping[str, str]) -> list[int]:

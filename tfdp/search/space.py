@@ -10,16 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from tfdp.errors import BadInput, reason_of, shortened
 from tfdp.recipe import Recipe, hparam_types, make_hparams, parse_hparams, parse_value
 from tfdp.search import parameters
-
-try:
-    import optuna
-except ModuleNotFoundError as error:
-    raise BadInput(
-        "a search needs Optuna, which the extra brings: pip install 'tfdp[search]'"
-    ) from error
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # the terminal is for the search's own lines
 

@@ -131,6 +131,9 @@ class _Tuning:
 
     def _publish_best(self, table: Table) -> None:
         best = table.best
+        if best is None and any(row.state == "running" for row in table):
+            say("no trial has run to its end yet: the same command goes on")
+            return
         if best is None:
             raise TrainingError("no trial has run to its end: there is nothing to publish")
         values = ", ".join(

@@ -498,32 +498,35 @@ def test_the_examples_of_the_page_are_spaces(load: Any) -> None:
     assert list(described) == ["learning_rate", "momentum", "optimizer"]
 
 
-PROGRAM = """
+QUIET = """
 import sys
-{before}
 from tfdp import recipe
-from tfdp.errors import BadInput
-try:
-    from tfdp.search.space import Space, optuna
-except BadInput as error:
-    sys.exit(str(error))
+from tfdp.search.space import Space, optuna
 space = Space.of(recipe.load(sys.argv[1]), [], [])
 space.rehearse(0)
 study = optuna.create_study()
 study.tell(study.ask(), 1.0)
 """
+WITHOUT = """
+import sys
+sys.modules["optuna"] = None
+import tfdp
+try:
+    tfdp.tune(sys.argv[1], workdir=sys.argv[2], objective="loss:min")
+except tfdp.BadInput as error:
+    sys.exit(str(error))
+"""
 
 
 def test_optuna_says_nothing(load: Any) -> None:
     name = load("return HParams(trial.suggest_float('rate', 0, 1))").name
-    program = PROGRAM.format(before="")
-    assert run([sys.executable, "-W", "always:::optuna", "-c", program, name]) == ""
+    assert run([sys.executable, "-W", "always:::optuna", "-c", QUIET, name]) == ""
 
 
-def test_without_optuna_the_extra_is_named(load: Any) -> None:
+def test_without_optuna_the_extra_is_named(load: Any, tmp_path: Path) -> None:
     name = load("return HParams()").name
-    program = PROGRAM.format(before="sys.modules['optuna'] = None")
-    assert "pip install 'tfdp[search]'" in run([sys.executable, "-c", program, name], expect=1)
+    words = [sys.executable, "-c", WITHOUT, name, str(tmp_path / "search")]
+    assert "pip install 'tfdp[search]'" in run(words, expect=1)
 
 
 def test_a_field_that_others_are_made_of_is_not_fixed(tmp_path: Path) -> None:
