@@ -10,7 +10,16 @@ import pytest
 LONGEST_FIRST = [
     *("test_exactness", "test_train", "test_faults", "test_fit", "test_structures", "test_chaos"),
     *("test_standstill", "test_elastic", "test_kubernetes", "test_slurm", "test_demo"),
-    *("test_evaluate", "test_network", "test_connecting", "test_callbacks", "test_publish"),
+    *(
+        "test_search",
+        "test_predict",
+        "test_slots",
+        "test_evaluate",
+        "test_network",
+        "test_connecting",
+        "test_callbacks",
+        "test_publish",
+    ),
     *("test_workdir", "test_train_records", "test_spares", "test_launch", "test_frozen"),
 ]
 

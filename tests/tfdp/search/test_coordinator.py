@@ -176,14 +176,13 @@ def test_a_search_in_one_virtual_slot_is_one_of_optuna_itself(prune: str, tmp_pa
             assert row.objective == trial.value
 
 
-@pytest.mark.parametrize("prune", ["asha", "hyperband"])
-def test_the_number_of_slots_and_their_speed_make_no_difference(prune: str, tmp_path: Path) -> None:
+def test_the_number_of_slots_and_their_speed_make_no_difference(tmp_path: Path) -> None:
     acts = ("", "slow", "exit 1", "nan", "stops 20")
     tables = []
     for slots in (1, 3, 9):
         screen = Lines()
         workdir = tmp_path / str(slots)
-        search = run(workdir, slots=slots, acts=acts, prune=prune, screen=screen, seed=3)
+        search = run(workdir, slots=slots, acts=acts, screen=screen, seed=3)
         tables.append(search.table)
         assert screen.most_running == min(slots, 6)
         assert search.optuna_study.get_trials()[-1].state.is_finished()
