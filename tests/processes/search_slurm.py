@@ -5,35 +5,24 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.processes.search_chaos import assert_alike
 from tests.processes.search_ssh import LIMIT_S as SEARCH_LIMIT_S
-from tests.processes.search_ssh import assert_same, has_checkpoint
+from tests.processes.search_ssh import has_checkpoint
 from tests.processes.search_ssh import search as search_on_digits
-from tests.processes.slurm_cluster import Cluster, skip_without_slurm
+from tests.processes.slurm_cluster import Cluster, cluster, running_cluster
 from tests.processes.test_slots import SLEEPS, ends, notes, search, wait_for_workers
 from tests.running import ROOT, run, wait_until
+
+__all__ = ["cluster", "running_cluster"]  # fixtures
 
 LIMIT_S = 120
 NODES = ["n1", "n2"]
 FINISH_WHEN_QUEUED_AGAIN = "'SLURM_RESTART_COUNT' in os.environ or time.sleep(300)"
-
-
-@pytest.fixture(scope="module")
-def running_cluster() -> Iterator[Cluster]:
-    skip_without_slurm()
-    with Cluster(nodes=2) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, with all of its nodes idle."""
-    yield running_cluster
-    running_cluster.clear(NODES, LIMIT_S)
 
 
 def submit(cluster: Cluster, folder: Path, script: str, *flags: str, parallel: int = 4) -> str:
@@ -132,7 +121,7 @@ def test_a_search_in_slurm_is_that_of_one_machine(
     cluster.run("scancel", "--signal=TERM", "--batch", job)
     ended = cluster.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=SEARCH_LIMIT_S)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), output(tmp_path)
-    assert_same(here, tmp_path / "there")
+    assert_alike(here, tmp_path / "there")
 
 
 @pytest.mark.timeout(900)
@@ -145,4 +134,4 @@ def test_a_search_goes_on_without_a_node(cluster: Cluster, here: Path, tmp_path:
     ended = cluster.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=SEARCH_LIMIT_S)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), output(tmp_path)
     assert "it starts again" in output(tmp_path)
-    assert_same(here, tmp_path / "there")
+    assert_alike(here, tmp_path / "there")

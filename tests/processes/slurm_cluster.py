@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ PROGRAMS = ("slurmctld", "slurmd", "srun", "munged", "ip", "unshare", "nsenter")
 NAMESPACES = ("--pid", "--net", "--uts", "--mount", "--ipc")
 UNSHARE = ("unshare", *NAMESPACES, "--mount-proc", "--fork", "--kill-child", "--")
 LIMIT_S = 3600
+IDLE_S = 200  # for all nodes to be idle again
 
 
 def skip_without_slurm() -> None:
@@ -167,3 +168,18 @@ class Cluster:
                 for path in sorted(folder.iterdir())
             )
         return self._outside.output
+
+
+@pytest.fixture(scope="module")
+def running_cluster() -> Iterator[Cluster]:
+    """Two nodes."""
+    skip_without_slurm()
+    with Cluster(nodes=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
+    """Two nodes, all of them idle."""
+    yield running_cluster
+    running_cluster.clear(["n1", "n2"], IDLE_S)

@@ -6,32 +6,19 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.processes.slurm_cluster import Cluster, skip_without_slurm
+from tests.processes.slurm_cluster import Cluster, cluster, running_cluster
 from tests.processes.test_train import RECIPE, STEPS, Hold, command, summary, wait_for_checkpoint
 from tests.processes.workers import Workers
 from tests.running import ROOT, wait_until
 
+__all__ = ["cluster", "running_cluster"]  # fixtures
+
 LIMIT_S = 200
 NODES = ["n1", "n2"]
-
-
-@pytest.fixture(scope="module")
-def running_cluster() -> Iterator[Cluster]:
-    skip_without_slurm()
-    with Cluster(nodes=2) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, with all of its nodes idle."""
-    yield running_cluster
-    running_cluster.clear(NODES, LIMIT_S)
 
 
 def train(workdir: Path, *flags: str) -> str:

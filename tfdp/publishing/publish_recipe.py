@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from tfdp.data.sources import Data, data_sha256
-from tfdp.errors import BadInput
+from tfdp.errors import BadInput, Refused
 from tfdp.publishing import exporting, servable
 from tfdp.publishing.settings import PublishSettings
 from tfdp.recipe import Recipe
@@ -76,10 +76,15 @@ def publish(
         Folder of the version.
 
     Raises:
-        Refused: if the metrics do not meet the conditions for publishing.
+        Refused: if the metrics or the weights do not meet the conditions for publishing.
         TrainingError: if the version answers differently from the model.
     """
     gates = settings.gates
+    if settings.require_weights not in ("", about["weights_sha256"]):
+        raise Refused(
+            f"not published: the weights' sha256 is {about['weights_sha256']}, and has to be "
+            f"{settings.require_weights} (--require_weights)"
+        )
     of_this = {name: about[name] for name in ("run", "step", "weights_sha256")}
     already = servable.published(folder, of_this)
     if already is not None:

@@ -25,6 +25,7 @@ class PublishSettings:
 
     require_min: tuple[str, ...] = flag((), "NAME:VALUE that an evaluation has to reach.")
     require_max: tuple[str, ...] = flag((), "NAME:VALUE that an evaluation may not exceed.")
+    require_weights: str = flag("", "sha256 of all weights; others are not published.")
     not_worse_than_current: float | None = flag(
         None, "How much worse than the version now served a metric may be."
     )

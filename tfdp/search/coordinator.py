@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from cluster import exit_codes, policy
 from tfdp import files
@@ -17,7 +17,7 @@ from tfdp.search.child import SearchStopped, Wait
 from tfdp.search.fleet import Fleet, RunningStretch
 from tfdp.search.objective import Objective
 from tfdp.search.order_file import OrderFile
-from tfdp.search.screen import RunningTrial
+from tfdp.search.screen import Screen
 from tfdp.search.search import Search, Stretch
 from tfdp.search.settings import TuneSettings
 from tfdp.search.slot import Slot
@@ -29,17 +29,8 @@ MAX_PAUSE_S: Final = 10.0  # before a trial starts again
 MAX_REST_S: Final = 60.0  # of a slot whose host or node is away
 LOOK_EVERY_S: Final = 1.0  # at frozen trials, time limits, the screen
 _DISK_FAULTS: Final = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)))
+LOCKED_FOR_LONG_S: Final = 10.0
 _LOCK_PAUSE_S: Final = 0.2  # a process of this trial that was killed may not have ended yet
-
-
-class Screen(Protocol):
-    """What shows the search to people."""
-
-    def update(self, table: Table, running: dict[int, RunningTrial]) -> None:
-        """Shows the trials so far."""
-
-    def event(self, text: str) -> None:
-        """Shows that something has happened."""
 
 
 @dataclasses.dataclass
@@ -48,6 +39,8 @@ class _Starts:
 
     fruitless: int = 0  # in a row
     not_before_s: float = 0.0
+    locked: int = 0  # how often its folder was found in use
+    is_lock_said: bool = False
 
 
 class Coordinator:
@@ -105,7 +98,11 @@ class Coordinator:
             TrainingError: if too many trials fail in a row.
         """
         with self._fleet:
-            self._run()
+            try:
+                self._run()
+            except (TrainingError, KeyboardInterrupt):
+                self._fleet.stop(signal.SIGTERM)  # trials save what they have
+                raise
         self._screen.update(self._search.table, {})
 
     def _run(self) -> None:
@@ -238,13 +235,15 @@ class Coordinator:
                 continue
             if self._is_locked(stretch.number):
                 starts.not_before_s = now_s + _LOCK_PAUSE_S
+                self._say_if_locked_for_long(stretch.number, starts)
                 continue
             command = self._command(stretch.number, self._pause_of(stretch))
             self._fleet.start(stretch, free.pop(0), self._folder(stretch.number), command)
 
     def _judge(self, running: RunningStretch, end: policy.Exit) -> None:
         """Decides what the end of a process means: a result, a failure, or another start."""
-        folder, is_finished = running.folder, end.code == exit_codes.FINISHED
+        folder, to_step = running.folder, self._pause_of(running.stretch)
+        is_finished = end.code == exit_codes.FINISHED
         if running.has_run:
             self._starts_in[running.slot.name].fruitless = 0
         if end.code == exit_codes.BAD_INPUT:
@@ -254,10 +253,10 @@ class Coordinator:
         if self._has_result(running.stretch):
             return
         if is_finished and not running.slot.may_be_away:
-            folder.write_failure("it ended with 0, but without results")
+            folder.write_failure(to_step, "it ended with 0, but without results")
         elif end.is_permanent:
             _check_disk(folder, end)
-            folder.write_failure(folder.reason or str(end))
+            folder.write_failure(to_step, folder.reason or str(end))
         elif not is_finished and self._is_away(running):
             self._start_again(running, f"{end} before it trained on {running.slot.name}")
         else:  # or it ran elsewhere, and its results are not seen here yet, as over NFS
@@ -265,7 +264,8 @@ class Coordinator:
             starts.fruitless = 0 if running.has_progressed else starts.fruitless + 1
             if starts.fruitless >= MAX_FRUITLESS_STARTS:
                 folder.write_failure(
-                    f"{end}, {starts.fruitless} times in a row without a new checkpoint"
+                    to_step,
+                    f"{end}, {starts.fruitless} times in a row without a new checkpoint",
                 )
                 return
             pause_s = min(0.5 * (starts.fruitless - 1), MAX_PAUSE_S) if starts.fruitless else 0.0
@@ -293,7 +293,8 @@ class Coordinator:
         for number, running in self._fleet.running.items():
             if limit_s is not None and self._fleet.training_s(number) > limit_s:
                 running.folder.write_failure(
-                    f"it has trained for more than {limit_s:g} s (--trial_timeout_s)"
+                    self._pause_of(running.stretch),
+                    f"it has trained for more than {limit_s:g} s (--trial_timeout_s)",
                 )
                 running.process.signal(signal.SIGKILL)
 
@@ -302,6 +303,14 @@ class Coordinator:
             return False
         folder = self._folder(stretch.number)
         return folder.result(self._pause_of(stretch), self._objective) is not None
+
+    def _say_if_locked_for_long(self, number: int, starts: _Starts) -> None:
+        starts.locked += 1
+        if starts.locked * _LOCK_PAUSE_S >= LOCKED_FOR_LONG_S and not starts.is_lock_said:
+            starts.is_lock_said = True
+            self._screen.event(
+                f"trial {number} waits: another process uses {self._folder(number).path}"
+            )
 
     def _is_locked(self, number: int) -> bool:
         try:

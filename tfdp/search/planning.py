@@ -22,6 +22,7 @@ from tfdp.search.rungs import Rungs
 from tfdp.search.settings import TuneSettings
 from tfdp.search.slot import Slot
 from tfdp.search.slots import find_slots
+from tfdp.search.slots_slurm import is_in_job
 from tfdp.search.space import Space, differences
 from tfdp.search.study import Study
 from tfdp.search.trial_command import Commands
@@ -100,7 +101,9 @@ def _with_threads(commands: Commands, before: Mapping[str, Any]) -> Commands:
     settings = commands.settings
     threads = settings.threads_per_trial or before.get("threads_per_trial")
     if threads is None:
-        threads = max(1, len(os.sched_getaffinity(0)) // settings.trials_in_flight)
+        of_task = os.environ.get("SLURM_CPUS_PER_TASK") if is_in_job(os.environ) else None
+        cores = len(os.sched_getaffinity(0))
+        threads = int(of_task) if of_task else max(1, cores // settings.trials_in_flight)
     with_threads = dataclasses.replace(settings, threads_per_trial=threads)
     return dataclasses.replace(commands, settings=with_threads)
 

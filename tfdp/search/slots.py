@@ -19,8 +19,6 @@ from tfdp.search import slots_hosts, slots_slurm
 from tfdp.search.settings import TuneSettings
 from tfdp.search.slot import Slot, number_of_slots, thread_environ
 
-__all__ = ["Slot", "find_slots"]
-
 _NVIDIA_SMI_TIMEOUT_S = 60.0  # it may have to load the driver
 
 

@@ -109,9 +109,13 @@ class TrialFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(about, indent=2) + "\n")
 
-    def write_failure(self, reason: str) -> None:
-        """Takes note that the trial has failed, for good."""
-        write_whole(self.path / "failure.json", json.dumps({"failure": reason}) + "\n")
+    def write_failure(self, to_step: int | None, reason: str) -> None:
+        """Takes note that the trial has failed, for good, on its way to a step; None for its end.
+
+        A process that outlives this note (on a host that was cut off) changes nothing any more.
+        """
+        content = {"failure": reason, "to_step": to_step}
+        write_whole(self.path / "failure.json", json.dumps(content) + "\n")
 
     def result(self, to_step: int | None, objective: Objective) -> Result | None:
         """Returns the result of a trial; None while there is none.
@@ -129,6 +133,12 @@ class TrialFolder:
             raise self._is_damaged(error) from None
 
     def _result(self, to_step: int | None, objective: Objective) -> Result | None:
+        path = self.path / "failure.json"
+        if path.exists():
+            failure = json.loads(path.read_text())
+            failed_at = failure["to_step"]
+            if to_step is None or (failed_at is not None and failed_at <= to_step):
+                return Result(failure=str(failure["failure"]))
         found = None if to_step is None else pausing.read(self.path, to_step)
         if found is not None:
             return _result(found, False, objective)
@@ -137,9 +147,6 @@ class TrialFolder:
             found = json.loads(path.read_text())
             if to_step is None or found["steps"] <= to_step:  # a callback may have stopped the run
                 return _result(found, True, objective)
-        failure = self.path / "failure.json"
-        if failure.exists():
-            return Result(failure=str(json.loads(failure.read_text())["failure"]))
         return None
 
     @property

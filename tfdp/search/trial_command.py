@@ -18,6 +18,10 @@ from tfdp.search.trial import TrialFolder
 
 _PUBLISHING = {field.name for field in dataclasses.fields(PublishSettings)}
 _SET_BY_SEARCH = {"recipe", "workdir", "pause_at_step"}
+_WITHOUT_EFFECT = {  # on results
+    *("recipe", "export_dir", "pause_at_step", "checkpoint_every_steps", "keep_checkpoints"),
+    *("tensorboard", "profile"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +113,11 @@ class Commands:
 
     @property
     def of_trials(self) -> dict[str, Any]:
-        """What the flags of trials say that decides which bits come out."""
+        """What the flags of trials say about their results."""
         return {
             name: value
             for name, value in self.train.shared().items()
-            if name.removeprefix("--") not in {"recipe", "export_dir", "tensorboard", *_PUBLISHING}
+            if name.removeprefix("--") not in {*_WITHOUT_EFFECT, *_PUBLISHING}
         }
 
     def _given(self, kind: type[Any], without: set[str]) -> list[str]:

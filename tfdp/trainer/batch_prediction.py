@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -32,13 +30,13 @@ from tfdp.step.eval_step import PredictStep
 from tfdp.trainer import keras_methods
 from tfdp.trainer.prediction_files import as_array, check_can_hold
 from tfdp.trainer.prediction_folder import PredictionFolder
+from tfdp.trainer.prediction_progress import Progress
 from tfdp.whereabouts import SIGNS, marked
 from tfdp.workers.collectives import Workers, workers_of
 
 _DEFAULT_PARTS = 1024  # about; parts should be small enough to divide them, and to lose one
 _MOST_BATCHES = 1024  # of a part, by default
 _BATCHES_IF_UNKNOWN = 64  # of a part, by default, of data of unknown length
-_LINE_EVERY_S, _REWRITE_EVERY_S = 5.0, 1.0  # the latter on a terminal
 
 
 @marked("a prediction")
@@ -115,7 +113,7 @@ def predict_into(
     progress = None
     if workers.is_chief and shows_progress:
         rows = len(data) if isinstance(data, Source) and steps is None else None
-        progress = _Progress(folder, plan, size, rows)
+        progress = Progress(folder, per_part * size, rows)
     read = _predict_parts(folder, elements, plan, step, progress)
     if isinstance(data, Source):
         assert batches is not None
@@ -277,7 +275,7 @@ def _predict_parts(
     elements: Iterator[WholeBatch],
     plan: _Plan,
     step: PredictStep,
-    progress: _Progress | None,
+    progress: Progress | None,
 ) -> _Read:
     """Predicts and writes this worker's parts; returns what it has read."""
     read = _Read()
@@ -336,58 +334,3 @@ def _arrays(rows: Any, workers: Workers) -> dict[str, np.ndarray]:
     if len(named) == 1:
         return named[0]
     return {name: np.concatenate([each[name] for each in named]) for name in named[0]}
-
-
-class _Progress:
-    """The chief's line: how many rows of all workers are in the folder.
-
-    Args:
-        folder: the folder.
-        plan: the plan.
-        batch_size: rows of a batch.
-        rows: number of rows in the data; None if that is unknown.
-    """
-
-    def __init__(
-        self, folder: PredictionFolder, plan: _Plan, batch_size: int, rows: int | None
-    ) -> None:
-        self._folder = folder
-        self._rows_of_part = plan.batches_per_part * batch_size
-        self._rows = rows
-        self._is_terminal = sys.stderr.isatty()
-        self._began: tuple[float, int] | None = None  # the first batch takes longer; not counted
-        self._last_s = time.monotonic()
-
-    def show(self, rows_in_part: int) -> None:
-        """Shows a line if it is time for one; ``rows_in_part`` are not in the folder yet."""
-        now_s = time.monotonic()
-        every_s = _REWRITE_EVERY_S if self._is_terminal else _LINE_EVERY_S
-        if self._began is None:
-            self._began = (now_s, self._done(rows_in_part))
-        if now_s - self._last_s < every_s:
-            return
-        self._last_s = now_s
-        line = self._line(now_s, self._done(rows_in_part))
-        if self._is_terminal:
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-        else:
-            say(line)
-
-    def close(self) -> None:
-        """Ends the line."""
-        if self._is_terminal and self._began is not None:
-            print(file=sys.stderr)
-
-    def _done(self, rows_in_part: int) -> int:
-        done = len(self._folder.parts()) * self._rows_of_part + rows_in_part
-        return done if self._rows is None else min(done, self._rows)
-
-    def _line(self, now_s: float, done: int) -> str:
-        assert self._began is not None
-        began_s, done_before = self._began
-        line = f"{done:,} rows" if self._rows is None else f"{done:,}/{self._rows:,} rows"
-        if now_s == began_s or done == done_before:
-            return line
-        rate = (done - done_before) / (now_s - began_s)
-        line += f"  {rate:,.0f} rows/s"
-        return line if self._rows is None else f"{line}  {(self._rows - done) / rate:.0f} s left"

@@ -590,6 +590,15 @@ def test_another_owner_of_the_workdir_ends_a_run_that_writes_nothing(alone: Runs
     assert max(alone.states("one")) < STEPS
 
 
+def test_other_weights_than_required_are_not_published(alone: Runs) -> None:
+    flags = {"steps": 2, "export_dir": alone.folder / "models"}
+    with pytest.raises(
+        TrainingError, match=r"sha256 is \w{64}, and has to be 00 .*The run is saved"
+    ):
+        alone.start("one", "callbacks=[]", require_weights="00", **flags)
+    assert not list((alone.folder / "models").glob("[0-9]*"))
+
+
 @pytest.mark.parametrize("before", ["publishing", "summing up"])
 def test_who_loses_the_workdir_at_the_end_publishes_nothing(
     before: str, alone: Runs, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,8 @@ import pytest
 
 from tfdp.errors import BadInput
 from tfdp.search.settings import TuneSettings
-from tfdp.search.slots import Slot, find_slots
+from tfdp.search.slot import Slot
+from tfdp.search.slots import find_slots
 
 LAUNCH = (sys.executable, "-m", "cluster.launch")
 

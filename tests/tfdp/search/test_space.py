@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,159 +11,14 @@ import optuna
 import pytest
 
 from tests.running import ROOT, run
+from tests.tfdp.search.spaces import RECIPE, ask, load, rehearsed
 from tfdp import recipe
 from tfdp.cli import flags
 from tfdp.errors import BadInput
 from tfdp.run.settings import TrainSettings
-from tfdp.search import parameters
 from tfdp.search.space import Space, differences, hparam_flags
 
-RECIPE = """
-import dataclasses, enum, math, random
-import optuna
-
-class Kind(enum.StrEnum):
-    ADAM = "adam"
-
-@dataclasses.dataclass(frozen=True)
-class Inner:
-    units: int = 8
-
-@dataclasses.dataclass(frozen=True)
-class HParams:
-    rate: float = 0
-    width: int = 64
-    use_bias: bool = True
-    optimizer: str = "adam"
-    clip: float | None = None
-    sizes: tuple = (1, 2)
-    other: object = None
-    inner: Inner = Inner()
-    kinds: list = dataclasses.field(default_factory=lambda: [Kind.ADAM])
-
-    def __post_init__(self):
-        if self.width == -7:
-            raise ValueError("-7 is unlucky")
-
-def build_model(hparams): return "model"
-def train_data(hparams): return "train"
-"""
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Iterator[Any]:
-    """Loads a recipe whose ``search_space`` has the given lines, from line 32 of its file on."""
-    before = list(sys.path)
-
-    def loaded(*body: str) -> recipe.Recipe:
-        path = tmp_path / "mine.py"
-        lines = ["def search_space(trial):", *(f"    {line}" for line in body)] if body else []
-        path.write_text("\n".join([RECIPE, *lines]))
-        return recipe.load(str(path))
-
-    yield loaded
-    sys.path[:] = before
-    sys.modules.pop("mine", None)
-
-
-def ask(seed: int = 0) -> Any:
-    """A new trial of a new study."""
-    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask()
-
-
-def rehearsed(loaded: recipe.Recipe, *search: str, seed: int = 0) -> Space:
-    space = Space.of(loaded, search, [])
-    space.rehearse(seed)
-    return space
-
-
-BY_HAND = {  # what Optuna's users write for a value of --search
-    "rate=1e-4..1e-1:log": lambda trial: trial.suggest_float("rate", 1e-4, 1e-1, log=True),
-    "rate=-1..0": lambda trial: trial.suggest_float("rate", -1.0, 0.0),
-    "rate=0..0.3:step=0.1": lambda trial: trial.suggest_float("rate", 0.0, 0.3, step=0.1),
-    "rate=1e-3|1|0.1": lambda trial: trial.suggest_categorical("rate", [0.001, 1.0, 0.1]),
-    "clip=0.5..2": lambda trial: trial.suggest_float("clip", 0.5, 2.0),
-    "clip=null|0.5": lambda trial: trial.suggest_categorical("clip", [None, 0.5]),
-    "width=1..5": lambda trial: trial.suggest_int("width", 1, 5),
-    "width=-3..-1": lambda trial: trial.suggest_int("width", -3, -1),
-    "width=32..256:step=32": lambda trial: trial.suggest_int("width", 32, 256, step=32),
-    "width=1..1000:log": lambda trial: trial.suggest_int("width", 1, 1000, log=True),
-    "width=32|64|128": lambda trial: trial.suggest_categorical("width", [32, 64, 128]),
-    "use_bias=true|False": lambda trial: trial.suggest_categorical("use_bias", [True, False]),
-    "optimizer=adam|a=b|1..2|3": lambda trial: trial.suggest_categorical(
-        "optimizer", ["adam", "a=b", "1..2", "3"]
-    ),
-    "sizes=[]|[32]|[64, 64]": lambda trial: tuple(
-        json.loads(trial.suggest_categorical("sizes", ["[]", "[32]", "[64, 64]"]))
-    ),
-}
-
-
-@pytest.mark.parametrize("search", BY_HAND)
-def test_a_flag_suggests_what_the_same_line_by_hand_does(search: str, load: Any) -> None:
-    space = rehearsed(load(), search)
-    name = search.partition("=")[0]
-    values = set()
-    for seed in range(12):
-        expected = BY_HAND[search](by_hand := ask(seed))
-        drawn = space.draw(by_flag := ask(seed))
-        value = getattr(drawn, name)
-        assert (value, type(value)) == (expected, type(expected))
-        assert by_flag.params == by_hand.params
-        assert by_flag.distributions == by_hand.distributions
-        values.add(value)
-    assert len(values) > 1
-    (description,) = space.describe().values()
-    assert (
-        optuna.distributions.json_to_distribution(json.dumps(description))
-        == (by_hand.distributions[name])
-    )
-
-
-@pytest.mark.parametrize(
-    ("search", "message"),
-    [
-        (["rate"], r"--search=rate: it has to be NAME=LOW\.\.HIGH, .* or NAME=A\|B\|C"),
-        (["rate="], "it has to be NAME="),
-        (["=1..2"], "it has to be NAME="),
-        (["rate=1.."], "it has to be NAME="),
-        (["rate=..1"], "it has to be NAME="),
-        (["rate=1..2:sqrt"], r"it has to be NAME=LOW\.\.HIGH"),
-        (["rate=1..2:log:step=1"], r"it has to be NAME=LOW\.\.HIGH"),
-        (["rate=1..2:step="], r"it has to be NAME=LOW\.\.HIGH"),
-        (["speed=1..2"], "no such hyperparameter; it has rate, width, use_bias"),
-        (["rate=2..1"], r"2\.0 is larger than 1\.0: write the smaller number first"),
-        (["rate=1..1"], "single value: use --hparam=rate=1"),
-        (["rate=0..1:log"], "with :log, the smaller number has to be positive"),
-        (["width=-1..1:log"], "with :log, the smaller number has to be positive"),
-        (["rate=0..Infinity"], "have to be finite"),
-        (["rate=NaN..1"], "have to be finite"),
-        (["rate=low..high"], r"--search=rate=low\.\.high: the value has to be of type float"),
-        (["rate=0..1:step=small"], "the value has to be of type float"),
-        (["width=1..2.5"], "of type int"),
-        (["width=0..4:step=0.5"], "of type int"),
-        (["width=0..4:step=0"], "the step has to be positive"),
-        (["width=32..250:step=32"], "do not lead to 250: the last number below it is 224"),
-        (["rate=0..1:step=0.3"], r"do not lead to 1\.0: .* is 0\.9"),
-        (["width=1|2.5"], "of type int"),
-        (["width=1..2|3"], "of type int"),
-        (["use_bias=yes|no"], "of type bool"),
-        (["use_bias=0..1"], "a range is for a field of type int or float"),
-        (["optimizer=a..b"], "a range is for a field of type int or float"),
-        (["optimizer=adam"], "single value: use --hparam=optimizer=adam"),
-        (["optimizer=adam||sgd"], r"separated by \| alone, and none may be empty"),
-        (["optimizer=adam|"], "none may be empty"),
-        (["optimizer=adam | sgd"], r"separated by \| alone"),
-        (["width=1|2|1"], "1 is there twice"),
-        (["rate=1|2|1.0"], r"1\.0 is there twice"),
-        (["sizes=[1]|[1 ]"], r"\[1 \] is there twice"),
-        (["other=1|true"], "true is there twice"),  # as 1 == True, Optuna can't tell them apart
-        (["width=1..2", "rate=1..2", "width=3..4"], "there is another --search=width"),
-    ],
-)
-def test_wrong_flags_are_refused(search: list[str], message: str, load: Any) -> None:
-    with pytest.raises(BadInput, match=message):
-        Space.of(load(), search, [])
+__all__ = ["load"]  # a fixture
 
 
 def test_there_is_one_way_to_a_space(load: Any) -> None:
@@ -464,13 +318,6 @@ def test_differences_name_parameters_that_come_and_go(load: Any) -> None:
         "rate was 0.0..1.0 and is not searched",
         "width was not searched and is 1..5",
     ]
-
-
-def test_the_last_number_of_a_range_is_that_of_optuna() -> None:
-    for low, high, step in [(0, 1, 0.1), (0.1, 0.7, 0.2), (1e-3, 1, 1e-3), (-1, 1, 0.3)]:
-        with pytest.warns() if (low, high) == (-1, 1) else pytest.MonkeyPatch.context():
-            theirs = optuna.distributions.FloatDistribution(low, high, step=step).high
-        assert parameters.last_number(float(low), float(high), step) == theirs
 
 
 def test_the_examples_of_the_page_are_spaces(load: Any) -> None:

@@ -347,7 +347,7 @@ def test_the_line_for_people(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("tfdp.trainer.batch_prediction._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("tfdp.trainer.prediction_progress._LINE_EVERY_S", 0.0)
     (tmp_path / "a").mkdir()
     tfdp.predict(model, ROWS, batch_size=8, output=tmp_path / "a", batches_per_part=2)
     lines = capsys.readouterr().err.splitlines()
