@@ -23,6 +23,11 @@ def test_the_recipe_in_the_readme_trains_and_is_published(tmp_path: Path) -> Non
     summary = json.loads((tmp_path / "runs/mine/summary.json").read_text())
     assert summary["workers"] == 2
     assert (tmp_path / summary["export_path"] / "saved_model.pb").exists()
+    predict = re.search(r"^python (-m tfdp\.predict .*)$", README, re.MULTILINE)
+    assert predict is not None
+    run(["python", *predict[1].split()], cwd=tmp_path)
+    about = json.loads((tmp_path / "runs/rows/predictions.json").read_text())
+    assert (about["rows"], about["step"]) == (20_000, 20)
 
 
 def test_every_flag_in_the_docs_is_one() -> None:
