@@ -20,20 +20,16 @@ LIMIT_S = 400.0
 
 ON_TWO_REPLICAS = [
     # kinds of models, optimizers, accumulation, precision
-    *("convolutional", "loss_of_its_own_in_train_step", "optimizer_MultiOptimizer"),
-    *("accumulate_steps_3_of_an_embedding", "mixed_float16"),
+    *("convolutional", "optimizer_MultiOptimizer", "mixed_float16"),
     # losses and metrics
-    *("class_weight", "add_loss_of_a_mean", "two_losses_two_reductions_and_weights"),
-    "metrics_with_many_states",
-    # data
-    *("last_batch_of_one", "repeated_dataset", "validation_of_arrays"),
+    *("add_loss_of_a_mean", "two_losses_two_reductions_and_weights", "metrics_with_many_states"),
+    "repeated_dataset",
 ]
 ON_TWO_WORKERS = [
-    *("dict_inputs_and_two_outputs", "overridden_train_step", "synchronized_batch_normalization"),
-    *("accumulation_and_loss_scale", "overflow_on_one_replica", "mask"),
-    *("reduction_mean_with_sample_weight", "dataset_of_unknown_length"),
+    *("dict_inputs_and_two_outputs", "overridden_train_step", "accumulation_and_loss_scale"),
+    *("overflow_on_one_replica", "mask", "dataset_of_unknown_length"),
 ]
-ON_THREE_WORKERS = ["embedding_and_clipping", "dataset", "fewer_examples_than_replicas"]
+ON_THREE_WORKERS = ["embedding_and_clipping", "fewer_examples_than_replicas"]
 GROUPS = {
     Group(1, replicas=2): ON_TWO_REPLICAS,
     Group(2): ON_TWO_WORKERS,

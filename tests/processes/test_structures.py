@@ -13,12 +13,9 @@ from tests.structures.run import NAMES
 
 EXPECTED = {
     "strings_to_model": Kind.EQUAL,
-    "integer_counter": Kind.EQUAL,
     "clipping_in_step": Kind.EQUAL,
-    "dcgan": Kind.EQUAL,
     "variational_autoencoder_with_noise": Kind.RANDOM,
     "simclr": Kind.WARNED,
-    "simclr_of_gathered_rows": Kind.EQUAL,
 }
 SHOWN = "learning_to_learn"  # stands for any structure
 

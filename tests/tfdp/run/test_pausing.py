@@ -40,13 +40,13 @@ def test_pauses_anywhere_leave_no_trace(runs: Runs, capfd: Any) -> None:
     assert at_pause["examples"] == 70
 
 
-def test_a_step_of_ones_own_pauses(runs: Runs) -> None:
-    runs.set_recipe(PAIR)
-    runs.start("undisturbed")
-    runs.start("paused", pause_at_step=4)
-    runs.start("paused")
-    runs.assert_alike("paused", "undisturbed")
-    assert results(runs, "paused", 4)["eval_metrics"] == {}
+def test_a_step_of_ones_own_pauses(alone: Runs) -> None:
+    alone.set_recipe(PAIR)
+    alone.start("undisturbed")
+    alone.start("paused", pause_at_step=4)
+    alone.start("paused")
+    alone.assert_alike("paused", "undisturbed")
+    assert results(alone, "paused", 4)["eval_metrics"] == {}
 
 
 def test_a_run_killed_before_its_results_were_written_writes_them(alone: Runs) -> None:
