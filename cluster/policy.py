@@ -30,12 +30,13 @@ This is the one place that decides.
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import itertools
 import random
 import signal
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from cluster import exit_codes
 
@@ -114,6 +115,10 @@ class CantStart(Exception):  # noqa: N818
     def __init__(self, exits: Sequence[Exit]) -> None:
         super().__init__("; ".join(map(str, exits)))
         self.exits = exits
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own would give the message to a constructor that takes other arguments.
+        return copyreg.__newobj__, (type(self),), self.__dict__ | {"args": self.args}
 
 
 @dataclasses.dataclass(frozen=True)

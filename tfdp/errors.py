@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,10 @@ def reason_of(error: BaseException) -> str:
 
 class TrainingError(Exception):
     """The base class of all errors that tfdp raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own would give the message to a constructor that takes other arguments.
+        return copyreg.__newobj__, (type(self),), self.__dict__ | {"args": self.args}
 
 
 class BadInput(TrainingError, ValueError):  # noqa: N818

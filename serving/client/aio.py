@@ -11,10 +11,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import grpc
 import grpc.aio
 
-from serving.client import methods
-from serving.client.connection import Connection, Tls
-from serving.client.errors import InvalidInput
-from serving.client.methods import Method
+from serving.client.channels import Route
+from serving.client.connection import Connection, Options, Tls
+from serving.client.errors import CallFailed, InvalidInput
 from serving.client.operations import Operations
 from serving.client.retries import Call, Pause, Steps
 
@@ -55,9 +54,10 @@ class AsyncClient:
         interceptors: Sequence[grpc.aio.UnaryUnaryClientInterceptor] = (),
     ) -> None:
         self._connection = Connection.of(target, tls, metadata or {}, token, interceptors)
-        self._operations = Operations(self._connection.targets, timeout_s, retries, check)
-        self._channels: list[grpc.aio.Channel] = []
-        self._calls: list[dict[Method, Callable[..., Any]]] = []
+        self._operations = Operations(
+            self._connection.targets, self._connection.proxies, timeout_s, retries, check
+        )
+        self._routes: list[Route] = []
         self._closed = False
 
     predict = _awaiting(Operations.predict)
@@ -71,8 +71,9 @@ class AsyncClient:
     async def close(self) -> None:
         """Cancels calls under way (they raise Cancelled) and closes the connections."""
         self._closed = True
-        for channel in self._channels:
-            await channel.close()
+        for route in self._routes:
+            for channel in route.opened():
+                await channel.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -97,7 +98,7 @@ class AsyncClient:
                 try:
                     answer = await self._call(step)
                 except grpc.RpcError as error:
-                    failure = self._operations.caller.failure(step, error.code(), error.details())
+                    failure = self._failure(step, error.code(), error.details())
                 step = steps.throw(failure) if failure else steps.send(answer)
         except StopIteration as done:
             value: T = done.value
@@ -108,33 +109,36 @@ class AsyncClient:
         if self._is_closed():
             where = self._connection.targets[call.replica]
             raise InvalidInput(f"the client of {where}: it is closed")
-        if not self._channels:
-            self._open()
+        if not self._routes:
+            # The channels belong to the event loop that runs at this moment.
+            targets = self._connection.targets
+            self._routes = [Route(self._connection, t, self._open_channel) for t in targets]
+        route = self._routes[call.replica]
         try:
-            return await self._calls[call.replica][call.method](
+            channel = route.channel()
+            return await channel.calls[call.method](
                 call.request, timeout=call.timeout_s, metadata=self._connection.headers
             )
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                route.note_failure()
+            raise
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if (task and task.cancelling()) or not self._is_closed():
                 raise
         # The caller did not cancel: gRPC raises CancelledError also if the channel is closed.
         details = "the client was closed"
-        raise self._operations.caller.failure(call, grpc.StatusCode.CANCELLED, details)
+        raise self._failure(call, grpc.StatusCode.CANCELLED, details)
+
+    def _failure(self, call: Call, code: grpc.StatusCode, details: str | None) -> CallFailed:
+        return self._operations.caller.failure(call.replica, call.method, call.model, code, details)
 
     def _is_closed(self) -> bool:
         return self._closed
 
-    def _open(self) -> None:
-        """Opens the channels, which belong to the event loop that runs at this moment."""
-        connection = self._connection
-        for target in connection.targets:
-            options, interceptors = connection.options, connection.interceptors
-            if connection.credentials is None:
-                channel = grpc.aio.insecure_channel(target, options, interceptors=interceptors)
-            else:
-                channel = grpc.aio.secure_channel(
-                    target, connection.credentials, options, interceptors=interceptors
-                )
-            self._channels.append(channel)
-            self._calls.append({method: channel.unary_unary(method.path) for method in methods.ALL})
+    def _open_channel(self, target: str, options: Options) -> grpc.aio.Channel:
+        credentials, interceptors = self._connection.credentials, self._connection.interceptors
+        if credentials is None:
+            return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
+        return grpc.aio.secure_channel(target, credentials, options, interceptors=interceptors)

@@ -10,12 +10,14 @@ from typing import Any, Final
 
 import grpc
 
-from serving.client import checks
+from serving.client import checks, proxies
 from serving.client.errors import InvalidInput
+
+Options = tuple[tuple[str, Any], ...]
 
 _Pem = bytes | str | os.PathLike[str] | None
 
-_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+_OPTIONS: Final[Options] = (
     # For a name with several addresses: each call goes to the next address that is connected.
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     ("grpc.max_send_message_length", -1),
@@ -65,16 +67,18 @@ class Connection:
     Attributes:
         targets: addresses; each has a channel.
         interceptors: called for every call; requests and answers are bytes.
-        options: gRPC's channel options.
+        options: gRPC's channel options, those of ``options_for`` left out.
         credentials: ``None`` without TLS.
         headers: sent with every call.
+        proxies: by target; None if calls go directly.
     """
 
     targets: tuple[str, ...]
     interceptors: tuple[Any, ...]
-    options: tuple[tuple[str, Any], ...]
+    options: Options
     credentials: grpc.ChannelCredentials | None = field(repr=False)
     headers: tuple[Any, ...] | None = field(repr=False)
+    proxies: Mapping[str, str | None]
 
     @classmethod
     def of(
@@ -101,7 +105,14 @@ class Connection:
             options += (("grpc.ssl_target_name_override", tls.server_name),)
         headers = checks.headers(metadata, token) or None
         credentials = tls.credentials() if tls else None
-        return cls(targets, tuple(interceptors), options, credentials, headers)
+        proxy_of_target = {target: proxies.proxy_of(target, os.environ) for target in targets}
+        return cls(targets, tuple(interceptors), options, credentials, headers, proxy_of_target)
+
+    def options_for(self, target: str) -> Options:
+        """Returns gRPC's channel options for a target."""
+        if proxies.goes_directly(target, os.environ):
+            return (*self.options, ("grpc.enable_http_proxy", 0))
+        return self.options
 
 
 def _read_pem(pem: _Pem) -> bytes | None:

@@ -20,11 +20,20 @@ ServingError
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 import grpc
+
+from serving.client.advice import advice_for
 
 
 class ServingError(Exception):
     """Base class of the errors that ``serving.client`` raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own would give the message to a constructor that takes other arguments.
+        return copyreg.__newobj__, (type(self),), self.__dict__ | {"args": self.args}
 
 
 class InvalidInput(ServingError, ValueError):
@@ -46,68 +55,62 @@ class CallFailed(ServingError):
         target, model, method: of the call.
         code: the gRPC status.
         details: the server's message, unchanged.
+        proxy: the proxy on the way and its variable, ``http://proxy:3128 (https_proxy)``; None if
+            there is none.
+        advice: what to do; empty if nothing is sure to help.
     """
 
-    advice = "See the server's log."
-
     def __init__(
-        self, target: str, model: str, method: str, code: grpc.StatusCode, details: str
+        self,
+        target: str,
+        model: str,
+        method: str,
+        code: grpc.StatusCode,
+        details: str,
+        proxy: str | None = None,
     ) -> None:
-        status = f"{code.name}: {details.rstrip('.')}"
-        super().__init__(f"{method} of model {model!r} at {target} failed: {status}. {self.advice}")
         self.target = target
         self.model = model
         self.method = method
         self.code = code
         self.details = details
+        self.proxy = proxy
+        self.advice = advice_for(method, code, details, proxy)
+        where = f"{target} by way of the proxy {proxy}" if proxy else target
+        text = f"{method} of model {model!r} at {where} failed: {code.name}: {details.rstrip('.')}."
+        super().__init__(f"{text} {self.advice}".rstrip())
 
 
 class InvalidRequest(CallFailed):
     """The server refuses the request."""
 
-    advice = "Compare names, dtypes and shapes with those of metadata()."
-
 
 class NotFound(CallFailed):
     """The server does not have this model or version."""
-
-    advice = "Check the model's name; status() lists the versions that are loaded."
 
 
 class DeadlineExceeded(CallFailed, TimeoutError):
     """No answer came within the time limit."""
 
-    advice = "Increase timeout_s, or send less in one call."
-
 
 class Unavailable(CallFailed):
     """No connection to the target, or the server is overloaded; retries failed too."""
-
-    advice = "Check that a server listens there and that it is not overloaded."
 
 
 class ResourceExhausted(CallFailed):
     """A limit of the server was reached."""
 
-    advice = "Send less in one call, or increase the server's limits."
-
 
 class PermissionDenied(CallFailed):
     """The server requires other credentials."""
-
-    advice = "Check the credentials."
 
 
 class Unimplemented(CallFailed):
     """The server does not have the method."""
 
-    advice = "Check that the target is TF Serving's gRPC port, not its REST port."
-
 
 class Cancelled(CallFailed):
     """The call was cancelled before its end."""
-
-    advice = "The client was closed, or a proxy between client and server ended the call."
 
 
 class ServerError(CallFailed):
@@ -130,8 +133,13 @@ _ERRORS: dict[grpc.StatusCode, type[CallFailed]] = {
 
 
 def call_failed(
-    target: str, model: str, method: str, code: grpc.StatusCode, details: str | None
+    target: str,
+    model: str,
+    method: str,
+    code: grpc.StatusCode,
+    details: str | None,
+    proxy: str | None = None,
 ) -> CallFailed:
     """Returns the error for a status; it is ServerError for statuses that are not in the table."""
     error_type = _ERRORS.get(code, ServerError)
-    return error_type(target, model, method, code, details or "no message")
+    return error_type(target, model, method, code, details or "no message", proxy)

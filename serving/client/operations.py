@@ -20,7 +20,6 @@ from serving.client.errors import (
     NotReady,
     ServingError,
     Unavailable,
-    call_failed,
 )
 from serving.client.methods import Method
 from serving.client.results import Classification, ModelMetadata, VersionStatus
@@ -44,13 +43,21 @@ class Operations:
 
     Args:
         targets: addresses of the replicas.
+        proxies: by target, for errors; None if calls go directly.
         timeout_s: default number of seconds that a call may take.
         retries: largest number of repetitions of a call.
         check: whether inputs are checked against the model's metadata before they are sent.
     """
 
-    def __init__(self, targets: Sequence[str], timeout_s: float, retries: int, check: bool) -> None:
-        self.caller = RetryingCaller(targets, retries)
+    def __init__(
+        self,
+        targets: Sequence[str],
+        proxies: Mapping[str, str | None],
+        timeout_s: float,
+        retries: int,
+        check: bool,
+    ) -> None:
+        self.caller = RetryingCaller(targets, proxies, retries)
         self.timeout_s = checks.positive("timeout_s", timeout_s)
         self.check = check
         self._last_version: dict[_VersionChoice, int] = {}  # that answered
@@ -289,7 +296,7 @@ class Operations:
             codes = {code.value[0]: code for code in grpc.StatusCode}
             code = codes.get(response.status.error_code, grpc.StatusCode.UNKNOWN)
             details = response.status.error_message
-            raise call_failed(self.caller.targets[0], "*", methods.RELOAD.name, code, details)
+            raise self.caller.failure(0, methods.RELOAD, "*", code, details)
 
     def wait_until_ready(
         self, model: str, *, version: int | None = None, timeout_s: float = 60.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import grpc
@@ -23,7 +23,7 @@ MAX_PAUSE_S: Final = 1.0
 
 
 class Call(NamedTuple):
-    """A call to make. Send the answer's bytes, or throw the error of ``RetryingCaller.failure``."""
+    """A call to make. Send the answer's bytes, or throw its ``failure``."""
 
     replica: int
     method: Method
@@ -47,13 +47,17 @@ class RetryingCaller:
 
     Args:
         targets: addresses of the replicas.
+        proxies: by target, for errors; None if calls go directly.
         retries: largest number of repetitions of a call.
     """
 
-    def __init__(self, targets: Sequence[str], retries: int) -> None:
+    def __init__(
+        self, targets: Sequence[str], proxies: Mapping[str, str | None], retries: int
+    ) -> None:
         if retries < 0:
             raise InvalidInput(f"retries={retries} has to be 0 or more")
         self.targets = tuple(targets)
+        self._proxies = proxies
         self._balancer = LoadBalancer(self.targets)
         # With many replicas, a call may meet more dead ones than it has retries.
         self._retries = max(retries, len(self.targets)) if retries else 0
@@ -109,9 +113,13 @@ class RetryingCaller:
             raise
         return method.read(answer)
 
-    def failure(self, call: Call, code: grpc.StatusCode, details: str | None) -> CallFailed:
+    def failure(
+        self, replica: int, method: Method, model: str, code: grpc.StatusCode, details: str | None
+    ) -> CallFailed:
         """Returns the error of a call that ended with this status."""
-        return call_failed(self.targets[call.replica], call.model, call.method.name, code, details)
+        target = self.targets[replica]
+        proxy = self._proxies.get(target)
+        return call_failed(target, model, method.name, code, details, proxy)
 
 
 def remaining_s(deadline_s: float) -> float:

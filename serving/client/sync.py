@@ -11,10 +11,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import grpc
 
-from serving.client import methods
-from serving.client.connection import Connection, Tls
-from serving.client.errors import InvalidInput
-from serving.client.methods import Method
+from serving.client.channels import Route
+from serving.client.connection import Connection, Options, Tls
+from serving.client.errors import CallFailed, InvalidInput
 from serving.client.operations import Operations
 from serving.client.retries import Call, Pause, Steps
 
@@ -73,9 +72,11 @@ class Client:
         interceptors: Sequence[grpc.UnaryUnaryClientInterceptor] = (),
     ) -> None:
         self._connection = Connection.of(target, tls, metadata or {}, token, interceptors)
-        self._operations = Operations(self._connection.targets, timeout_s, retries, check)
+        self._operations = Operations(
+            self._connection.targets, self._connection.proxies, timeout_s, retries, check
+        )
         # By process id: a forked child can neither use nor close its parent's channels.
-        self._channels: dict[int, _Channels] = {}
+        self._routes: dict[int, list[Route]] = {}
         self._closed = False
 
     predict = _blocking(Operations.predict)
@@ -89,8 +90,9 @@ class Client:
     def close(self) -> None:
         """Cancels calls under way (they raise Cancelled) and closes the connections."""
         self._closed = True
-        if channels := self._channels.pop(os.getpid(), None):
-            channels.close()
+        for route in self._routes.pop(os.getpid(), []):
+            for channel in route.opened():
+                channel.close()
 
     def __enter__(self) -> Client:
         return self
@@ -115,48 +117,46 @@ class Client:
                 try:
                     answer = self._call(step)
                 except grpc.RpcError as error:
-                    failure = self._operations.caller.failure(step, error.code(), error.details())
+                    failure = self._failure(step, error.code(), error.details())
                 step = steps.throw(failure) if failure else steps.send(answer)
         except StopIteration as done:
             value: T = done.value
             return value
 
+    def _failure(self, call: Call, code: grpc.StatusCode, details: str | None) -> CallFailed:
+        return self._operations.caller.failure(call.replica, call.method, call.model, code, details)
+
     def _call(self, call: Call) -> Any:
         """Makes a call; no other code does."""
-        channels = self._channels.get(os.getpid())
-        if channels is None:
+        routes = self._routes.get(os.getpid())
+        if routes is None:
+            open_channel = _opener(self._connection)
+            routes = [Route(self._connection, t, open_channel) for t in self._connection.targets]
             # Threads that come here at the same time all use the first one's channels.
-            channels = self._channels.setdefault(os.getpid(), _Channels(self._connection))
+            routes = self._routes.setdefault(os.getpid(), routes)
+        route = routes[call.replica]
         try:
             if self._closed:
                 raise ValueError("it is closed")
-            return channels.calls[call.replica][call.method](
+            channel = route.channel()
+            return channel.calls[call.method](
                 call.request, timeout=call.timeout_s, metadata=self._connection.headers
             )
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                route.note_failure()
+            raise
         except ValueError as error:  # gRPC raises it if the channel was closed meanwhile
             where = self._connection.targets[call.replica]
             raise InvalidInput(f"the client of {where}: {error}") from None
 
 
-class _Channels:
-    """A channel for each target, with a callable for each method."""
+def _opener(connection: Connection) -> Callable[[str, Options], grpc.Channel]:
+    def open_channel(target: str, options: Options) -> grpc.Channel:
+        if connection.credentials is None:
+            channel = grpc.insecure_channel(target, options)
+        else:
+            channel = grpc.secure_channel(target, connection.credentials, options)
+        return grpc.intercept_channel(channel, *connection.interceptors)
 
-    def __init__(self, connection: Connection) -> None:
-        self._channels = [_open(connection, target) for target in connection.targets]
-        self.calls: list[dict[Method, Callable[..., Any]]] = [
-            {method: channel.unary_unary(method.path) for method in methods.ALL}
-            for channel in self._channels
-        ]
-
-    def close(self) -> None:
-        for channel in self._channels:
-            channel.close()
-
-
-def _open(connection: Connection, target: str) -> grpc.Channel:
-    options = connection.options
-    if connection.credentials is None:
-        channel = grpc.insecure_channel(target, options)
-    else:
-        channel = grpc.secure_channel(target, connection.credentials, options)
-    return grpc.intercept_channel(channel, *connection.interceptors)
+    return open_channel

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 import grpc
 
 
@@ -17,6 +20,10 @@ class StatusError(Exception):
         super().__init__(text)
         self.code = code
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own would give the message to a constructor that takes other arguments.
+        return copyreg.__newobj__, (type(self),), self.__dict__ | {"args": self.args}
+
 
 class ServableNotFound(LookupError):  # noqa: N818 - TF Serving's words
     """The requested model is not served, or this version of it is not available."""
@@ -24,6 +31,10 @@ class ServableNotFound(LookupError):  # noqa: N818 - TF Serving's words
     def __init__(self, name: str, number: int | None) -> None:
         which = f"Latest({name})" if number is None else f"Specific({name}, {number})"
         super().__init__(f"Servable not found for request: {which}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As in StatusError.
+        return copyreg.__newobj__, (type(self),), self.__dict__ | {"args": self.args}
 
 
 def invalid_argument(text: str) -> StatusError:

@@ -50,3 +50,9 @@ class Callers:
             thread.join()
         self._client.close()
         assert set(self.seen) == {"answered"}, self.seen
+
+
+def call_nobody(target: str) -> None:
+    """Makes a call that fails; of this light module, for processes that are started for it."""
+    with Client(target, check=False, retries=0) as client:
+        client.predict("m", {"x": 1.0})

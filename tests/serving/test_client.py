@@ -212,7 +212,7 @@ def test_errors_say_what_was_asked_and_what_to_do(
     assert type(error) is kind
     assert (error.target, error.model, error.method) == (server.target, "m", "Predict")
     assert (error.code, error.details) == (code, "because of that.")
-    for part in (server.target, "'m'", "Predict", code.name, "because of that", kind.advice):
+    for part in (server.target, "'m'", "Predict", code.name, "because of that", error.advice):
         assert part in str(error)
     assert server.calls == ["Predict"]  # not tried again
 
