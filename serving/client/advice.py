@@ -13,6 +13,7 @@ _REFUSED: Final = (
     StatusCode.OUT_OF_RANGE,
 )
 _INFERENCE: Final = ("Predict", "Classify", "Regress")
+_NO_CONNECTION: Final = "(?i)failed to connect|connections to all|HTTP proxy|name resolution"
 
 # The first row that fits: codes, a part of the text (of TF Serving, TensorFlow or gRPC), advice.
 # A text that fits no row gets no advice, because a wrong one costs more.
@@ -104,7 +105,7 @@ _TABLE: Final[tuple[tuple[tuple[StatusCode, ...], str, str], ...]] = (
     (
         (StatusCode.UNAVAILABLE,),
         "(?i)ssl|tls|certificate|peer name",
-        "Check the certificates, and that the server expects TLS if and only if the client uses it.",
+        "Check the certificates, and that either both sides use TLS or none.",
     ),
     (
         (StatusCode.UNAVAILABLE,),
@@ -118,7 +119,7 @@ _TABLE: Final[tuple[tuple[tuple[StatusCode, ...], str, str], ...]] = (
     ),
     (
         (StatusCode.UNAVAILABLE,),
-        "(?i)failed to connect|connection refused|no route|unreachable|timed? ?out",
+        _NO_CONNECTION,
         "Check that a server listens there.",
     ),
     (
@@ -178,12 +179,9 @@ def advice_for(method: str, code: StatusCode, details: str, proxy: str | None) -
         if method == "HandleReloadConfigRequest":
             return "Increase timeout_s: the server waits for models, also for a missing base_path."
         return "Check that the server is not overloaded, or increase timeout_s."
+    if proxy and code is StatusCode.UNAVAILABLE and re.search(_NO_CONNECTION, details):
+        return "Check the proxy, or list the target in no_proxy to connect directly."
     for codes, part, advice in _TABLE:
         if code in codes and re.search(part, details):
-            if proxy and code is StatusCode.UNAVAILABLE and "queue" not in part:
-                return (
-                    "Check that the proxy reaches the target; list the target in no_proxy to "
-                    "connect directly."
-                )
             return advice
     return ""

@@ -27,9 +27,15 @@ class Server:
     Args:
         credentials: for TLS.
         port: by default one that is free.
+        host: the address to listen at.
     """
 
-    def __init__(self, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        credentials: grpc.ServerCredentials | None = None,
+        port: int = 0,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.answers: dict[str, Answer] = {}
         self.calls: list[str] = []
         self.metadata: dict[str, str | bytes] = {}  # of the last call
@@ -42,10 +48,10 @@ class Server:
             )
             self._server.add_generic_rpc_handlers((generic,))
         if credentials is None:
-            self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+            self.port = self._server.add_insecure_port(f"{host}:{port}")
         else:
-            self.port = self._server.add_secure_port(f"127.0.0.1:{port}", credentials)
-        self.target = f"127.0.0.1:{self.port}"
+            self.port = self._server.add_secure_port(f"{host}:{port}", credentials)
+        self.target = f"{host}:{self.port}"
         self._server.start()
 
     def _answering(self, method: str) -> Answer:
