@@ -30,7 +30,6 @@ This is the one place that decides.
 
 from __future__ import annotations
 
-import copyreg
 import dataclasses
 import itertools
 import random
@@ -118,7 +117,7 @@ class CantStart(Exception):  # noqa: N818
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception's own would give the message to a constructor that takes other arguments.
-        return copyreg.__newobj__, (type(self),), self.__dict__ | {"args": self.args}
+        return type(self).__new__, (type(self),), self.__dict__ | {"args": self.args}
 
 
 @dataclasses.dataclass(frozen=True)

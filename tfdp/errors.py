@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +31,7 @@ class TrainingError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception's own would give the message to a constructor that takes other arguments.
-        return copyreg.__newobj__, (type(self),), self.__dict__ | {"args": self.args}
+        return type(self).__new__, (type(self),), self.__dict__ | {"args": self.args}
 
 
 class BadInput(TrainingError, ValueError):  # noqa: N818

@@ -104,7 +104,7 @@ _TABLE: Final[tuple[tuple[tuple[StatusCode, ...], str, str], ...]] = (
     ),
     (
         (StatusCode.UNAVAILABLE,),
-        "(?i)ssl|tls|certificate|peer name",
+        "(?i)ssl|tls|certificate|peer name|verification check",
         "Check the certificates, and that either both sides use TLS or none.",
     ),
     (
@@ -119,7 +119,7 @@ _TABLE: Final[tuple[tuple[tuple[StatusCode, ...], str, str], ...]] = (
     ),
     (
         (StatusCode.UNAVAILABLE,),
-        _NO_CONNECTION,
+        "(?i)refused|failed to connect to remote host|no route|unreachable|timed? ?out",
         "Check that a server listens there.",
     ),
     (

@@ -20,7 +20,6 @@ ServingError
 
 from __future__ import annotations
 
-import copyreg
 from typing import Any
 
 import grpc
@@ -33,7 +32,7 @@ class ServingError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception's own would give the message to a constructor that takes other arguments.
-        return copyreg.__newobj__, (type(self),), self.__dict__ | {"args": self.args}
+        return type(self).__new__, (type(self),), self.__dict__ | {"args": self.args}
 
 
 class InvalidInput(ServingError, ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 from typing import Any
 
 import grpc
@@ -22,7 +21,7 @@ class StatusError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception's own would give the message to a constructor that takes other arguments.
-        return copyreg.__newobj__, (type(self),), self.__dict__ | {"args": self.args}
+        return type(self).__new__, (type(self),), self.__dict__ | {"args": self.args}
 
 
 class ServableNotFound(LookupError):  # noqa: N818 - TF Serving's words
@@ -34,7 +33,7 @@ class ServableNotFound(LookupError):  # noqa: N818 - TF Serving's words
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As in StatusError.
-        return copyreg.__newobj__, (type(self),), self.__dict__ | {"args": self.args}
+        return type(self).__new__, (type(self),), self.__dict__ | {"args": self.args}
 
 
 def invalid_argument(text: str) -> StatusError:
