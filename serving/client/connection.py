@@ -67,7 +67,7 @@ class Connection:
     Attributes:
         targets: addresses; each has a channel.
         interceptors: called for every call; requests and answers are bytes.
-        options: gRPC's channel options, those of ``options_for`` left out.
+        options: gRPC's channel options for all targets.
         credentials: ``None`` without TLS.
         headers: sent with every call.
         proxies: by target; None if calls go directly.

@@ -212,6 +212,11 @@ def test_a_look_that_never_ends_holds_up_neither_calls_nor_the_end_of_the_proces
         assert "no call waits" in process.wait()
 
 
+def test_a_real_name():
+    resolver = Resolver("localhost", 8500)
+    assert set(wait_until(resolver.addresses, 20, "it is found")) <= {"127.0.0.1", "::1"}
+
+
 @pytest.mark.parametrize(
     ("addresses", "target"),
     [
