@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,7 @@ class Route:
         self._options, self._open_channel = options, open_channel
         # A proxy resolves names itself.
         self._resolver = None if connection.proxies[target] else Resolver.of(target)
+        self._lock = threading.Lock()  # threads may change the next three at the same time
         self._addresses: tuple[str, ...] = ()
         self._opened: weakref.WeakSet[Channel] = weakref.WeakSet()
         self._channel = self._open(target, options)
@@ -54,7 +56,8 @@ class Route:
         if self._resolver is not None:
             addresses = self._resolver.addresses()
             if addresses is not self._addresses:
-                self._follow(self._resolver, addresses)
+                with self._lock:
+                    self._follow(self._resolver)
         return self._channel
 
     def note_failure(self) -> None:
@@ -64,15 +67,18 @@ class Route:
 
     def opened(self) -> list[Any]:
         """Returns gRPC's channels that are in use."""
-        return [channel.channel for channel in list(self._opened)]
+        with self._lock:
+            return [channel.channel for channel in self._opened]
 
-    def _follow(self, resolver: Resolver, addresses: tuple[str, ...]) -> None:
-        is_first, self._addresses = not self._addresses, addresses
-        if is_first and len(addresses) == 1:
+    def _follow(self, resolver: Resolver) -> None:
+        before, self._addresses = self._addresses, resolver.addresses()
+        if self._addresses is before:  # another thread was here
+            return
+        if not before and len(self._addresses) == 1:
             return  # mostly a load balancer's: gRPC has found it too
-        # Servers, certificates and proxies still see the name.
+        # Servers and certificates still see the name.
         options = (*self._options, ("grpc.default_authority", resolver.authority))
-        self._channel = self._open(resolver.target_of(addresses), options)
+        self._channel = self._open(resolver.target_of(self._addresses), options)
 
     def _open(self, target: str, options: Options) -> Channel:
         channel = Channel(self._open_channel(target, options))
