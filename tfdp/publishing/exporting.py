@@ -21,7 +21,7 @@ from tfdp.errors import BadInput
 from tfdp.files import write_durably
 from tfdp.log import say
 from tfdp.provenance import package_versions, weights_sha256
-from tfdp.publishing import load_check, saved_model, servable, warmup
+from tfdp.publishing import load_check, saved_model, servable, serving_version, warmup
 from tfdp.publishing.features import Features, find_features
 from tfdp.publishing.gates import Gates
 from tfdp.publishing.load_check import Outputs
@@ -57,10 +57,13 @@ def export(
     rename: readers see a complete version or none.
 
     The signature ``serving_default`` takes the features, batch first, by name (a single tensor is
-    called ``features``) and returns the model's outputs by name: a single one is ``outputs``, those
-    of a list are ``output_0`` and so on, and keys and places of nested ones are joined by ``_``. A
-    ragged feature is taken as a padded tensor of shape [n, longest, …], with the lengths, int64[n],
-    as ``<name>_length``. ``classify`` and ``regress`` take serialized ``tf.train.Example``
+    called ``features``) and returns the model's outputs by name: a single one is ``outputs``;
+    others have their keys and fields, or the names of a functional model's layers, those without a
+    name are ``output_0`` and so on, and names of nested ones are joined by ``_``. A ragged feature
+    is taken as a padded tensor of shape [n, longest, …], with the lengths, int64[n], as
+    ``<name>_length``. If the model's inputs have a fixed batch size, n is that size.
+
+    ``classify`` and ``regress`` take serialized ``tf.train.Example``
     (``inputs``, string[n]), if it can hold the features and the model has a single output.
     ``classify`` returns ``classes`` (string) and ``scores`` (float32), both [n, classes], of a
     model that is compiled with a crossentropy, or has ``class_names``. ``regress`` returns
@@ -169,7 +172,43 @@ def _make_signatures(
             "layers that were not built can't have been trained; build the model first"
         )
     saved_model.check(signatures[PREDICT])  # the others call the same
+    _report_limits(served_features, signatures)
     return served_features, signatures
+
+
+def _report_limits(features: Features, signatures: Mapping[str, Any]) -> None:
+    """Prints what a version can't do on the servers of docker-compose.yml, or for all callers."""
+    size = features.batch_size
+    if size is not None:
+        say(
+            f"the model's inputs have the fixed batch size {size}, so the signatures "
+            f"{', '.join(signatures)} take {size} examples in each call, and the warm-up "
+            f"requests contain {size}. TF Serving with batching needs max_batch_size and "
+            f"allowed_batch_sizes of {size}; it then fills up smaller calls. For any number of examples, build the "
+            "model without batch_size"
+        )
+    else:
+        outputs = signatures[PREDICT].get_concrete_function().structured_outputs
+        shapes = {name: spec.shape for name, spec in outputs.items()}
+        fixed = [name for name, shape in shapes.items() if shape.rank == 0 or _rows(shape)]
+        for name in fixed:
+            say(
+                f"the output {name!r} of {PREDICT} has the shape {shapes[name]}, whatever the "
+                "number of examples: TF Serving with batching can't divide it among calls and "
+                "refuses them; return a row for each example, or serve it without batching"
+            )
+    nodes = [node for function in signatures.values() for node in saved_model.nodes_of(function)]
+    for operation in sorted(serving_version.unsupported(nodes)):
+        say(
+            f"the model or preprocess uses the operation {operation}, which is newer than TF "
+            f"Serving {serving_version.TF_SERVING}, the version of docker-compose.yml: it can't "
+            "load such a version. Use another operation, or a newer TF Serving"
+        )
+
+
+def _rows(shape: tf.TensorShape) -> int | None:
+    """Returns the fixed first dimension of a shape; None if it has none."""
+    return None if shape.rank is None else shape[0]  # type: ignore[no-any-return]
 
 
 def _as_floats(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,11 +273,14 @@ def _make_requests(
     """Returns requests, of real features if possible; none if the model refuses zeros."""
     requests = _Requests()
     try:
+        test_examples = features.batch_size or _TEST_EXAMPLES
+        if features.batch_size and batch_sizes:
+            batch_sizes = [features.batch_size]
         for size in batch_sizes:
             inputs = warmup.make_inputs(features, size)
             requests.expected.append(_call(signatures[PREDICT], inputs))
             requests.warmup.append(warmup.make_request(servable_name, inputs))
-        inputs = warmup.make_inputs(features, _TEST_EXAMPLES)
+        inputs = warmup.make_inputs(features, test_examples)
         for signature, function in signatures.items():
             sent: Any = inputs
             if signature != PREDICT:

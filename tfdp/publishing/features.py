@@ -28,11 +28,13 @@ class Features:
         is_single: whether the features are one tensor, which is then called ``features``.
         read: returns a batch of real examples of a given size, by name; None if only specs are
             known.
+        batch_size: the only number of examples that the model declares to take; None: any number.
     """
 
     specs: dict[str, tf.TensorSpec | tf.RaggedTensorSpec]
     is_single: bool
     read: Callable[[int], dict[str, Any]] | None
+    batch_size: int | None = None
 
     def input_specs(self) -> dict[str, tf.TensorSpec]:
         """Returns the specs of a signature's inputs: dense tensors, which TF Serving can batch."""
@@ -41,7 +43,7 @@ class Features:
             specs[name] = tf.TensorSpec(spec.shape, spec.dtype, name=name)
             if _is_ragged(spec):
                 length = name + LENGTH_SUFFIX
-                specs[length] = tf.TensorSpec([None], tf.int64, name=length)
+                specs[length] = tf.TensorSpec([self.batch_size], tf.int64, name=length)
         return specs
 
     def from_inputs(self, inputs: Mapping[str, tf.Tensor]) -> Any:
@@ -100,9 +102,9 @@ def find_features(model: keras.Model, features: Any, preprocess: Preprocess | No
             "of one example"
         )
     else:
-        spec = {tensor.name: _spec_of_input(tensor) for tensor in model.inputs}
-        spec = next(iter(spec.values())) if len(spec) == 1 else spec
-    specs = by_name(spec)
+        spec = _specs_of_inputs(model)
+    batch_size = _declared_batch_size(model)
+    specs = {name: _with_batch_size(each, batch_size) for name, each in by_name(spec).items()}
     for name, feature in specs.items():
         if not isinstance(feature, (tf.TensorSpec, tf.RaggedTensorSpec)):
             raise BadInput(f"feature {name!r} is {feature}: it has to be a tensor, dense or ragged")
@@ -111,7 +113,7 @@ def find_features(model: keras.Model, features: Any, preprocess: Preprocess | No
                 f"feature {name!r} is ragged in several dimensions, or another feature is called "
                 f"{name + LENGTH_SUFFIX!r}, the name of its lengths: it can't be served"
             )
-    return Features(specs, not isinstance(spec, Mapping), read)
+    return Features(specs, not isinstance(spec, Mapping), read, batch_size)
 
 
 def by_name(features: Any) -> dict[str, Any]:
@@ -180,6 +182,45 @@ def _batch_spec(spec: Any) -> Any:
         )
     if isinstance(spec, tf.TensorSpec):
         return tf.TensorSpec([None, *spec.shape], spec.dtype)
+    return spec
+
+
+def _specs_of_inputs(model: keras.Model) -> Any:
+    """Returns the specs of a model's inputs by the names that users gave; of one input, its spec.
+
+    Raises:
+        BadInput: if one of several inputs has no name but Keras's, which differs between processes.
+    """
+    structure = getattr(model, "input", None)
+    if len(model.inputs) == 1 and not isinstance(structure, Mapping):
+        return _spec_of_input(model.inputs[0])
+    named = structure if isinstance(structure, Mapping) else {x.name: x for x in model.inputs}
+    for name, tensor in named.items():
+        if isinstance(name, str) and re.fullmatch(r"keras_tensor(_\d+)?", name):
+            raise BadInput(
+                f"an input of the model, {tensor.shape}, has no name, and features of a signature "
+                "are sent by name: name it, keras.Input(…, name=…)"
+            )
+    return {name: _spec_of_input(tensor) for name, tensor in named.items()}
+
+
+def _declared_batch_size(model: keras.Model) -> int | None:
+    """Returns the batch size of ``keras.Input(batch_size=…)``; None if there is none."""
+    sizes = {tensor.shape[0] for tensor in getattr(model, "inputs", None) or ()} - {None}
+    if len(sizes) > 1:
+        raise BadInput(
+            f"inputs of the model have the fixed batch sizes {sorted(sizes)}: a request has one "
+            "number of examples for all of them, so use the same batch_size, or none"
+        )
+    return next(iter(sizes), None)
+
+
+def _with_batch_size(spec: Any, size: int | None) -> Any:
+    if isinstance(spec, tf.TensorSpec):
+        return tf.TensorSpec([size, *spec.shape[1:]], spec.dtype)
+    if isinstance(spec, tf.RaggedTensorSpec):
+        shape = [size, *spec.shape[1:]]
+        return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
     return spec
 
 

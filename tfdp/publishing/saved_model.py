@@ -55,7 +55,7 @@ def check(function: Any) -> None:
         BadInput: if it runs Python code, or uses something that a SavedModel can't contain.
     """
     _used(function)
-    if _operations(function) & _PYTHON_OPERATIONS:
+    if any(node.op in _PYTHON_OPERATIONS for node in nodes_of(function)):
         raise BadInput(
             "the model or preprocess uses tf.py_function or tf.numpy_function, and a server has no "
             "Python: use TensorFlow's operations, or --export_dir=none"
@@ -68,7 +68,14 @@ def draws_anew(function: Any) -> bool:
     TensorFlow's own random functions do that; seeds of Keras are variables, so a SavedModel
     contains them, and the same calls give the same numbers.
     """
-    return any(_DRAWS.fullmatch(name) for name in _operations(function))
+    return any(_DRAWS.fullmatch(node.op) for node in nodes_of(function))
+
+
+def nodes_of(function: Any) -> list[Any]:
+    """Returns all nodes (``NodeDef``) of a function, and of the functions that it calls."""
+    definition = function.get_concrete_function().graph.as_graph_def()
+    bodies = [definition.node, *(each.node_def for each in definition.library.function)]
+    return [node for nodes in bodies for node in nodes]
 
 
 @contextlib.contextmanager
@@ -90,13 +97,6 @@ def state_kept(model: keras.Model, signatures: Mapping[str, Any]) -> Iterator[No
         for variable, value in zip(changing, before, strict=True):
             if not np.array_equal(variable.numpy(), value):
                 variable.assign(value)
-
-
-def _operations(function: Any) -> set[str]:
-    """Returns the names of all operations in a function, and in the functions that it calls."""
-    definition = function.get_concrete_function().graph.as_graph_def()
-    bodies = [definition.node, *(each.node_def for each in definition.library.function)]
-    return {node.op for nodes in bodies for node in nodes}
 
 
 def _variables_of(signatures: Mapping[str, Any]) -> dict[int, Any]:

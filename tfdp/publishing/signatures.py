@@ -51,7 +51,7 @@ def make_signatures(
     if head is None or example_specs is None:
         return signatures
 
-    examples_spec = tf.TensorSpec([None], tf.string, name="inputs")
+    examples_spec = tf.TensorSpec([features.batch_size], tf.string, name="inputs")
 
     @tf.function(input_signature=[examples_spec], autograph=False)
     def answer_examples(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -74,7 +74,7 @@ def _make_call(
         model_inputs = features.from_inputs(inputs)
         if preprocess_batch is not None:
             model_inputs = preprocess_batch(model_inputs, _zero_seeds(inputs))
-        outputs = by_name(model(model_inputs, training=False))
+        outputs = by_name(model, model(model_inputs, training=False))
         return {name: _as_tensor(name, value) for name, value in outputs.items()}
 
     return call

@@ -114,7 +114,7 @@ def predict_into(
     if workers.is_chief and shows_progress:
         rows = len(data) if isinstance(data, Source) and steps is None else None
         progress = Progress(folder, per_part * size, rows)
-    read = _predict_parts(folder, elements, plan, step, progress)
+    read = _predict_parts(model, folder, elements, plan, step, progress)
     if isinstance(data, Source):
         assert batches is not None
         read = _Read(batches, min(batches * size, len(data)), 0)
@@ -267,10 +267,11 @@ def _prepared(
             "rows by itself: predict in memory (tfdp.predict without output), by one worker, or "
             "leave the exchange out"
         )
-    return step, by_name(outputs)
+    return step, by_name(model, outputs)
 
 
 def _predict_parts(
+    model: keras.Model,
     folder: PredictionFolder,
     elements: Iterator[WholeBatch],
     plan: _Plan,
@@ -288,7 +289,7 @@ def _predict_parts(
             for batch in _batches_of_part(first, elements, plan):
                 _note(read, batch)
                 rows = step(_on_replicas(batch, plan.workers), int(batch.number))
-                writer.write(_arrays(rows, plan.workers))
+                writer.write(_arrays(model, rows, plan.workers))
                 rows_in_part += int(batch.rows)
                 if progress is not None:
                     progress.show(rows_in_part)
@@ -327,10 +328,10 @@ def _on_replicas(batch: WholeBatch, workers: Workers) -> Any:
     )
 
 
-def _arrays(rows: Any, workers: Workers) -> dict[str, np.ndarray]:
+def _arrays(model: keras.Model, rows: Any, workers: Workers) -> dict[str, np.ndarray]:
     """Returns the rows of this worker's replicas, in order, by the names of the outputs."""
     of_replicas = workers.strategy.experimental_local_results(rows)
-    named = [by_name(tf.nest.map_structure(as_array, each)) for each in of_replicas]
+    named = [by_name(model, tf.nest.map_structure(as_array, each)) for each in of_replicas]
     if len(named) == 1:
         return named[0]
     return {name: np.concatenate([each[name] for each in named]) for name in named[0]}
