@@ -184,8 +184,8 @@ def _report_limits(features: Features, signatures: Mapping[str, Any]) -> None:
             f"the model's inputs have the fixed batch size {size}, so the signatures "
             f"{', '.join(signatures)} take {size} examples in each call, and the warm-up "
             f"requests contain {size}. TF Serving with batching needs max_batch_size and "
-            f"allowed_batch_sizes of {size}; it then fills up smaller calls. For any number of examples, build the "
-            "model without batch_size"
+            f"allowed_batch_sizes of {size}; it then fills up smaller calls. For any number of "
+            "examples, build the model without batch_size"
         )
     else:
         outputs = signatures[PREDICT].get_concrete_function().structured_outputs
@@ -208,7 +208,7 @@ def _report_limits(features: Features, signatures: Mapping[str, Any]) -> None:
 
 def _rows(shape: tf.TensorShape) -> int | None:
     """Returns the fixed first dimension of a shape; None if it has none."""
-    return None if shape.rank is None else shape[0]  # type: ignore[no-any-return]
+    return None if shape.rank is None else shape[0]
 
 
 def _as_floats(metrics: Mapping[str, Any]) -> dict[str, Any]:
