@@ -252,13 +252,16 @@ def _make_source_reader(source: Source) -> Callable[[int], dict[str, Any]]:
 
 
 def _make_dataset_reader(dataset: tf.data.Dataset) -> Callable[[int], dict[str, Any]]:
+    specs = as_tuple(dataset.element_spec)[0]  # of map's result, ragged ones would be dense
     features = dataset.map(lambda *element: element[0])
 
+    def as_declared(spec: Any, batch: Any) -> Any:
+        is_padded = isinstance(spec, tf.TensorSpec) and isinstance(batch, tf.RaggedTensor)
+        return batch.to_tensor() if is_padded else batch
+
     def read(size: int) -> dict[str, Any]:
-        specs = tf.nest.flatten(features.element_spec)
-        is_dense = all(isinstance(spec, tf.TensorSpec) for spec in specs)
         examples = features.take(size).repeat().take(size)
-        batches = examples.padded_batch(size) if is_dense else examples.batch(size)
-        return by_name(batches.get_single_element())
+        batch = examples.ragged_batch(size).get_single_element()
+        return by_name(tf.nest.map_structure(as_declared, specs, batch))
 
     return read

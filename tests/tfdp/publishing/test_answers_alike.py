@@ -48,7 +48,9 @@ class Case:
     def answer(self) -> np.ndarray:
         """Returns what the live model computes, example by example."""
         rows = [
-            tf.nest.map_structure(lambda each, row=row: each[row], self.features)
+            tf.nest.map_structure(
+                lambda each, row=row: tf.convert_to_tensor(each[row]), self.features
+            )
             for row in range(len(WORDS))
         ]
         if self.preprocess is not None:
