@@ -65,8 +65,9 @@ def find_head(
         BadInput: if ``class_names`` are given, and do not match the outputs.
     """
     columns = None
-    shape = outputs["outputs"].shape if outputs.keys() == {"outputs"} else None
-    if shape is not None and shape.rank in (1, 2) and outputs["outputs"].dtype.is_floating:
+    specs = list(outputs.values())
+    shape = specs[0].shape if len(specs) == 1 else None
+    if shape is not None and shape.rank in (1, 2) and specs[0].dtype.is_floating:
         columns = 1 if shape.rank == 1 else shape[1]
     activation, is_classifier = _inspect_loss(model)
     if columns is None:

@@ -57,7 +57,8 @@ def make_signatures(
     def answer_examples(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         parsed = tf.io.parse_example(inputs, example_specs)
         cast = {name: tf.cast(parsed[name], spec.dtype) for name, spec in features.specs.items()}
-        return head.answer(call(to_inputs(cast))["outputs"])
+        (output,) = call(to_inputs(cast)).values()  # a model with a head has a single one
+        return head.answer(output)
 
     return signatures | {head.signature: answer_examples}
 

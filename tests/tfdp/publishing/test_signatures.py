@@ -98,6 +98,18 @@ def test_models_with_one_output_column_regress(loss: Any) -> None:
     np.testing.assert_allclose(answer["outputs"], model.predict(ROWS, verbose=0), rtol=1e-5)
 
 
+def test_the_single_output_of_a_dict_has_its_name_and_regresses() -> None:
+    features = keras.layers.Input((4,))
+    model = keras.Model(features, {"price": keras.layers.Dense(1)(features)})
+    functions = functions_of(model)
+    expected = model.predict(ROWS, verbose=0)["price"]
+    np.testing.assert_allclose(
+        functions["serving_default"]({"features": tf.constant(ROWS)})["price"], expected, rtol=1e-5
+    )
+    answer = functions["regress"](tf.constant([example(features=row) for row in ROWS]))
+    np.testing.assert_allclose(answer["outputs"], expected, rtol=1e-5)
+
+
 def test_other_models_have_neither_signature() -> None:
     two = keras.layers.Input((4,))
     of_two = keras.Model(two, {"a": keras.layers.Dense(1)(two), "b": keras.layers.Dense(1)(two)})
