@@ -321,8 +321,6 @@ def test_replicas_have_flags_that_servers_know() -> None:
     server = container(the("serving.yaml", "Deployment")["spec"])
     arguments = [each.replace("/config/", f"{ROOT}/deploy/") for each in server["args"]]
     (model,) = [each["value"] for each in server["env"] if each["name"] == "MODEL_NAME"]
-    # The embedded server has no threads of TensorFlow's to limit.
-    arguments = [each for each in arguments if not each.startswith("--tensorflow_")]
     # What the image adds.
     arguments += [f"--model_name={model}", f"--model_base_path=/models/{model}"]
     found = options.parse(["--port=8500", "--rest_api_port=8501", *arguments], "")

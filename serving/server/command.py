@@ -21,6 +21,7 @@ from absl import flags
 
 if TYPE_CHECKING:
     import socket
+    from pathlib import Path
 
     import grpc
 
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     except flags.Error as error:
         print_error(f"{error}")
         return 2
+    for notice in options.notices:
+        print_error(notice)
     # Blocked before a thread is started, and waited for below. A signal handler in Python would
     # only run between calls under way.
     signal.pthread_sigmask(signal.SIG_BLOCK, _EXIT_CODES)
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         reserved_port = grpc_server.reserve(options.host, options.port, options.grpc_socket_path)
         page_server = None
-        if options.metrics_path is not None:
+        if options.metrics_path is not None and options.rest_api_port is not None:
             page_server = MetricsPageServer(
                 options.host, options.rest_api_port, options.metrics_path
             )
@@ -100,15 +103,33 @@ def main(arguments: Sequence[str]) -> int:
 def _start_models(options: Options, metrics: Metrics) -> ReloadableRegistry:
     """Imports TensorFlow, and starts to load the configured models."""
     with quiet_tensorflow():
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(options.intra_op_threads)
+        tf.config.threading.set_inter_op_parallelism_threads(options.inter_op_threads)
         from serving.server.calls import warmup
         from serving.server.models import loading, reloadable_registry, servables
     from serving.server.models.model_config import ModelConfig
     from serving.server.models.saved_model import SavedModel
 
-    load = metrics.counting(loading.loader(warmup.run, options.batching, metrics.observe_batch))
+    warmups = max(1, options.num_request_iterations_for_warmup) * options.enable_model_warmup
+
+    def warm_up(model: SavedModel, path: Path) -> None:
+        for _ in range(warmups):
+            warmup.run(model, path)
+
+    load = metrics.counting(loading.loader(warm_up, options.batching, metrics.observe_batch))
 
     def start(model: ModelConfig) -> servables.Servable[SavedModel]:
-        servable = servables.Servable(model.name, model.base_path, load, print_error, model.policy)
+        servable = servables.Servable(
+            model.name,
+            model.base_path,
+            load,
+            print_error,
+            model.policy,
+            options.max_num_load_retries,
+            options.load_retry_interval_micros / 1e6,
+        )
         servable.watch(options.file_system_poll_wait_seconds)
         return servable
 

@@ -21,7 +21,10 @@ def read(path: Path, message: T) -> T:
         text_format.Parse(path.read_bytes(), message)
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        kind = message.DESCRIPTOR.name
-        raise ValueError(f"{path} is no {kind} in protobuf's text format: {error}") from None
+    except text_format.ParseError as error:
+        kind, place = message.DESCRIPTOR.name, f"line {error.GetLine()}, column {error.GetColumn()}"
+        text = str(error).partition(" : ")[2] or str(error)
+        raise ValueError(f"Invalid protobuf file: '{path}', no {kind} at {place}: {text}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Invalid protobuf file: '{path}': {error}") from None
     return message

@@ -211,7 +211,7 @@ def test_a_file_as_tf_serving_reads_it(tmp_path: Path):
     ("text", "message"),
     [
         ("max_batch_size { value: 0 }", "max_batch_size is 0"),
-        ("max_batch_size { value: 4 } allowed_batch_sizes: 2", "it must be max_batch_size, 4"),
+        ("max_batch_size { value: 4 } allowed_batch_sizes: 2", "last entry was 2; expected 4"),
         (f"{VALID} allowed_batch_sizes: 8", "ascending"),
         ("batch_timeout_micros { value: -1 }", "batch_timeout_micros is -1"),
         ("max_batch_size: 4", 'Expected "{"'),

@@ -252,7 +252,7 @@ def test_a_file_that_changes_is_taken_over_and_a_bad_one_said_once(server: Serve
     whole.rename(path)
     wait_until(lambda: "b" in server.models, 10, "the file is taken over")
     assert "a" not in server.models and len(reports) == 1
-    assert "is no ModelServerConfig" in reports[0]
+    assert "no ModelServerConfig at line" in reports[0]
     stop.set()
 
 

@@ -259,3 +259,36 @@ def test_dropped_while_it_loads_and_while_it_is_used(tmp_path: Path):
             answer(servable)
     assert states(servable) == [(2, "END"), (1, "END")]
     assert [model.closed for model in load.models] == [True, True]
+
+
+def test_a_version_that_failed_is_tried_again_as_often_as_allowed(
+    tmp_path: Path, reports: list[str]
+):
+    loads: list[Path] = []
+
+    def load(folder: Path) -> Model:
+        loads.append(folder)
+        return Model(folder)
+
+    retried = Servable("m", tmp_path, load, reports.append, retries=2, retry_interval_s=-1)
+    folder = publish(tmp_path, "1", "broken")
+    for _ in range(5):
+        retried.poll()
+    assert len(loads) == 3 and len(reports) == 3
+    (folder / "answer").write_text("repaired")  # other files: counted anew
+    retried.poll()
+    assert answer(retried) == (1, "repaired")
+
+
+def test_a_version_that_failed_is_not_tried_again_before_its_time(tmp_path: Path):
+    loads: list[Path] = []
+
+    def load(folder: Path) -> Model:
+        loads.append(folder)
+        return Model(folder)
+
+    patient = Servable("m", tmp_path, load, retries=2, retry_interval_s=3600)
+    publish(tmp_path, "1", "broken")
+    patient.poll()
+    patient.poll()
+    assert len(loads) == 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +15,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from serving.protos import server_config_pb2
 from serving.server import text_protos
 from serving.server.errors import StatusError
-from serving.server.frontend import tls
+from serving.server.frontend import flag_table, tls
 from serving.server.models import batching_parameters, model_config
 from serving.server.models.batching_parameters import BatchingParameters
 
@@ -30,10 +30,14 @@ class Options:
 
     Attributes:
         tls: keys and certificates of the port; None without TLS.
+        rest_api_port: port for REST and metrics; None without them.
         metrics_path: path of the metrics on ``rest_api_port``; None without metrics.
         batching: how calls are gathered into batches; None without batching.
         models: the first configuration.
         model_config_file: the file that ``models`` was read from; None for a single model.
+        intra_op_threads: threads of an op; 0 leaves the number to TensorFlow.
+        inter_op_threads: ops that run at the same time; 0 leaves the number to TensorFlow.
+        notices: a line for each flag that is given and has no effect.
     """
 
     host: str
@@ -43,7 +47,10 @@ class Options:
     grpc_channel_arguments: tuple[tuple[str, int | str], ...]
     tls: server_config_pb2.SSLConfig | None
     enable_grpc_healthcheck_service: bool
-    rest_api_port: int
+    rest_api_port: int | None
+    rest_api_num_threads: int
+    rest_api_timeout_in_ms: int
+    rest_api_enable_cors_support: bool
     metrics_path: str | None
     batching: BatchingParameters | None
     models: model_server_config_pb2.ModelServerConfig
@@ -51,122 +58,110 @@ class Options:
     model_config_file_poll_wait_seconds: float
     allow_version_labels_for_unavailable_models: bool
     file_system_poll_wait_seconds: float
+    max_num_load_retries: int
+    load_retry_interval_micros: int
+    enable_model_warmup: bool
+    num_request_iterations_for_warmup: int
+    intra_op_threads: int
+    inter_op_threads: int
+    notices: tuple[str, ...]
 
 
 def parse(arguments: Sequence[str], about: str) -> Options:
-    """Parses the command line; ``--help`` prints ``about`` and the flags, and exits.
+    """Parses the command line.
+
+    ``--help`` prints ``about`` and the flags, ``--version`` the version of TensorFlow; both exit.
 
     Raises:
         flags.Error: a flag, or a file that it names, is wrong.
     """
-    values = _definitions()
+    values = flag_table.define()
     if any(argument in ("--help", "-h", "-help") for argument in arguments):
         print(f"{about}\n{values.get_help()}")
         raise SystemExit(0)
     rest = values(["serving.server", *arguments])[1:]
     if rest:
         raise flags.Error(f"only flags are understood, not {rest[0]!r}")
-    models = _read_models(values)
+    if values.version:
+        print(f"serving.server with TensorFlow {importlib.metadata.version('tensorflow')}")
+        raise SystemExit(0)
+    notices = flag_table.notices(values)
+    notices += _unused(values)
+    intra_op_threads, inter_op_threads = _threads(values)
     return Options(
         host=values.host,
         port=values.port,
-        grpc_socket_path=values.grpc_socket_path,
+        grpc_socket_path=values.grpc_socket_path or None,
         grpc_max_threads=values.grpc_max_threads,
         grpc_channel_arguments=_channel_arguments(values.grpc_channel_arguments),
         tls=_read_tls(values),
         enable_grpc_healthcheck_service=values.enable_grpc_healthcheck_service,
-        rest_api_port=values.rest_api_port or 0,
+        rest_api_port=_rest_api_port(values),
+        rest_api_num_threads=values.rest_api_num_threads,
+        rest_api_timeout_in_ms=values.rest_api_timeout_in_ms,
+        rest_api_enable_cors_support=values.rest_api_enable_cors_support,
         metrics_path=_metrics_path(values),
         batching=_read_batching(values),
-        models=models,
-        model_config_file=values.model_config_file and Path(values.model_config_file),
+        models=_read_models(values),
+        model_config_file=Path(values.model_config_file) if values.model_config_file else None,
         model_config_file_poll_wait_seconds=values.model_config_file_poll_wait_seconds,
         allow_version_labels_for_unavailable_models=(
             values.allow_version_labels_for_unavailable_models
         ),
         file_system_poll_wait_seconds=values.file_system_poll_wait_seconds,
+        max_num_load_retries=values.max_num_load_retries,
+        load_retry_interval_micros=values.load_retry_interval_micros,
+        enable_model_warmup=values.enable_model_warmup,
+        num_request_iterations_for_warmup=values.num_request_iterations_for_warmup,
+        intra_op_threads=intra_op_threads,
+        inter_op_threads=inter_op_threads,
+        notices=tuple(notices),
     )
 
 
-def _definitions() -> flags.FlagValues:
-    values = flags.FlagValues()
+def _unused(values: flags.FlagValues) -> list[str]:
+    """Returns a line for each flag that another flag makes unused, as in TF Serving."""
+    unused: list[str] = []
+    if values.model_config_file:
+        names = [name for name in ("model_name", "model_base_path") if values[name].present]
+        unused += [f"--{name} has no effect: --model_config_file has the models" for name in names]
+    elif values.model_config_file_poll_wait_seconds:
+        unused.append("--model_config_file_poll_wait_seconds has no effect: no --model_config_file")
+    if values.monitoring_config_file and not values["rest_api_port"].present:
+        unused.append("--monitoring_config_file has no effect: no --rest_api_port")
+    return [f"flag {line}" for line in unused]
 
-    def define(
-        kind: Callable[..., object], name: str, default: object, text: str, **more: object
-    ) -> None:
-        kind(name, default, text, flag_values=values, **more)
 
-    text, whole, real, yes_no = (
-        flags.DEFINE_string,
-        flags.DEFINE_integer,
-        flags.DEFINE_float,
-        flags.DEFINE_bool,
-    )
-    port = {"lower_bound": 0, "upper_bound": 65535}
-    define(text, "host", "127.0.0.1", "Address to listen on.")
-    define(whole, "port", 8500, "Port for gRPC; 0 picks a free one.", **port)
-    define(text, "grpc_socket_path", None, "Path of a UNIX socket to listen on for gRPC too.")
-    define(
-        whole,
-        "grpc_max_threads",
-        max(16, 4 * len(os.sched_getaffinity(0))),
-        "Calls that are worked on at the same time; further calls wait.",
-        lower_bound=1,
-    )
-    define(
-        text,
-        "grpc_channel_arguments",
-        "",
-        "gRPC settings, for example grpc.max_connection_age_ms=1.",
-    )
-    define(text, "ssl_config_file", None, "SSLConfig as text: keys and certificates for gRPC.")
-    define(yes_no, "enable_grpc_healthcheck_service", False, "Answer grpc.health.v1 too.")
-    define(whole, "rest_api_port", None, "Port for metrics; 0 picks a free one.", **port)
-    define(text, "monitoring_config_file", None, "MonitoringConfig as text: enables metrics.")
-    define(yes_no, "enable_batching", False, "Gather calls into batches.")
-    define(
-        text,
-        "batching_parameters_file",
-        None,
-        "BatchingParameters as text: sizes and times of batches.",
-    )
-    define(text, "model_name", "default", "The single model's name in requests.")
-    define(text, "model_base_path", None, "Folder of its versions; new versions are loaded.")
-    define(text, "model_config_file", None, "ModelServerConfig as text: several models.")
-    define(
-        real,
-        "model_config_file_poll_wait_seconds",
-        0.0,
-        "Seconds between two reads of that file; 0 reads it once.",
-        lower_bound=0.0,
-    )
-    define(
-        yes_no,
-        "allow_version_labels_for_unavailable_models",
-        False,
-        "Allow new labels on versions that aren't loaded; labels at the start need it.",
-    )
-    define(
-        real,
-        "file_system_poll_wait_seconds",
-        1.0,
-        "Seconds between two searches for new versions.",
-        lower_bound=0.01,
-    )
-    return values
+def _threads(values: flags.FlagValues) -> tuple[int, int]:
+    """Returns the numbers of intra-op and of inter-op threads."""
+    both = values.tensorflow_session_parallelism
+    intra, inter = values.tensorflow_intra_op_parallelism, values.tensorflow_inter_op_parallelism
+    if both and (intra or inter):
+        raise flags.Error(
+            "flag --tensorflow_session_parallelism sets both numbers: give either it, or "
+            "--tensorflow_intra_op_parallelism and --tensorflow_inter_op_parallelism"
+        )
+    return both or intra, both or inter
+
+
+def _rest_api_port(values: flags.FlagValues) -> int | None:
+    if not values["rest_api_port"].present:
+        return None
+    port: int = values.rest_api_port
+    if port and port == values.port:
+        raise flags.Error(f"flag --rest_api_port={port} is also --port; the ports must differ")
+    return port
 
 
 def _read_models(values: flags.FlagValues) -> model_server_config_pb2.ModelServerConfig:
     base_path, path = values.model_base_path, values.model_config_file
-    if bool(base_path) == bool(path):
-        raise flags.Error("either flag --model_base_path or flag --model_config_file must be given")
-    if path and values["model_name"].present:
-        raise flags.Error("flag --model_name is for --model_base_path; the config file has names")
-    if not values.model_name:
-        raise flags.Error("flag --model_name must not be empty")
-    if path is None and values.model_config_file_poll_wait_seconds:
-        raise flags.Error("flag --model_config_file_poll_wait_seconds needs --model_config_file")
-    if path is None:
+    if not base_path and not path:
+        raise flags.Error(
+            "both --model_base_path and --model_config_file are empty; one of them must be given"
+        )
+    if not path:
+        if not values.model_name:
+            raise flags.Error("flag --model_name must not be empty")
         if "://" in base_path:
             raise flags.Error(
                 f"flag --model_base_path={base_path}: only folders of this machine can be served; "
@@ -191,7 +186,9 @@ def _read_models(values: flags.FlagValues) -> model_server_config_pb2.ModelServe
 def _read_batching(values: flags.FlagValues) -> BatchingParameters | None:
     path = values.batching_parameters_file
     if path and not values.enable_batching:
-        raise flags.Error("flag --batching_parameters_file needs --enable_batching")
+        raise flags.Error(
+            "flag --batching_parameters_file is set without setting --enable_batching to true"
+        )
     if not path:
         return BatchingParameters() if values.enable_batching else None
     try:
@@ -224,12 +221,7 @@ def _read_tls(values: flags.FlagValues) -> server_config_pb2.SSLConfig | None:
 
 def _metrics_path(values: flags.FlagValues) -> str | None:
     path = values.monitoring_config_file
-    if (values.rest_api_port is None) != (path is None):
-        raise flags.Error(
-            "flags --rest_api_port and --monitoring_config_file go together: the port has metrics "
-            "only; serving.server has no REST API"
-        )
-    if path is None:
+    if not path or not values["rest_api_port"].present:
         return None
     monitoring = _read(values, "monitoring_config_file", server_config_pb2.MonitoringConfig())
     if not monitoring.prometheus_config.enable:

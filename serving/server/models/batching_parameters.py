@@ -57,8 +57,8 @@ class BatchingParameters:
             raise ValueError(f"allowed_batch_sizes are {list(sizes)}; they must be ascending")
         if sizes and sizes[-1] != self.max_batch_size:
             raise ValueError(
-                f"the last of allowed_batch_sizes is {sizes[-1]}; it must be max_batch_size, "
-                f"{self.max_batch_size}"
+                "Last entry in allowed_batch_sizes must match max_batch_size; "
+                f"last entry was {sizes[-1]}; expected {self.max_batch_size}"
             )
 
 

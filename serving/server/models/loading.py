@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from serving.server.models import base_paths
 from serving.server.models.batching_parameters import BatchingParameters
 from serving.server.models.saved_model import SavedModel
 
@@ -25,6 +26,7 @@ def loader(
     """
 
     def load(path: Path) -> SavedModel:
+        base_paths.check_is_no_tflite_model(path)
         model = SavedModel(path, batching, observe_batch)
         try:
             before_available(model, path)

@@ -8,6 +8,7 @@ module handles folders, versions and threads; the type of the loaded model is a 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from serving.server.errors import ServableNotFound
+from serving.server.models.base_paths import is_version_name, why_no_version
 
 # The states of a version; the names are TF Serving's.
 LOADING = "LOADING"
@@ -76,6 +78,8 @@ class Version(Generic[M]):
         error: why it failed to load; None if it did not.
         model: the loaded model, while the version is available.
         calls: number of calls that use it.
+        failures: how often these files have failed to load.
+        failed_at_s: when they did so last, by the monotonic clock.
     """
 
     number: int
@@ -84,13 +88,15 @@ class Version(Generic[M]):
     error: Exception | None = None
     model: M | None = None
     calls: int = 0
+    failures: int = 0
+    failed_at_s: float = 0.0
 
 
 class Servable(Generic[M]):
     """The versions of a model in a folder, loaded as they are published.
 
     Versions are folders named by integers; other names are ignored. If a version fails to load, the
-    old versions still answer, and it is loaded again when its files have changed.
+    old versions still answer. It is loaded again ``retries`` times, and when its files change.
 
     Args:
         name: the model's name in requests.
@@ -98,6 +104,8 @@ class Servable(Generic[M]):
         load: loads a version from its folder; an error that it raises is the version's error.
         report: gets messages for the operator, one line each.
         policy: selects the versions to serve.
+        retries: how often a version that failed is loaded again while its files stay the same.
+        retry_interval_s: seconds before each of these.
     """
 
     def __init__(
@@ -107,11 +115,14 @@ class Servable(Generic[M]):
         load: Callable[[Path], M],
         report: Callable[[str], None] = lambda line: None,
         policy: VersionPolicy = NEWEST,
+        retries: int = 0,
+        retry_interval_s: float = 60.0,
     ) -> None:
         self.name = name
         self._source = base_path, policy
         self._load_model = load
         self._report = report
+        self._retries, self._retry_interval_s = retries, retry_interval_s
         self._reported = ""
         self._versions: dict[int, Version[M]] = {}
         self._newest: Version[M] | None = None  # the newest available one
@@ -142,7 +153,11 @@ class Servable(Generic[M]):
             yield
 
     def watch(self, every_s: float) -> None:
-        """Polls the folder in the background until ``stop`` or ``drop``."""
+        """Polls the folder in the background until ``stop`` or ``drop``.
+
+        Args:
+            every_s: seconds between two polls; 0 polls once, and again after ``set_source``.
+        """
 
         def watch() -> None:
             while not self._stopped:
@@ -150,7 +165,7 @@ class Servable(Generic[M]):
                     self.poll()
                 except OSError as error:  # a folder was removed during the poll, for example
                     self._report_once(f"{self.base_path} can't be read: {error}")
-                self._wake.wait(every_s)
+                self._wake.wait(every_s or None)
                 self._wake.clear()
 
         threading.Thread(target=watch, name=f"watch {self.name}", daemon=True).start()
@@ -193,7 +208,7 @@ class Servable(Generic[M]):
         if not wanted:
             if not self._versions:
                 text = f"no version of model {self.name} to serve in {base_path} yet; waiting"
-                self._report_once(text)
+                self._report_once(f"{text}. {why_no_version(base_path)}")
             return
         for number in wanted:
             if self._stopped:
@@ -245,9 +260,12 @@ class Servable(Generic[M]):
         if version is not None and version.state != END:
             return
         fingerprint = _fingerprint(folder)
-        failed = version is not None and version.error is not None
-        if version is not None and failed and version.fingerprint == fingerprint:
-            return
+        failures = 0
+        if version is not None and version.error and version.fingerprint == fingerprint:
+            failures = version.failures
+            wait_s = version.failed_at_s + self._retry_interval_s - time.monotonic()
+            if failures > self._retries or wait_s > 0:
+                return
         version = Version[M](number, fingerprint)
         with self._lock:
             self._versions[number] = version
@@ -259,6 +277,7 @@ class Servable(Generic[M]):
             error.__cause__ = error.__context__ = None
             with self._lock:
                 version.state, version.error = END, error
+                version.failures, version.failed_at_s = failures + 1, time.monotonic()
             self._report(f"model {self.name} version {number} failed to load: {error}")
             return
         with self._lock:
@@ -306,7 +325,7 @@ def _version_folders(base_path: Path) -> dict[int, Path]:
     return {
         int(folder.name): folder
         for folder in base_path.iterdir()
-        if folder.name.isascii() and folder.name.isdigit() and folder.is_dir()
+        if is_version_name(folder.name) and folder.is_dir()
         if int(folder.name) <= _MAX_VERSION
     }
 
