@@ -200,7 +200,7 @@ def test_haproxy_itself_reads_it(tls: bool, tmp_path: Path):
 @program("promtool")
 def test_prometheus_itself_reads_it():
     output = run(["promtool", "check", "config", "deploy/prometheus.yml"])
-    assert "3 rules found" in output
+    assert "5 rules found" in output
 
 
 @program("promtool")
@@ -214,18 +214,55 @@ def test_a_version_that_fails_is_an_alert_at_once_and_for_a_while(tmp_path: Path
     }
     # Nothing for two minutes, a failure, another one after half an hour.
     checks = {"1m": [], "3m": [alert], "11m": [alert], "20m": [], "34m": [alert], "50m": []}
+    check_alerts(tmp_path, {series: "_x2 1x30 2x30"}, "VersionFailedToLoad", checks)
+
+
+@program("promtool")
+def test_a_version_whose_warm_up_fails_is_an_alert(tmp_path: Path):
+    # Loaded six times, a minute apart; another version is loaded once, and once more by a rollback.
+    values = {loads("a", "/m/2"): "_x2 1 2 3 4 5 6x30", loads("a", "/m/1"): "1x10 2x30"}
+    alert = {
+        "exp_labels": {"instance": "a", "model_path": "/m/2", "status": "success"},
+        "exp_annotations": {
+            "summary": "/m/2 is loaded again and again on a: its warm-up may fail",
+        },
+    }
+    checks = {"3m": [], "4m": [alert], "12m": [alert], "20m": []}
+    check_alerts(tmp_path, values, "VersionLoadsAgainAndAgain", checks)
+
+
+@program("promtool")
+def test_a_version_that_one_replica_has_and_another_one_lacks_is_an_alert(tmp_path: Path):
+    values = {
+        **{f'up{{job="serving",instance="{each}"}}': "1x90" for each in "ab"},
+        # Replica b was started anew: it never loads the old version, and the new one late.
+        loads("a", "/m/1"): "1x90",
+        loads("a", "/m/2"): "_x49 1x40",
+        loads("b", "/m/2"): "_x79 1x10",
+    }
+    alert = {
+        "exp_labels": {"model_path": "/m/2"},
+        "exp_annotations": {"summary": "/m/2 is loaded on 1 replicas only"},
+    }
+    checks = {"45m": [], "52m": [], "60m": [alert], "78m": [alert], "81m": []}
+    check_alerts(tmp_path, values, "VersionMissing", checks)
+
+
+def loads(instance: str, model_path: str) -> str:
+    """The series of a replica's successful loads of a version."""
+    labels = f'instance="{instance}",model_path="{model_path}",status="success"'
+    return f":tensorflow:cc:saved_model:load_attempt_count{{{labels}}}"
+
+
+def check_alerts(
+    tmp_path: Path, series: dict[str, str], name: str, checks: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Checks at which times an alert fires, given the values of some series, one a minute."""
+    inputs = [{"series": each, "values": values} for each, values in series.items()]
+    alerts = [{"eval_time": at, "alertname": name, "exp_alerts": x} for at, x in checks.items()]
     tests = {
         "rule_files": [str(DEPLOY / "alerts.yml")],
-        "tests": [
-            {
-                "interval": "1m",
-                "input_series": [{"series": series, "values": "_x2 1x30 2x30"}],
-                "alert_rule_test": [
-                    {"eval_time": at, "alertname": "VersionFailedToLoad", "exp_alerts": expected}
-                    for at, expected in checks.items()
-                ],
-            }
-        ],
+        "tests": [{"interval": "1m", "input_series": inputs, "alert_rule_test": alerts}],
     }
     (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
     run(["promtool", "test", "rules", str(tmp_path / "tests.yml")])

@@ -33,7 +33,7 @@ FROM tfdp-test/node
 USER root
 RUN mkdir -p /models
 ENTRYPOINT ["python", "-m", "serving.server", "--host=0.0.0.0", "--port=8500", \
-"--rest_api_port=8501", "--undefok=tensorflow_intra_op_parallelism,tensorflow_inter_op_parallelism"]
+"--rest_api_port=8501"]
 CMD []
 """
 _HAPROXY = """

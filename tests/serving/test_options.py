@@ -90,7 +90,7 @@ def test_flags_that_another_one_replaces_are_reported_as_without_effect(tmp_path
     assert [line.split()[1] for line in options.notices] == ["--model_name", "--model_base_path"]
     alone = ["--model_config_file_poll_wait_seconds=1", f"--monitoring_config_file={path}"]
     notices = parse(["--model_base_path=m", *alone], "").notices
-    assert ["no --model_config_file", "no --rest_api_port"] == [n.split(": ")[1] for n in notices]
+    assert [n.split(": ")[1] for n in notices] == ["no --model_config_file", "no --rest_api_port"]
 
 
 # TF Serving 2.20's main.cc and server.h: the name of each flag, and its default. None is a number
