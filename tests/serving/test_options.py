@@ -201,6 +201,14 @@ def test_threads_and_warm_up_are_read():
     assert not options.enable_model_warmup
 
 
+def shown(default: bool | int | float | str) -> str:
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, str):
+        return f"`{default}`" if default else "none"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
 def test_the_documented_table_is_the_codes():
     text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     rows = re.findall(r"^\| `--(\w+)` \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
@@ -208,11 +216,7 @@ def test_the_documented_table_is_the_codes():
     documented = {name: (default, meaning) for name, default, meaning in rows}
     for flag in flag_table.ALL:
         default, meaning = documented[flag.name]
-        if "CPU" not in default:
-            shown = str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
-            assert default == (
-                f"`{shown:g}`" if isinstance(shown, float) else f"`{shown}`" * (shown != "")
-            )
+        assert "CPU" in default or default == shown(flag.default), flag.name
         assert meaning.startswith("no effect") == (flag in flag_table.IGNORED), flag.name
         assert meaning.startswith("refused") == (flag in flag_table.REFUSED), flag.name
 
@@ -283,6 +287,7 @@ def test_bad_flags_exit_with_2_and_one_line(
         ),
         ("monitoring_config_file", "prometheus {}", "no MonitoringConfig at line 1, column"),
         ("model_config_file", "\xff", "Invalid protobuf file: "),
+        ("model_config_file", "custom_model_config {}", "does not yet support custom model"),
         ("model_config_file", "", "Only ModelConfigList is currently supported"),
         (
             "model_config_file",

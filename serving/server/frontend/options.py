@@ -169,6 +169,11 @@ def _read_models(values: flags.FlagValues) -> model_server_config_pb2.ModelServe
             )
         return model_config.single_model(values.model_name, Path(base_path))
     config = _read(values, "model_config_file", model_server_config_pb2.ModelServerConfig())
+    if config.HasField("custom_model_config"):
+        raise flags.Error(
+            f"flag --model_config_file={path}: "
+            "ModelServer does not yet support custom model config; give a model_config_list"
+        )
     try:
         models = model_config.model_configs(config)
     except StatusError as error:
