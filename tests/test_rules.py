@@ -74,7 +74,12 @@ MAY_IMPORT = {
     "cluster.resolvers": set(),
     "cluster": set(),  # addresses, exit codes, the policy of restarts
     "serving.server command": {
+        *("serving.server.rest", "serving.server.frontend", "serving.server.calls"),
+        "serving.server.models",
+    },
+    "serving.server.rest": {
         *("serving.server.frontend", "serving.server.calls", "serving.server.models"),
+        *("serving.server", "serving"),
     },
     "serving.server.frontend": {"serving.server.models", "serving.server", "serving.protos"},
     "serving.server.calls": {"serving.server.models", "serving.server", "serving"},

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from serving.server.frontend.concurrency import Turns
     from serving.server.frontend.health import HealthService
     from serving.server.frontend.metrics import Metrics
     from serving.server.frontend.options import Options
     from serving.server.models.reloadable_registry import ReloadableRegistry
+    from serving.server.rest.http_server import HttpServer
 
 _GRACE_S = 5.0  # for calls under way when the server stops
 _EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
@@ -38,9 +40,9 @@ def main(arguments: Sequence[str]) -> int:
     """Serves until a signal comes; returns the exit code."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported
     from serving.server.frontend import grpc_server
+    from serving.server.frontend.concurrency import Turns
     from serving.server.frontend.health import HealthService
     from serving.server.frontend.metrics import Metrics
-    from serving.server.frontend.metrics_page import MetricsPageServer
     from serving.server.frontend.options import parse
 
     try:
@@ -56,37 +58,48 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         reserved_port = grpc_server.reserve(options.host, options.port, options.grpc_socket_path)
-        page_server = None
-        if options.metrics_path is not None and options.rest_api_port is not None:
-            page_server = MetricsPageServer(
-                options.host, options.rest_api_port, options.metrics_path
-            )
+        http_server = None
+        if options.rest_api_port is not None:
+            from serving.server.rest.http_server import HttpServer
+
+            http_server = HttpServer(options.host, options.rest_api_port)
     except OSError as error:
         print_error(f"{error}")
         return 1
 
     metrics = Metrics()
     registry = _start_models(options, metrics)
-    if page_server is not None:
-        page_server.start(metrics.page)
+    if http_server is not None:
+        http_server.start(
+            options.metrics_path,
+            metrics.page,
+            num_threads=options.rest_api_num_threads,
+            timeout_s=options.rest_api_timeout_in_ms / 1000,
+            has_cors=options.rest_api_enable_cors_support,
+        )
     health = HealthService()
+    turns = Turns(options.grpc_max_threads)
     server: grpc.Server | None = None
     received = _wait_for_models_or_signal(registry)
     if received is None:
         # The server listens only now: with several replicas, a caller would otherwise get a
         # NOT_FOUND from this one.
         try:
-            server, address = _make_server(options, reserved_port, registry, metrics, health)
+            server, address = _make_server(options, reserved_port, registry, metrics, health, turns)
         except OSError as error:
             print_error(f"{error}")
             return 1
         server.start()
+        if http_server is not None:
+            _serve_rest(http_server, registry, metrics, turns)
         health.set_serving()
         lines = [f"ready on {address}", registry.describe()]
         if options.grpc_socket_path is not None:
             lines.append(f"also on unix:{options.grpc_socket_path}")
-        if page_server is not None:
-            lines.append(f"metrics on {page_server.url}")
+        if http_server is not None:
+            lines.append(f"REST on {http_server.url}")
+            if options.metrics_path is not None:
+                lines.append(f"metrics on {http_server.url}{options.metrics_path}")
         print(f"serving.server: {', '.join(lines)}", flush=True)
         received = signal.Signals(signal.sigwait(_EXIT_CODES))
 
@@ -96,7 +109,10 @@ def main(arguments: Sequence[str]) -> int:
     health.stop()
     registry.stop()
     if server is not None:
-        server.stop(_GRACE_S).wait(2 * _GRACE_S)
+        ended = server.stop(_GRACE_S)
+        if http_server is not None:
+            http_server.stop(_GRACE_S)
+        ended.wait(2 * _GRACE_S)
     return _EXIT_CODES[received]
 
 
@@ -159,6 +175,7 @@ def _make_server(
     registry: ReloadableRegistry,
     metrics: Metrics,
     health: HealthService,
+    turns: Turns,
 ) -> tuple[grpc.Server, str]:
     """Returns the gRPC server with all services, not started yet, and its address.
 
@@ -180,12 +197,19 @@ def _make_server(
         )
     handlers = services.handlers(registry, print_error, metrics.observer(registry))
     inference = "tensorflow.serving.PredictionService"
-    server.add_generic_rpc_handlers(
-        (limit_concurrency(handlers, inference, options.grpc_max_threads),)
-    )
+    server.add_generic_rpc_handlers((limit_concurrency(handlers, inference, turns),))
     if options.enable_grpc_healthcheck_service:
         health.add_to(server)
     return server, address
+
+
+def _serve_rest(
+    server: HttpServer, registry: ReloadableRegistry, metrics: Metrics, turns: Turns
+) -> None:
+    from serving.server.rest.answers import Answers
+
+    observe = metrics.observer(registry, "REST")
+    server.set_answer(Answers(registry, turns, print_error, observe).answer)
 
 
 def print_error(line: str) -> None:

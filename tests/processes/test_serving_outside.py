@@ -125,7 +125,7 @@ def test_ready_and_serving_once_every_model_has_a_version(server: Server, channe
     (server.folder / "half_plus").symlink_to(RECORDED / "models" / "half_plus")
     server.process.wait_for(
         r"ready on 127\.0\.0\.1:\d+, model kitchen versions 1 2, model half_plus version 5, "
-        rf"also on {server.socket}, metrics on http://127\.0\.0\.1:\d+/monitoring/prometheus/metrics\n"
+        rf"also on {server.socket}, REST on http://127\.0\.0\.1:\d+, metrics on http://127\.0\.0\.1:\d+/monitoring/prometheus/metrics\n"
     )
     assert check(channel) == SERVING
 

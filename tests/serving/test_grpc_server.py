@@ -66,7 +66,9 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Echo]:
         )
         for service, answer in (("test", echo.answer), ("other", lambda request, context: request))
     ]
-    server.add_generic_rpc_handlers((concurrency.limit_concurrency(handlers, "test", 1),))
+    server.add_generic_rpc_handlers(
+        (concurrency.limit_concurrency(handlers, "test", concurrency.Turns(1)),)
+    )
     server.start()
     with grpc.insecure_channel(target) as echo.channel:
         yield echo

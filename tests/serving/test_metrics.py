@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.server.frontend.metrics import Metrics
-from serving.server.frontend.metrics_page import MetricsPageServer
+from serving.server.rest import http_server
+from serving.server.rest.http_server import HttpServer
 
 OK, NOT_FOUND = grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND
 
@@ -98,13 +100,21 @@ def test_batches_are_counted_by_their_rows():
     assert found[f"{name}_sum", labels(**pool)] == 68
 
 
+def test_rest_calls_have_their_own_entrypoint():
+    metrics = Metrics()
+    metrics.observer({"m"}, "REST")("predict", "m", OK, 1e-6)
+    found = samples(metrics.page())
+    rest = labels(model_name="m", API="predict", entrypoint="REST")
+    assert found[":tensorflow:serving:request_latency_count", rest] == 1
+    assert found[":tensorflow:serving:request_count", labels(model_name="m", status="OK")] == 1
+
+
 @pytest.fixture
-def pages() -> Iterator[MetricsPageServer]:
-    pages = MetricsPageServer("127.0.0.1", 0, "/metrics")
-    pages.start(lambda: "all is well\n")
+def pages() -> Iterator[HttpServer]:
+    pages = HttpServer("127.0.0.1", 0)
+    pages.start("/metrics", lambda: "all is well\n")
     yield pages
-    pages.shutdown()
-    pages.server_close()
+    pages.stop(1.0)
 
 
 def get(url: str) -> tuple[int, str]:
@@ -115,26 +125,28 @@ def get(url: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_one_page_and_nothing_else(pages: MetricsPageServer):
-    assert get(pages.url) == (200, "all is well\n")
-    assert get(f"{pages.url}?some=thing") == (200, "all is well\n")
-    code, text = get(f"{pages.url.removesuffix('/metrics')}/v1/models/m:predict")
-    assert (code, text) == (404, "only /metrics is served here\n")
+def test_a_page_also_before_models_are_loaded(pages: HttpServer):
+    assert get(f"{pages.url}/metrics") == (200, "all is well\n")
+    assert get(f"{pages.url}/metrics?some=thing") == (200, "all is well\n")
+    code, text = get(f"{pages.url}/")
+    assert (code, text) == (404, '{"error": "only /v1/models and /metrics can be found here"}')
+    code, text = get(f"{pages.url}/v1/models/m")
+    assert (code, text) == (503, '{"error": "the models are not loaded yet"}')
 
 
-def test_a_taken_port_is_said(pages: MetricsPageServer):
-    port = pages.server_address[1]
-    with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{port} for metrics"):
-        MetricsPageServer("127.0.0.1", port, "/")
+def test_a_taken_port_is_said(pages: HttpServer):
+    with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{pages.port} for REST"):
+        HttpServer("127.0.0.1", pages.port)
 
 
-def test_who_dawdles_is_cut_off(pages: MetricsPageServer, monkeypatch: pytest.MonkeyPatch):
-    import socket
-
-    from serving.server.frontend import metrics_page
-
-    monkeypatch.setattr(metrics_page, "_TIMEOUT_S", 0.2)
-    with socket.create_connection(pages.server_address) as slow:
-        slow.sendall(b"GET /metrics HT")
-        assert get(pages.url)[0] == 200
-        assert slow.recv(100) == b""
+def test_who_dawdles_is_cut_off(pages: HttpServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http_server, "_HEADERS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_server, "_BODY_TIMEOUT_S", 0.2)
+    for begin in (b"GET /metrics HT", b""):
+        with socket.create_connection(("127.0.0.1", pages.port), timeout=10) as slow:
+            slow.sendall(begin)
+            assert get(f"{pages.url}/metrics")[0] == 200
+            assert slow.recv(100) == b""
+    with socket.create_connection(("127.0.0.1", pages.port), timeout=10) as slow:
+        slow.sendall(b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        assert slow.recv(100).startswith(b"HTTP/1.1 408 ")

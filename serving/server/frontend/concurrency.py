@@ -9,11 +9,45 @@ from typing import Any
 
 import grpc
 
+TOO_LATE = "Deadline exceeded while the call waited for its turn"
+
+
+class Turns:
+    """Lets a number of calls work at the same time, whatever way they come in.
+
+    Args:
+        max_calls: that number.
+    """
+
+    def __init__(self, max_calls: int) -> None:
+        # Much faster than a semaphore.
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(max_calls):
+            self._tokens.put(None)
+
+    def take(self, time_left_s: Callable[[], float | None]) -> bool:
+        """Waits for a turn; returns False if the deadline passes first."""
+        try:
+            self._tokens.get_nowait()
+        except queue.Empty:
+            # gRPC's 300 billion years without a deadline are more than a lock's timeout can be.
+            left_s = time_left_s()
+            timeout_s = None if left_s is None else max(0.0, min(left_s, threading.TIMEOUT_MAX))
+            try:
+                self._tokens.get(timeout=timeout_s)
+            except queue.Empty:
+                return False
+        return True
+
+    def give_back(self) -> None:
+        """Ends a turn."""
+        self._tokens.put(None)
+
 
 def limit_concurrency(
-    handlers: Sequence[grpc.GenericRpcHandler], service: str, max_calls: int
+    handlers: Sequence[grpc.GenericRpcHandler], service: str, turns: Turns
 ) -> grpc.GenericRpcHandler:
-    """Returns a handler that works on at most ``max_calls`` calls of a service at a time.
+    """Returns a handler whose calls of a service wait for their turn.
 
     Further calls wait; TF Serving refuses them. A call whose deadline passes while it waits is not
     worked on.
@@ -21,28 +55,17 @@ def limit_concurrency(
     Args:
         handlers: of this service, whose methods are unary, and of others, which are not limited.
         service: the service's full name.
-        max_calls: largest number of its calls at the same time.
+        turns: of its calls.
     """
-    tokens: queue.SimpleQueue[None] = queue.SimpleQueue()  # much faster than a semaphore
-    for _ in range(max_calls):
-        tokens.put(None)
 
-    def with_token(answer: Callable[..., Any]) -> Callable[..., Any]:
+    def with_turn(answer: Callable[..., Any]) -> Callable[..., Any]:
         def wait_and_answer(request: Any, context: grpc.ServicerContext) -> Any:
-            try:
-                tokens.get_nowait()
-            except queue.Empty:
-                # Without a deadline it is 300 billion years, more than a lock's timeout can be.
-                left_s = min(context.time_remaining(), threading.TIMEOUT_MAX)
-                try:
-                    tokens.get(timeout=left_s)
-                except queue.Empty:
-                    text = "Deadline exceeded while the call waited for its turn"
-                    context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+            if not turns.take(context.time_remaining):
+                context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, TOO_LATE)
             try:
                 return answer(request, context)
             finally:
-                tokens.put(None)
+                turns.give_back()
 
         return wait_and_answer
 
@@ -50,7 +73,7 @@ def limit_concurrency(
         if not name.startswith(f"/{service}/"):
             return method
         return grpc.unary_unary_rpc_method_handler(
-            with_token(method.unary_unary), method.request_deserializer, method.response_serializer
+            with_turn(method.unary_unary), method.request_deserializer, method.response_serializer
         )
 
     methods: dict[str, grpc.RpcMethodHandler] = {}  # only of methods that exist

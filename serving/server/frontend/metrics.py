@@ -18,7 +18,8 @@ import grpc
 # TF Serving's: 33 bounds from 10 us to about 20 minutes, each 1.8 times the one before.
 _LATENCY_BOUNDS_US = [10 * 1.8**power for power in range(33)]
 _BATCH_SIZE_BOUNDS = [2**power for power in range(13)]
-_INFERENCE = {"Predict", "Classify", "Regress", "MultiInference"}
+# Names of gRPC's methods, and of REST's as they are in URLs.
+_INFERENCE = {"Predict", "Classify", "Regress", "MultiInference", "predict", "classify", "regress"}
 _UNKNOWN = ""  # the name under which calls of unknown models are counted
 
 M = TypeVar("M")
@@ -113,13 +114,14 @@ class Metrics:
         self._load_us = Counter(":tensorflow:cc:saved_model:load_latency", ("model_path",))
 
     def observer(
-        self, models: Container[str]
+        self, models: Container[str], entrypoint: str = "GRPC"
     ) -> Callable[[str, str, grpc.StatusCode, float], None]:
         """Returns a function that counts calls for inference when they end, as in TF Serving.
 
         Args:
             models: names of the server's models. Calls of other models are counted under one name,
                 so that callers can't fill the memory with names.
+            entrypoint: how the calls come in, GRPC or REST.
         """
 
         def observe(method: str, model: str, code: grpc.StatusCode, seconds: float) -> None:
@@ -128,7 +130,7 @@ class Metrics:
             name = model if model in models else _UNKNOWN
             self._requests.add((name, code.name))
             if code is grpc.StatusCode.OK:
-                self._latency.observe((name, method, "GRPC"), seconds * 1e6)
+                self._latency.observe((name, method, entrypoint), seconds * 1e6)
 
         return observe
 

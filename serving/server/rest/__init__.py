@@ -1,0 +1,1 @@
+"""The embedded server's REST API and its page of metrics, on one HTTP port."""

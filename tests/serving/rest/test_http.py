@@ -1,0 +1,118 @@
+"""REST over HTTP: a real server, Python's HTTP client, and connections that misbehave."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.server.rest import http_server
+from serving.server.rest.http_server import HttpServer
+from tests.running import Process
+
+RECORDED = Path(__file__).parents[1] / "recorded" / "models"
+
+
+def test_a_real_server_with_gzip_and_keep_alive(tmp_path: Path):
+    config = tmp_path / "monitoring.config"
+    config.write_text('prometheus_config { enable: true path: "/metrics" }')
+    command = ["python", "-m", "serving.server", "--port=0", "--rest_api_port=0"]
+    flags = [f"--model_base_path={RECORDED}/half_plus", f"--monitoring_config_file={config}"]
+    with Process([*command, "--model_name=half", *flags]) as process:
+        port = int(process.wait_for(r"REST on http://127\.0\.0\.1:(\d+), metrics on ")[1])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.connect()
+        first_socket = connection.sock
+        values = [float(value) for value in range(1000)]
+        body = gzip.compress(json.dumps({"instances": values}).encode())
+        headers = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip, deflate"}
+        headers["Content-Type"] = "text/nonsense"
+        for _ in range(2):
+            connection.request("POST", "/v1/models/half:predict", body, headers)
+            response = connection.getresponse()
+            assert response.status == 200
+            assert response.headers["Content-Encoding"] == "gzip"
+            assert response.headers["Content-Type"] == "application/json"
+            answer = json.loads(gzip.decompress(response.read()))
+            step = answer["predictions"][2] - answer["predictions"][0]
+            assert (len(answer["predictions"]), step) == (1000, 1.0)
+        connection.request("POST", "/v1/models/none:predict", '{"instances": [1]}')
+        response = connection.getresponse()
+        text = "Servable not found for request: Latest(none)"
+        assert (response.status, json.loads(response.read())) == (404, {"error": text})
+        connection.request("HEAD", "/v1/models/half")
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (400, b"")
+        connection.request("GET", "/metrics")
+        page = connection.getresponse().read().decode()
+        assert 'request_count{model_name="half",status="OK"} 2' in page
+        assert 'API="predict",entrypoint="REST"' in page
+        assert connection.sock is first_socket  # it was never closed
+        connection.close()
+        process.signal(15)
+        process.wait(0)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpServer]:
+    monkeypatch.setattr(http_server, "_MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(http_server, "_MAX_WAITING", 0)
+    server = HttpServer("127.0.0.1", 0)
+    server.start(num_threads=1, timeout_s=30.0, has_cors=True)
+    yield server
+    server.stop(1.0)
+
+
+def ask(
+    server: HttpServer, method: str, path: str, body: bytes = b"", **headers: str
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body, named)
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    return response.status, response.headers, text
+
+
+def test_bodies_that_are_too_large_or_not_compressed_as_said(server: HttpServer):
+    server.set_answer(lambda method, path, body, time_left_s: (200, b"%d" % len(body)))
+    path = "/v1/models/m:predict"
+    assert ask(server, "POST", path, b"x" * 1000)[2] == b"1000"
+    for body, encoding in ((b"x" * 1001, "identity"), (gzip.compress(b"x" * 10**6), "gzip")):
+        status, _, text = ask(server, "POST", path, body, Content_Encoding=encoding)
+        assert (status, list(json.loads(text))) == (413, ["error"])
+    status, _, text = ask(server, "POST", path, b"not gzip", Content_Encoding="gzip")
+    assert (status, list(json.loads(text))) == (400, ["error"])
+
+
+def test_other_origins(server: HttpServer):
+    server.set_answer(lambda method, path, body, time_left_s: (200, b"{}"))
+    for method in ("OPTIONS", "GET"):
+        status, headers, _ = ask(server, method, "/v1/models/m")
+        assert (status, headers["Access-Control-Allow-Origin"]) == (200, "*")
+        assert headers["Access-Control-Allow-Methods"] == "POST, GET"
+
+
+def test_a_call_too_many_is_refused_at_once(server: HttpServer):
+    began, go_on = threading.Event(), threading.Event()
+
+    def answer(*_: object) -> tuple[int, bytes]:
+        began.set()
+        assert go_on.wait(30)
+        return 200, b"{}"
+
+    server.set_answer(answer)
+    waiting = threading.Thread(target=ask, args=(server, "GET", "/v1/models/m"))
+    waiting.start()
+    assert began.wait(30)
+    try:
+        assert ask(server, "GET", "/v1/models/m")[0] == 429
+    finally:
+        go_on.set()
+        waiting.join()
