@@ -310,8 +310,9 @@ def _is_text(array: Array) -> bool:
 
 
 def _shape(message: Any) -> tuple[int, ...]:
+    # TensorFlow ignores `unknown_rank` of a tensor with values: without dimensions, it is a scalar.
     shape = tuple([dim.size for dim in message.dim])
-    if message.unknown_rank or (shape and min(shape) < 0):
+    if shape and min(shape) < 0:
         raise ValueError("the shape is not known in full")
     return shape
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from serving.server.errors import ServableNotFound, StatusError
 
@@ -19,6 +20,8 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
         code, text = grpc.StatusCode.NOT_FOUND, str(error)
     elif isinstance(error, tf.errors.OpError):
         code, text = _CODES.get(error.error_code, grpc.StatusCode.UNKNOWN), error.message
+    elif isinstance(error, DecodeError):
+        code, text = grpc.StatusCode.INTERNAL, ""  # gRPC's C++ library gives no reason
     elif isinstance(error, MemoryError):
         code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, "out of memory"
     else:

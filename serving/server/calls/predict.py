@@ -50,7 +50,7 @@ def signature_of(model: SavedModel, request: Any) -> Signature:
     """Returns the signature that a PredictRequest names; raises StatusError if it is missing."""
     key = request.model_spec.signature_name or model_specs.DEFAULT_SIGNATURE
     signature = model.signatures.get(key)
-    if signature is None or not signature.definition.method_name:
+    if signature is None:
         text = f'Serving signature key "{key}" not found.'
         raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, text)
     return signature
@@ -79,6 +79,12 @@ def _feeds(signature: Signature, inputs: Any) -> dict[str, Array]:
             feeds[tensor] = tensors.read(message)
         except ValueError:
             raise invalid_argument(f"tensor parsing error: {alias}") from None
+    if not all(alias in known for alias in inputs):  # if a default replaces a misspelt input
+        used = ",".join(sorted(set(inputs) & set(known)))
+        raise invalid_argument(
+            f"Inputs contains invalid name. Used request inputs: {used}, "
+            f"request input: {','.join(sorted(inputs))}"
+        )
     return feeds
 
 

@@ -93,11 +93,12 @@ class ModelRegistry:
     def states(self, spec: model_pb2.ModelSpec) -> list[VersionState]:
         """Returns the states of the versions that ``spec`` selects, newest first; at least one.
 
+        As in TF Serving, a label selects nothing: the answer has all versions.
+
         Raises:
             StatusError: no such version exists.
         """
-        snapshot, choice = self._snapshot, VersionChoice.of(spec)
-        number = choice.number if choice.label is None else _version_of_label(snapshot, choice)
+        snapshot, number = self._snapshot, VersionChoice.of(spec).number
         servable = snapshot.servables.get(spec.name) or snapshot.dropped.get(spec.name)
         states = servable.states() if servable else []
         if number is not None:

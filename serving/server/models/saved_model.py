@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from serving.tensors import Array
 
 _MAX_TIMEOUT_MS = 2**31 - 1
 _CALLERS_THREAD = -1  # in RunOptions
+_BATCH_NODE = re.compile(r"\n\t \[\[(\{\{node )?BatchFunction\w*(\}\})?\]\]$")
 _SHAPES_DIFFER = ("Dimensions of inputs should match", "Ranks of all input tensors should match")
 
 
@@ -118,7 +120,7 @@ class SavedModel:
         except tf.errors.CancelledError:
             # The deadline of another call in the batch has cancelled all of it: run this one alone.
             return self._call(feeds, fetches, time_left_s)
-        except tf.errors.InvalidArgumentError as error:
+        except (tf.errors.InvalidArgumentError, tf.errors.UnavailableError) as error:
             raise _as_tf_serving_reports(error, feeds) from None
         if positions[0, 0] == 0:  # true for exactly one call of each batch
             self._observe_batch(int(positions[0, 1]))
@@ -154,7 +156,7 @@ class SavedModel:
                 options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
                 options.run_options.inter_op_thread_pool = _CALLERS_THREAD
                 # TensorFlow refuses some signatures; `_call` runs these in the session.
-                with contextlib.suppress(tf.errors.InvalidArgumentError):
+                with contextlib.suppress(tf.errors.OpError):
                     run = self._session._make_callable_from_options(options)
                     functions[*feeds, None, *fetches] = run
         return functions
@@ -176,18 +178,22 @@ class SavedModel:
         results = pywrap_tf_session.TF_SessionRun_wrapper(
             self._session._session,
             _options(time_left_s()),
-            {self._handle(name): array for name, array in feeds.items()},
-            [self._handle(fetch) for fetch in fetches],
+            {self._handle(name, _no_feed): array for name, array in feeds.items()},
+            [self._handle(fetch, _no_fetch) for fetch in fetches],
             [],
             None,
         )
         return _as_arrays(results)
 
-    def _handle(self, name: str) -> Any:
-        """Returns the C++ handle of a tensor."""
+    def _handle(self, name: str, missing: Callable[[tf.Graph, str], Exception]) -> Any:
+        """Returns the C++ handle of a tensor; raises what ``missing`` returns if none exists."""
         handle = self._handles.get(name)
         if handle is None:
-            handle = self._graph.get_tensor_by_name(name)._as_tf_output()
+            try:
+                tensor = self._graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
+            except (KeyError, ValueError):
+                raise missing(self._graph, name) from None
+            handle = tensor._as_tf_output()
             self._handles[name] = handle
         return handle
 
@@ -203,6 +209,29 @@ def _to_signature(definition: Any) -> Signature:
         for infos in (definition.inputs, definition.outputs)
     )
     return Signature(definition, inputs, outputs, dict(definition.defaults))
+
+
+# Python's API refuses tensors that don't exist: of sparse inputs, which have no name, and of
+# operations without outputs, such as the initializer. TF Serving has these texts from C++.
+def _no_feed(graph: tf.Graph, name: str) -> Exception:
+    return tf.errors.NotFoundError(None, None, f"FeedInputs: unable to find feed output {name}")
+
+
+def _no_fetch(graph: tf.Graph, name: str) -> Exception:
+    operations = {operation.name: operation for operation in graph.get_operations()}
+    operation = operations.get(name.partition(":")[0])
+    if operation is None:
+        return tf.errors.NotFoundError(None, None, f"FetchOutputs node {name}: not found")
+    if operation.outputs:
+        count = len(operation.outputs)
+        text = f"FetchOutputs {name}: output index too large, must be < {count}"
+    else:
+        text = (
+            f"Tried to fetch data for '{name}', which produces no output.  To run to a node but "
+            f"not fetch any data, pass '{name}' as an argument to the 'target_node_names' argument "
+            "of the Session::Run API."
+        )
+    return tf.errors.InvalidArgumentError(None, None, text)
 
 
 def _fit(feeds: Mapping[str, Array], ranks: Mapping[str, int]) -> bool:
@@ -226,7 +255,8 @@ def _check_rows(arrays: Iterable[Array]) -> None:
 def _as_tf_serving_reports(error: Any, feeds: Mapping[str, Array]) -> Any:
     """Returns TF Serving's error where it differs from the scheduler's."""
     if not error.message.startswith(_SHAPES_DIFFER):
-        return error
+        # TF Serving gathers calls in front of the session: its graph has no node for that.
+        return type(error)(None, None, _BATCH_NODE.sub("", error.message))
     text = (
         f"Tensors with name '{min(feeds)}' from different tasks have different shapes and padding "
         "is turned off.Set pad_variable_length_inputs to true, or ensure that all tensors with the "
