@@ -225,7 +225,7 @@ def read(message: Any) -> Array:
             to more than 16 MB.
     """
     number, shape = message.dtype, _shape(message.tensor_shape)
-    content = message.tensor_content
+    content = b"" if 0 in shape else message.tensor_content  # TensorFlow ignores it then
     if content and number in _NUMERIC:
         return _little_endian(np.frombuffer(content, _NUMERIC[number]).reshape(shape)).copy()
     if number not in _TYPES:
