@@ -182,7 +182,7 @@ def test_random_tensors_are_read_as_by_tensorflow():
     for _ in range(CASES * 5):
         name = rng.choice(NUMERIC)
         dtype = tf.as_dtype(name)
-        message = tf.make_tensor_proto([1, 0, 1][: rng.randrange(1, 4)], dtype)
+        message = tf.make_tensor_proto(np.array([1, 0, 1][: rng.randrange(1, 4)], name))
         message.version_number = rng.randrange(3)
         if rng.random() < 0.5:
             message.tensor_content = message.tensor_content[: rng.randrange(30)]

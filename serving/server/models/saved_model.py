@@ -185,7 +185,7 @@ class SavedModel:
         )
         return _as_arrays(results)
 
-    def _handle(self, name: str, missing: Callable[[tf.Graph, str], Exception]) -> Any:
+    def _handle(self, name: str, missing: Callable[[tf.Graph, str], Any]) -> Any:
         """Returns the C++ handle of a tensor; raises what ``missing`` returns if none exists."""
         handle = self._handles.get(name)
         if handle is None:
@@ -213,11 +213,11 @@ def _to_signature(definition: Any) -> Signature:
 
 # Python's API refuses tensors that don't exist: of sparse inputs, which have no name, and of
 # operations without outputs, such as the initializer. TF Serving has these texts from C++.
-def _no_feed(graph: tf.Graph, name: str) -> Exception:
+def _no_feed(graph: tf.Graph, name: str) -> Any:
     return tf.errors.NotFoundError(None, None, f"FeedInputs: unable to find feed output {name}")
 
 
-def _no_fetch(graph: tf.Graph, name: str) -> Exception:
+def _no_fetch(graph: tf.Graph, name: str) -> Any:
     operations = {operation.name: operation for operation in graph.get_operations()}
     operation = operations.get(name.partition(":")[0])
     if operation is None:
