@@ -46,7 +46,8 @@ class Route:
         self._options, self._open_channel = options, open_channel
         # A proxy resolves names itself.
         self._resolver = None if connection.proxies[target] else Resolver.of(target)
-        self._lock = threading.Lock()  # threads may change the next three at the same time
+        self._lock = threading.Lock()  # threads may change the next four at the same time
+        self._has_failed = False
         self._addresses: tuple[str, ...] = ()
         self._opened: weakref.WeakSet[Channel] = weakref.WeakSet()
         self._channel = self._open(target, options)
@@ -63,6 +64,9 @@ class Route:
     def note_failure(self) -> None:
         """Notes that the target was unavailable."""
         if self._resolver is not None:
+            with self._lock:
+                if not self._has_failed:
+                    self._has_failed, self._addresses = True, ()  # gRPC may not have found them
             self._resolver.note_failure()
 
     def opened(self) -> list[Any]:
@@ -74,8 +78,8 @@ class Route:
         before, self._addresses = self._addresses, resolver.addresses()
         if self._addresses is before:  # another thread was here
             return
-        if not before and len(self._addresses) == 1:
-            return  # mostly a load balancer's: gRPC has found it too
+        if not before and not self._has_failed:
+            return  # gRPC has found them too
         # Servers and certificates still see the name.
         options = (*self._options, ("grpc.default_authority", resolver.authority))
         self._channel = self._open(resolver.target_of(self._addresses), options)

@@ -8,13 +8,46 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Collection
 from typing import Final
 
 LOOK_EVERY_S = 10.0
 LOOK_AFTER_FAILURE_S = 1.0
 
+_LONGEST_ABSENCE_S: Final = 600.0
 _NAME_AND_PORT: Final = re.compile(r"(dns:(?:///)?)?([\w.-]+):(\d+)")
 _OTHER_SCHEMES: Final = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
+
+
+class Addresses:
+    """The addresses to use, by a name server's answers.
+
+    Most answers have all addresses, so one that is missing is gone. Some name servers answer with a
+    few of many, other ones each time: an address was missing, and soon it is back. After that, a
+    missing one stays for twice as long as the longest such absence.
+    """
+
+    def __init__(self) -> None:
+        self.in_use: tuple[str, ...] = ()
+        self._missing_since_s: dict[str, float] = {}
+        self._keep_s = 0.0
+
+    def update(self, found: Collection[str], now_s: float) -> None:
+        """Takes in an answer; ``in_use`` stays the same object if nothing changes."""
+        missing_since_s = dict.fromkeys(self.in_use, now_s) | self._missing_since_s
+        for address in missing_since_s.keys() & found:
+            absence_s = now_s - missing_since_s.pop(address)
+            if absence_s <= _LONGEST_ABSENCE_S:
+                self._keep_s = max(self._keep_s, 2 * absence_s)
+        self._missing_since_s = {
+            address: since_s
+            for address, since_s in missing_since_s.items()
+            if now_s - since_s <= _LONGEST_ABSENCE_S
+        }
+        kept = (a for a, since_s in self._missing_since_s.items() if now_s - since_s < self._keep_s)
+        addresses = tuple(sorted({*found, *kept}))
+        if addresses != self.in_use:
+            self.in_use = addresses
 
 
 class Resolver:
@@ -32,7 +65,7 @@ class Resolver:
     def __init__(self, host: str, port: int) -> None:
         self.authority = f"{host}:{port}"
         self._host, self._port = host, port
-        self._addresses: tuple[str, ...] = ()
+        self._addresses = Addresses()
         self._looked_s = -math.inf
         self._next_look_s = -math.inf  # infinite while a look is under way
 
@@ -55,7 +88,7 @@ class Resolver:
                 threading.Thread(target=self._look, name="resolver", daemon=True).start()
             except RuntimeError:  # the interpreter ends, or there are too many threads
                 self._next_look_s = time.monotonic() + LOOK_EVERY_S
-        return self._addresses
+        return self._addresses.in_use
 
     def note_failure(self) -> None:
         """Looks soon, because all replicas may have other addresses now."""
@@ -69,10 +102,10 @@ class Resolver:
         except (OSError, UnicodeError):
             found = []
         # An address with a zone (fe80::1%eth0) can't be written in a target.
-        addresses = tuple(sorted({str(entry[4][0]) for entry in found if "%" not in str(entry[4])}))
-        if addresses and addresses != self._addresses:
-            self._addresses = addresses
+        addresses = {str(entry[4][0]) for entry in found if "%" not in str(entry[4])}
         self._looked_s = time.monotonic()
+        if addresses:
+            self._addresses.update(addresses, self._looked_s)
         self._next_look_s = self._looked_s + LOOK_EVERY_S
 
     def target_of(self, addresses: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.client import AsyncClient, Client, Tls, resolving
-from serving.client.resolving import Resolver
+from serving.client import AsyncClient, Client, Tls, Unavailable, resolving
+from serving.client.resolving import Addresses, Resolver
 from tests.running import Process, free_port, wait_until
 from tests.serving.callers import Callers
 from tests.serving.keys import make_keys
@@ -33,7 +34,7 @@ class Names:
         self.looks = 0
 
     def getaddrinfo(self, host: str, port: int, **options: Any) -> list[Any]:
-        assert host == NAME
+        assert host in (NAME, "localhost")
         self.looks += 1
         if not self.addresses:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
@@ -154,6 +155,39 @@ def test_a_call_under_way_ends_in_the_channel_in_which_it_began(
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
+def test_a_name_that_exists_later_is_found_soon(names: Names, replicas: Callable[[str], Server]):
+    server = replicas("127.0.0.2")
+    with Client(f"{NAME}:{server.port}", check=False, retries=0) as client:
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="can be resolved"):
+                client.predict("m", X)
+        names.addresses = ["127.0.0.2"]
+
+        def is_answered() -> bool:
+            with contextlib.suppress(Unavailable):
+                client.predict("m", X)
+            return bool(server.calls)
+
+        wait_until(is_answered, 10, "the server is called")
+
+
+def test_what_grpc_finds_too_is_not_connected_again(
+    names: Names, replicas: Callable[[str], Server]
+):
+    peers = set()
+
+    def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
+        peers.add(context.peer())
+        return echo(data, context)
+
+    server, other = replicas("127.0.0.1"), replicas("127.0.0.2")
+    server.answers["Predict"] = answer
+    names.addresses = ["127.0.0.1", "127.0.0.2"]
+    with Client(f"localhost:{server.port}", check=False) as client:
+        wait_until(lambda: ask(client) or names.looks > 3, 20, "the name is asked for")
+    assert len(peers) == 1 and not other.calls
+
+
 def test_servers_see_the_name_and_certificates_are_for_it(
     names: Names, replicas: Callable[..., Server], tmp_path: Path
 ):
@@ -188,6 +222,35 @@ def test_a_name_is_asked_for_at_intervals_and_only_while_there_are_calls(
     resolver.note_failure()
     wait_until(lambda: resolver.addresses() == ("10.0.0.2",), 10, "it is found after a failure")
     assert names.looks == 2
+
+
+def test_an_answer_is_complete_unless_addresses_come_back():
+    addresses = Addresses()
+    for now_s, found, in_use in (
+        (0, "ab", "ab"),
+        (10, "ba", "ab"),
+        (20, "bc", "bc"),  # a is gone
+        (900, "abc", "abc"),  # after so long, it is another host's
+        (910, "ab", "ab"),
+        (930, "bc", "abc"),  # c is back after 20 s: a may come back too
+        (969, "b", "abc"),
+        (970, "b", "bc"),  # a is missing for twice as long
+        (1010, "b", "b"),
+    ):
+        before = addresses.in_use
+        addresses.update({*found}, now_s)
+        assert "".join(addresses.in_use) == in_use
+        assert (addresses.in_use is before) == (addresses.in_use == before)
+
+
+@pytest.mark.parametrize("cached_s", [10, 60])
+def test_random_answers_come_to_rest(cached_s: int):
+    addresses, draw, changes = Addresses(), random.Random(1), 0
+    for now_s in range(0, 3600, cached_s):
+        before = addresses.in_use
+        addresses.update(draw.sample("abcdefgh", 3), now_s)
+        changes += addresses.in_use is not before
+    assert "".join(addresses.in_use) == "abcdefgh" and changes < 15
 
 
 STUCK = """
