@@ -58,6 +58,7 @@ class AsyncClient:
             self._connection.targets, self._connection.proxies, timeout_s, retries, check
         )
         self._routes: list[Route] = []
+        self._loop: asyncio.AbstractEventLoop | None = None  # the channels belong to it
         self._closed = False
 
     predict = _awaiting(Operations.predict)
@@ -106,13 +107,17 @@ class AsyncClient:
 
     async def _call(self, call: Call) -> Any:
         """Makes a call; no other code does."""
+        targets, loop = self._connection.targets, asyncio.get_running_loop()
         if self._is_closed():
-            where = self._connection.targets[call.replica]
-            raise InvalidInput(f"the client of {where}: it is closed")
+            raise InvalidInput(f"the client of {targets[call.replica]}: it is closed")
         if not self._routes:
-            # The channels belong to the event loop that runs at this moment.
-            targets = self._connection.targets
+            self._loop = loop
             self._routes = [Route(self._connection, t, self._open_channel) for t in targets]
+        if loop is not self._loop:
+            raise InvalidInput(
+                f"the client of {targets[call.replica]} was used in another event loop before: "
+                "make an AsyncClient in each loop"
+            )
         route = self._routes[call.replica]
         try:
             channel = route.channel()

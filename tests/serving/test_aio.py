@@ -51,6 +51,14 @@ def test_has_the_methods_of_client():
     assert made[0] == made[1]
 
 
+def test_another_event_loop_is_refused(server: Server):
+    client = AsyncClient(server.target)
+    asyncio.run(client.predict("m", X))
+    with pytest.raises(InvalidInput, match="AsyncClient in each loop"):
+        asyncio.run(client.predict("m", X))
+    asyncio.run(client.close())
+
+
 def test_failures_are_clients_errors(server: Server):
     async def main() -> None:
         async with AsyncClient(server.target) as client:
