@@ -13,7 +13,11 @@ _REFUSED: Final = (
     StatusCode.OUT_OF_RANGE,
 )
 _INFERENCE: Final = ("Predict", "Classify", "Regress")
-_NO_CONNECTION: Final = "(?i)failed to connect|connections to all|HTTP proxy|name resolution"
+# Not all failed connections: TLS and HTTP/1 are between the client and the server behind the proxy.
+_PROXY_FAILED: Final = (
+    "(?i)HTTP proxy|resolving|name resolution|failed to connect"
+    "|connections to all .*(clos|reset|timed? ?out)"
+)
 
 # The first row that fits: codes, a part of the text (of TF Serving, TensorFlow or gRPC), advice.
 # A text that fits no row gets no advice, because a wrong one costs more.
@@ -109,7 +113,7 @@ _TABLE: Final[tuple[tuple[tuple[StatusCode, ...], str, str], ...]] = (
     ),
     (
         (StatusCode.UNAVAILABLE,),
-        "(?i)dns|name resolution|domain name|resolver",
+        "(?i)dns|name resolution|domain name|resolv",
         "Check that the target's name is right and can be resolved here.",
     ),
     (
@@ -179,7 +183,7 @@ def advice_for(method: str, code: StatusCode, details: str, proxy: str | None) -
         if method == "HandleReloadConfigRequest":
             return "Increase timeout_s: the server waits for models, also for a missing base_path."
         return "Check that the server is not overloaded, or increase timeout_s."
-    if proxy and code is StatusCode.UNAVAILABLE and re.search(_NO_CONNECTION, details):
+    if proxy and code is StatusCode.UNAVAILABLE and re.search(_PROXY_FAILED, details):
         return "Check the proxy, or list the target in no_proxy to connect directly."
     for codes, part, advice in _TABLE:
         if code in codes and re.search(part, details):

@@ -26,7 +26,7 @@ def proxy_of(target: str, environ: Mapping[str, str]) -> str | None:
         url = urlsplit(environ[variable])
     except ValueError:
         return None
-    if url.scheme != "http" or not url.netloc:
+    if url.scheme != "http" or not url.netloc or environ[variable][0].isspace():
         return None  # gRPC logs that it can't use this proxy, and connects directly
     return f"http://{url.netloc.rpartition('@')[2]} ({variable})"  # without its password
 

@@ -130,9 +130,30 @@ def test_texts_that_were_not_recorded(method: str, code: str, details: str, expe
     check(advice_for(method, grpc.StatusCode[code], details, None), expected)
 
 
-def test_a_proxy_is_to_blame_only_for_connections():
-    full = "The batch scheduling queue to which this task was submitted is full"
-    assert "overloaded" in advice_for("Predict", grpc.StatusCode.UNAVAILABLE, full, "http://p (x)")
+ALL = "connections to all backends failing; last error: UNKNOWN: ipv4:10.0.0.1:3128: "
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        (ALL + "HTTP proxy returned response code 407", "Check the proxy"),
+        (ALL + "Failed to connect to remote host: Connection refused", "Check the proxy"),
+        (ALL + "Socket closed", "Check the proxy"),
+        (ALL + "Endpoint closing", "Check the proxy"),  # it accepts and never answers
+        ("errors resolving proxy:3128: [field:hostname lookup error:address lookup failed for "
+         "proxy:3128: Domain name not found]", "Check the proxy"),
+        (ALL + "Tls handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL "
+         "routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED", "certificates"),
+        (ALL + "Custom verification check failed with error: UNAUTHENTICATED: Hostname "
+         "Verification Check failed.", "certificates"),
+        (ALL + "Failed parsing HTTP/2 (Expected SETTINGS frame as the first frame, got frame type "
+         "80) (Trying to connect an http1.x server (HTTP status 400))", "one for REST"),
+        ("Socket closed", "check that the server runs"),
+        ("The batch scheduling queue to which this task was submitted is full", "overloaded"),
+    ],
+)  # fmt: skip
+def test_a_proxy_is_to_blame_only_for_connections(details: str, expected: str):
+    check(advice_for("Predict", grpc.StatusCode.UNAVAILABLE, details, "http://p (x)"), expected)
 
 
 @contextlib.contextmanager

@@ -191,6 +191,7 @@ def test_targets_that_are_called_by_a_proxy(target: str, no_proxy: str):
         (dict(https_proxy="http://b:1", grpc_proxy=""), None),  # an empty one switches it off
         (dict(http_proxy="https://a:1"), None),
         (dict(http_proxy="a:1"), None),
+        (dict(http_proxy=" http://a:1"), None),
         (dict(HTTPS_PROXY="http://a:1"), None),
         (dict(http_proxy="http://a:1", no_grpc_proxy="b", no_proxy="*"), "http://a:1 (http_proxy)"),
     ],
