@@ -81,9 +81,9 @@ _TABLE: Final[tuple[tuple[tuple[StatusCode, ...], str, str], ...]] = (
         "Write the models into a model_config_list.",
     ),
     (
-        _REFUSED,
+        (*_REFUSED, StatusCode.UNIMPLEMENTED),  # a convolution with a wrong number of channels
         r"(?i)size-incompatible|incompatible shapes|\bshapes? \[|0th-dimension|-dimensional\b|"
-        r"\brank\b",
+        r"\brank\b|different ndims|requested shape|grouped convolutions",
         "Compare the shapes with those of metadata().",
     ),
     (

@@ -114,7 +114,7 @@ def _check_names(signature: Signature, given: set[str]) -> None:
     if extra := given - known:
         raise InvalidInput(
             f"no input {_list(extra)}; signature {signature.name!r} takes "
-            f"{_list(known)}: remove it{_UNCHECKED}"
+            f"{_list(known)}: {'remove' if known <= given else 'rename'} it{_UNCHECKED}"
         )
     if missing := known - given - signature.optional:
         raise InvalidInput(

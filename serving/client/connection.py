@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any, Final
 
 import grpc
 
-from serving.client import checks, proxies
+from serving.client import checks, proxies, resolving
 from serving.client.errors import InvalidInput
 
 Options = tuple[tuple[str, Any], ...]
 
 _Pem = bytes | str | os.PathLike[str] | None
 
+_URL_SCHEMES: Final = ("http", "https", "tcp", "grpc", "grpcs")
+_NO_PORTS: Final = ("unix", "unix-abstract", "vsock", "xds")
 _OPTIONS: Final[Options] = (
     # For a name with several addresses: each call goes to the next address that is connected.
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
@@ -93,6 +96,8 @@ class Connection:
         targets = (target,) if isinstance(target, str) else tuple(target)
         if not targets or not all(isinstance(address, str) and address for address in targets):
             raise InvalidInput(f"target={target!r} has to be host:port, or a list of these")
+        for address in targets:
+            _check_target(address)
         if token is not None and not tls:
             raise InvalidInput(
                 "a token would be sent in plain text: give tls=True; if a proxy encrypts the "
@@ -113,6 +118,20 @@ class Connection:
         if proxies.goes_directly(target, os.environ):
             return (*self.options, ("grpc.enable_http_proxy", 0))
         return self.options
+
+
+def _check_target(target: str) -> None:
+    """Raises InvalidInput for what gRPC would take for a strange name, or for another port."""
+    scheme, _, rest = target.partition(":")
+    problem = ""
+    if scheme in _URL_SCHEMES and rest.startswith("//"):
+        problem = f"leave out {scheme}://" + ("; tls=True encrypts" if scheme[-1] == "s" else "")
+    elif scheme not in resolving.SCHEMES and (wrong := re.search(r"[\s/,]", target)):
+        problem = f"it has {wrong[0]!r}; several addresses are a list"
+    elif scheme not in _NO_PORTS and (port := re.search(r":(\d+)$", target)):
+        problem = "" if int(port[1]) < 65536 else "a port is at most 65535"
+    if problem:
+        raise InvalidInput(f"target={target!r} has to be host:port, and {problem}")
 
 
 def _read_pem(pem: _Pem) -> bytes | None:

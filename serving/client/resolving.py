@@ -13,10 +13,10 @@ from typing import Final
 
 LOOK_EVERY_S = 10.0
 LOOK_AFTER_FAILURE_S = 1.0
+SCHEMES: Final = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")  # gRPC's
 
 _LONGEST_ABSENCE_S: Final = 600.0
 _NAME_AND_PORT: Final = re.compile(r"(dns:(?:///)?)?([\w.-]+):(\d+)")
-_OTHER_SCHEMES: Final = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
 
 
 class Addresses:
@@ -73,7 +73,7 @@ class Resolver:
     def of(cls, target: str) -> Resolver | None:
         """Returns the resolver of ``name:port`` or ``dns:///name:port``, None for other targets."""
         match = _NAME_AND_PORT.fullmatch(target)
-        if match is None or is_ip(match[2]) or (not match[1] and match[2] in _OTHER_SCHEMES):
+        if match is None or is_ip(match[2]) or (not match[1] and match[2] in SCHEMES):
             return None
         return cls(match[2], int(match[3]))
 

@@ -102,6 +102,12 @@ def test_each_recorded_error_has_advice_that_fits():
          "max_batch_size="),
         ("Predict", "INVALID_ARGUMENT", "Incompatible shapes: [2,3] vs. [4]", "shapes"),
         ("Predict", "INVALID_ARGUMENT", "input must be 4-dimensional[2,3]", "shapes"),
+        ("Predict", "INVALID_ARGUMENT", "In[0] and In[1] has different ndims: [4] vs. [4,3]",
+         "shapes"),
+        ("Predict", "INVALID_ARGUMENT", "Input to reshape is a tensor with 1800 values, but the "
+         "requested shape has 1352", "shapes"),
+        ("Predict", "UNIMPLEMENTED", "Fused conv implementation does not support grouped "
+         "convolutions for now.", "shapes"),
         ("Predict", "INVALID_ARGUMENT", "indices[0,1] = 9 is not in [0, 5)", None),
         ("Predict", "INVALID_ARGUMENT", "something new", None),
         ("Predict", "NOT_FOUND", "Resource localhost/table does not exist.", None),

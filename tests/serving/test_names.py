@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.client import AsyncClient, Client, Tls, Unavailable, resolving
+from serving.client import AsyncClient, Client, InvalidInput, Tls, Unavailable, resolving
 from serving.client.resolving import Addresses, Resolver
 from tests.running import Process, free_port, wait_until
 from tests.serving.callers import Callers
@@ -311,3 +311,33 @@ def test_names_are_followed(target: str):
     resolver = Resolver.of(target)
     assert resolver is not None
     assert resolver.authority.startswith("models") and resolver.authority.endswith(":8500")
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("http://models:8500", "leave out http://"),
+        ("https://models:8500", "leave out https://; tls=True encrypts"),
+        ("grpc://models:8500", "leave out grpc://"),
+        ("models:8500/v1/models/m", "it has '/'"),
+        ("one:8500,two:8500", "several addresses are a list"),
+        ("models:8500\n", r"it has '\\n'"),
+        ("127.0.0.1:99999", "at most 65535"),
+        ("dns:///models:65536", "at most 65535"),
+    ],
+)
+def test_what_is_no_target_is_refused(target: str, problem: str):
+    with pytest.raises(InvalidInput, match=f"has to be host:port.*{problem}"):
+        Client(["models:8500", target])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("models", "Models.Default.svc.cluster.local.:8500", "[::1]:65535", "::1", "models:grpc"),
+        *("unix:/tmp/a,b c:99999", "unix:///tmp/s", "ipv4:10.0.0.1:1,10.0.0.2:1", "xds:///m"),
+        *("dns://8.8.8.8/models:8500", "[fe80::1%eth0]:8500", "vsock:3:99999"),
+    ],
+)
+def test_targets_in_grpcs_forms_are_accepted(target: str):
+    Client(target).close()
