@@ -80,8 +80,10 @@ class Route:
             return
         if not before and not self._has_failed:
             return  # gRPC has found them too
-        # Servers and certificates still see the name.
-        options = (*self._options, ("grpc.default_authority", resolver.authority))
+        options = self._options
+        if "grpc.ssl_target_name_override" not in dict(options):
+            # Servers and certificates still see the name. (gRPC lets them see the other one.)
+            options = (*options, ("grpc.default_authority", resolver.authority))
         self._channel = self._open(resolver.target_of(self._addresses), options)
 
     def _open(self, target: str, options: Options) -> Channel:

@@ -188,16 +188,17 @@ def test_what_grpc_finds_too_is_not_connected_again(
     assert len(peers) == 1 and not other.calls
 
 
+@pytest.mark.parametrize("server_name", [None, "server.test"])
 def test_servers_see_the_name_and_certificates_are_for_it(
-    names: Names, replicas: Callable[..., Server], tmp_path: Path
+    names: Names, replicas: Callable[..., Server], tmp_path: Path, server_name: str | None
 ):
-    make_keys(tmp_path, server=f"DNS:{NAME}", client="DNS:client.test")
+    make_keys(tmp_path, server=f"DNS:{server_name or NAME}", client="DNS:client.test")
     pair = ((tmp_path / "server.key").read_bytes(), (tmp_path / "server.pem").read_bytes())
     servers = [
         replicas(host, grpc.ssl_server_credentials([pair])) for host in ("127.0.0.1", "127.0.0.2")
     ]
     names.addresses = ["127.0.0.1", "127.0.0.2"]
-    tls = Tls(tmp_path / "ca.pem")
+    tls = Tls(tmp_path / "ca.pem", server_name=server_name)
     with Client(f"{NAME}:{servers[0].port}", tls=tls, check=False) as client:
         wait_until(
             lambda: ask(client) or all(server.calls for server in servers), 20, "both are called"
