@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import grpc
 
@@ -15,12 +15,11 @@ from serving.client import checks, encoding, examples, messages, methods
 from serving.client.errors import (
     DeadlineExceeded,
     InvalidInput,
-    InvalidRequest,
     NotFound,
     NotReady,
-    ServingError,
     Unavailable,
 )
+from serving.client.known_models import KnownModels, VersionChoice
 from serving.client.methods import Method
 from serving.client.results import Classification, ModelMetadata, VersionStatus
 from serving.client.retries import (
@@ -32,10 +31,6 @@ from serving.client.retries import (
     remaining_s,
 )
 from serving.tensors import Array
-
-_MAX_VERSIONS: Final = 1000  # whose metadata is kept, of all models together; a few KB each
-
-_VersionChoice = tuple[str, int | None, str | None]  # model, version, label
 
 
 class Operations:
@@ -60,8 +55,7 @@ class Operations:
         self.caller = RetryingCaller(targets, proxies, retries)
         self.timeout_s = checks.positive("timeout_s", timeout_s)
         self.check = check
-        self._last_version: dict[_VersionChoice, int] = {}  # that answered
-        self._metadata: dict[tuple[str, int], ModelMetadata] = {}
+        self._known_models = KnownModels(self.caller)
         self._templates = encoding.RequestTemplates()
 
     def predict(
@@ -121,10 +115,10 @@ class Operations:
 
         choice = (model, version, label)
         needs_metadata = self.check or checks.needs_metadata(inputs)
-        answers = yield from self._call_with_metadata(
+        answers = yield from self._known_models.call(
             methods.PREDICT, choice, needs_metadata, make_requests, self._deadline_s(timeout_s)
         )
-        self._note_version(choice, answers[-1].version)
+        self._known_models.note_version(choice, answers[-1].version)
         if len(answers) == 1:
             outputs: dict[str, Array] = answers[0].outputs
             return outputs
@@ -243,11 +237,8 @@ class Operations:
             CallFailed: the server did not answer, or answered with an error.
             InvalidAnswer: the answer can't be decoded.
         """
-        request = messages.metadata_request(messages.model_spec(model, version, label))
-        response = yield from self._call(
-            methods.METADATA, model, request, self._deadline_s(timeout_s)
-        )
-        return messages.read_metadata(response)
+        deadline_s = self._deadline_s(timeout_s)
+        return (yield from self._known_models.request((model, version, label), deadline_s))
 
     def status(
         self, model: str, *, version: int | None = None, timeout_s: float | None = None
@@ -357,7 +348,7 @@ class Operations:
         features: Any,
         context: Mapping[str, Any] | None,
         signature: str | None,
-        choice: _VersionChoice,
+        choice: VersionChoice,
         max_batch_size: int | None,
         deadline_s: float,
     ) -> Steps[list[Any]]:
@@ -372,69 +363,11 @@ class Operations:
             return messages.example_requests(method, spec, encoded, encoded_context, max_batch_size)
 
         needs_metadata = self.check or signature is None
-        answers = yield from self._call_with_metadata(
+        answers = yield from self._known_models.call(
             method, choice, needs_metadata, make_requests, deadline_s
         )
-        self._note_version(choice, answers[-1].model_spec.version.value)
+        self._known_models.note_version(choice, answers[-1].model_spec.version.value)
         return answers
-
-    def _call_with_metadata(
-        self,
-        method: Method,
-        choice: _VersionChoice,
-        needs_metadata: bool,
-        make_requests: Callable[[ModelMetadata | None], list[bytes]],
-        deadline_s: float,
-    ) -> Steps[list[Any]]:
-        """Makes requests from the model's metadata, and calls.
-
-        Kept metadata may be out of date. Before it makes the operation fail, it is requested again,
-        and if it has changed the operation is repeated.
-        """
-        metadata, is_fresh = None, not needs_metadata
-        if needs_metadata:
-            metadata = self._kept_metadata(choice)
-            if metadata is None:
-                metadata = yield from self._request_metadata(choice, deadline_s)
-                is_fresh = True
-        while True:
-            try:
-                answers = []
-                for request in make_requests(metadata):
-                    answer = yield from self.caller.call(method, choice[0], request, deadline_s)
-                    answers.append(answer)
-                return answers
-            except (InvalidInput, InvalidRequest) as error:
-                self._last_version.pop(choice, None)
-                if is_fresh or metadata is None:
-                    raise
-                try:
-                    newer = yield from self._request_metadata(choice, deadline_s)
-                    is_fresh = True
-                except ServingError:
-                    raise error from None
-                if newer.signatures == metadata.signatures:
-                    raise
-                metadata = newer
-
-    def _note_version(self, choice: _VersionChoice, version: int) -> None:
-        if version:
-            self._last_version[choice] = version
-
-    def _kept_metadata(self, choice: _VersionChoice) -> ModelMetadata | None:
-        """Returns the metadata of the version that answered last."""
-        return self._metadata.get((choice[0], self._last_version.get(choice, -1)))
-
-    def _request_metadata(self, choice: _VersionChoice, deadline_s: float) -> Steps[ModelMetadata]:
-        model, version, label = choice
-        metadata = yield from self.metadata(
-            model, version=version, label=label, timeout_s=remaining_s(deadline_s)
-        )
-        while len(self._metadata) >= _MAX_VERSIONS:
-            self._metadata.pop(list(self._metadata)[0], None)  # noqa: RUF015 (other threads add)
-        self._metadata[model, metadata.version] = metadata
-        self._last_version[choice] = metadata.version
-        return metadata
 
     def _call(self, method: Method, model: str, request: Any, deadline_s: float) -> Steps[Any]:
         return (yield from self.caller.call(method, model, request.SerializeToString(), deadline_s))
