@@ -131,7 +131,7 @@ def _check_target(target: str) -> None:
     elif scheme not in _NO_PORTS and (port := re.search(r":(\d+)$", target)):
         problem = "" if int(port[1]) < 65536 else "a port is at most 65535"
     if problem:
-        raise InvalidInput(f"target={target!r} has to be host:port, and {problem}")
+        raise InvalidInput(f"target={target!r} has to be host:port: {problem}")
 
 
 def _read_pem(pem: _Pem) -> bytes | None:
