@@ -6,8 +6,6 @@ Exit codes: 0 if the call succeeded, 1 if it failed, 2 if the arguments are wron
 from __future__ import annotations
 
 import argparse
-import binascii
-import json
 import re
 import sys
 import zipfile
@@ -17,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from serving.client import json_values, tables
+from serving.client.checks import DEFAULT_SIGNATURE
 from serving.client.connection import Tls
 from serving.client.errors import InvalidInput, ServingError
+from serving.client.results import TensorInfo
 from serving.client.sync import Client
 from serving.tensors import Array
 
@@ -30,6 +31,10 @@ _EXAMPLES = """examples:
   python -m serving.client classify --model half --inputs examples.json
   python -m serving.client metadata --model digits
   python -m serving.client reload --config models.config
+
+JSON, in both directions: NaN and infinities are the strings "NaN", "Infinity" and "-Infinity"
+(an input of floats may have the bare words, too), bytes that are not UTF-8 are {"b64": "…"}, and
+a complex number is [real, imaginary]. The output can be read again by --inputs.
 """
 _DEFAULT_TARGET = "127.0.0.1:8500"
 
@@ -142,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
             "--output",
             type=_output,
             metavar="FILE",
-            help="write the answer to a .json or .npz file; - prints JSON",
+            help="write the answer to a .json, .npz or .csv file; - prints JSON, and table a "
+            "table, which is the default on a terminal",
         )
         if name == "predict":
             sub.add_argument("--output_filter", action="append", help="name of an output to return")
@@ -159,10 +165,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(client: Client, options: argparse.Namespace) -> None:
-    inputs = _read_inputs(options)
     outputs = client.predict(
         options.model,
-        inputs[None] if isinstance(inputs, dict) and None in inputs else inputs,
+        _predict_inputs(client, options),
         signature=options.signature,
         version=options.version,
         label=options.label,
@@ -170,6 +175,22 @@ def _predict(client: Client, options: argparse.Namespace) -> None:
         max_batch_size=options.max_batch_size,
     )
     _write_outputs(outputs, options.output)
+
+
+def _predict_inputs(client: Client, options: argparse.Namespace) -> Any:
+    """Returns the inputs by name, or a single one; JSON values in the form of their dtype."""
+    given = _read_inputs(options)
+    inputs = given if isinstance(given, dict) else {None: given}
+    if not all(isinstance(values, np.ndarray) for values in inputs.values()):
+        metadata = client.metadata(options.model, version=options.version, label=options.label)
+        signature = metadata.signatures.get(options.signature or DEFAULT_SIGNATURE)
+        infos: dict[str | None, TensorInfo] = dict(signature.inputs.items() if signature else ())
+        if len(infos) == 1:
+            infos[None] = next(iter(infos.values()))
+        for name in inputs.keys() & infos.keys():
+            if not isinstance(inputs[name], np.ndarray):
+                inputs[name] = json_values.to_input(inputs[name], infos[name])
+    return inputs.get(None, inputs)
 
 
 def _classify(client: Client, options: argparse.Namespace) -> None:
@@ -198,7 +219,7 @@ def _read_inputs(options: argparse.Namespace) -> Any:
     if options.inputs:
         try:
             if options.inputs == "-":
-                return _parse_json(sys.stdin.read())
+                return json_values.parse(sys.stdin.read())
             return _read(Path(options.inputs))
         except (OSError, ValueError) as error:
             raise InvalidInput(f"--inputs {options.inputs}: {error}") from None
@@ -211,26 +232,40 @@ def _read_inputs(options: argparse.Namespace) -> Any:
 
 
 def _write_outputs(outputs: dict[str, Array], output: str | None) -> None:
-    if output is None:
+    if output is None and not (sys.stdout.isatty() and tables.has_rows(outputs)):
         for name, array in outputs.items():
             dtype = "string" if array.dtype == object else array.dtype
             print(f"{name}: {dtype} {list(array.shape)}")
             print(np.array2string(array, prefix="  "))
+    elif output is None or output == "table":
+        print(tables.to_text(outputs))
     elif output == "-":
-        print(_as_json(outputs))
+        print(json_values.to_text(outputs))
+    elif output.endswith(".csv"):
+        Path(output).write_text(tables.to_csv(outputs), "utf-8")
     elif output.endswith(".npz"):
-        # numpy would pickle arrays of objects, so strings are stored as numpy's own string dtypes.
-        plain = {name: _fixed_width(a) if a.dtype == object else a for name, a in outputs.items()}
+        plain = {name: _storable(name, array) for name, array in outputs.items()}
         with zipfile.ZipFile(output, "w") as archive:  # np.savez does not accept every name
             for name, array in plain.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)
     else:
-        Path(output).write_text(_as_json(outputs) + "\n")
+        Path(output).write_text(json_values.to_text(outputs) + "\n")
 
 
-def _fixed_width(strings: Array) -> Array:
-    return strings.astype("U" if all(isinstance(s, str) for s in strings.flat) else "S")
+def _storable(name: str, array: Array) -> Array:
+    """Returns an array in a dtype that a .npz file has: numpy would pickle objects."""
+    if array.dtype.name == "bfloat16":
+        return array.astype(np.float32)
+    if array.dtype != object:
+        return array
+    strings = array.ravel().tolist()
+    if any(string[-1:] in ("\0", b"\0") for string in strings):
+        raise InvalidInput(
+            f"output {name!r} has strings that end with a zero byte, which a .npz file would lose: "
+            "write .json"
+        )
+    return array.astype("U" if all(isinstance(string, str) for string in strings) else "S")
 
 
 def _metadata(client: Client, options: argparse.Namespace) -> None:
@@ -274,7 +309,7 @@ def _input(text: str) -> tuple[str | None, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return _read(Path(text[1:])) if text.startswith("@") else _parse_json(text)
+        return _read(Path(text[1:])) if text.startswith("@") else json_values.parse(text)
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
@@ -287,40 +322,13 @@ def _read(path: Path) -> Any:
         except (ValueError, EOFError, zipfile.BadZipFile):  # numpy advises to allow pickles
             raise ValueError(f"{path} has no arrays of numbers or strings, or is damaged") from None
     if path.suffix == ".json":
-        return _parse_json(path.read_text())
+        return json_values.parse(path.read_text("utf-8"))
     raise ValueError("a file has to end in .npy, .npz or .json")
 
 
-def _parse_json(text: str) -> Any:
-    return json.loads(text, object_hook=_decode_base64)
-
-
-def _decode_base64(value: dict[str, Any]) -> Any:
-    """Returns the bytes of ``{"b64": "…"}``, and any other mapping unchanged."""
-    if value.keys() == {"b64"}:
-        return binascii.a2b_base64(value["b64"], strict_mode=True)
-    return value
-
-
 def _output(text: str) -> str:
-    if text != "-" and Path(text).suffix not in (".json", ".npz"):
-        raise argparse.ArgumentTypeError(f"{text!r} has to end in .json or .npz, or be -")
+    if text not in ("-", "table") and Path(text).suffix not in (".json", ".npz", ".csv"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has to end in .json, .npz or .csv, or be table or -"
+        )
     return text
-
-
-def _as_json(outputs: dict[str, Array]) -> str:
-    return json.dumps({name: _to_json_value(array.tolist()) for name, array in outputs.items()})
-
-
-def _to_json_value(value: Any) -> Any:
-    """Converts to JSON: complex numbers to pairs, bytes to text, or to base64 if not UTF-8."""
-    if isinstance(value, list):
-        return [_to_json_value(item) for item in value]
-    if isinstance(value, complex):
-        return [value.real, value.imag]
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return {"b64": binascii.b2a_base64(value, newline=False).decode()}
-    return value

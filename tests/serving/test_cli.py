@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Iterator
@@ -68,6 +69,131 @@ def test_whole_inputs_from_a_file_or_standard_input(
     ):
         assert run(server, "predict", f"--inputs={inputs}", "--output=-") == 0
         assert json.loads(capsys.readouterr().out) == {"x": [1.5], "s": ["a", second]}
+
+
+DT = serving_pb2.DataType.Value
+ODD = {  # by dtype: JSON as it is written, and other JSON for the same values
+    "float": ('["NaN", "Infinity", "-Infinity", 1.5]', "[NaN, Infinity, -Infinity, 1.5]"),
+    "double": ('["NaN", 0.1]', '["NaN", 1e-1]'),
+    "half": ('["NaN", -2.5]', "[NaN, -2.5]"),
+    "bfloat16": ('["-Infinity", 0.15625]', "[-Infinity, 0.15625]"),
+    "int64": ("[-9223372036854775808, 9223372036854775807, 9007199254740993]", None),
+    "uint64": ("[18446744073709551615, 1]", None),
+    "complex64": ('[[1.0, -2.5], ["NaN", "Infinity"]]', "[[1, -2.5], [NaN, Infinity]]"),
+    "complex128": ("[[0.1, 0.0], [3.0, 0.0]]", "[[0.1, 0], [3, 0]]"),
+    "string": ('["NaN", "\\u00fc", {"b64": "/wA="}]', '["NaN", "ü", {"b64": "/wA="}]'),
+    "bool": ("[true, false]", None),
+}
+
+
+def refuse_constant(word: str) -> None:
+    raise AssertionError(f"{word} is not JSON")
+
+
+def test_what_is_printed_is_json_and_can_be_read_again(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    dtypes = {name: (DT(f"DT_{name.upper()}"), [-1]) for name in ODD}
+    server.answers["GetModelMetadata"] = signatures(**dtypes)
+    written = {name: json.loads(text) for name, (text, _) in ODD.items()}
+    for other in (False, True):
+        texts = {name: (pair[1] if other else None) or pair[0] for name, pair in ODD.items()}
+        inputs = [f"--input={name}={text}" for name, text in texts.items()]
+        assert run(server, "predict", *inputs, f"--output={tmp_path}/out.json") == 0
+        text = (tmp_path / "out.json").read_text()
+        assert json.loads(text, parse_constant=refuse_constant) == written
+        assert run(server, "predict", f"--inputs={tmp_path}/out.json", "--output=-") == 0
+        assert capsys.readouterr().out == text
+    npz = [f"--inputs={tmp_path}/out.json", f"--output={tmp_path}/o.npz"]
+    assert run(server, "predict", *npz) == 2
+    assert "'string' has strings that end with a zero byte" in capsys.readouterr().err
+    (tmp_path / "out.json").write_text(text.replace("/wA=", "/w=="))
+    assert run(server, "predict", *npz) == 0
+    with np.load(tmp_path / "o.npz") as arrays:
+        assert np.isnan(arrays["float"][0])
+        assert arrays["float"][1:].tolist() == [np.inf, -np.inf, 1.5]
+        assert arrays["bfloat16"].tolist() == [-np.inf, 0.15625]  # as float32
+        assert arrays["uint64"].tolist() == [2**64 - 1, 1]
+        assert arrays["complex64"][0] == 1 - 2.5j and np.isnan(arrays["complex64"][1].real)
+        assert arrays["string"].tolist() == [b"NaN", "ü".encode(), b"\xff"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [
+        ("int32", '["NaN"]'),
+        ("int32", "[NaN]"),
+        ("string", "[NaN]"),
+        ("float", '["nan"]'),
+        ("uint64", "[-1]"),
+        ("uint64", "[18446744073709551616]"),
+        ("complex64", "[[1, 2, 3]]"),
+        ("complex64", '[[1, "x"]]'),
+        ("string", '[{"b64": 7}]'),
+    ],
+)
+def test_values_of_another_dtype_are_refused(
+    server: Server, capsys: pytest.CaptureFixture[str], dtype: str, text: str
+):
+    server.answers["GetModelMetadata"] = signatures(x=(DT(f"DT_{dtype.upper()}"), [-1]))
+    try:
+        code: object = run(server, "predict", f"--input=x={text}")
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+    assert "x" in capsys.readouterr().err and "Predict" not in server.calls
+
+
+def test_complex_numbers_without_an_imaginary_part_have_one_dimension_less(
+    server: Server, capsys: pytest.CaptureFixture[str]
+):
+    server.answers["GetModelMetadata"] = signatures(x=(DT("DT_COMPLEX64"), [-1, 2]))
+    assert run(server, "predict", "--input=[[1, 2]]", "--output=-") == 0
+    assert json.loads(capsys.readouterr().out) == {"x": [[[1, 0], [2, 0]]]}
+
+
+def test_csv_has_a_column_for_each_element(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    server.answers["GetModelMetadata"] = signatures(
+        label=(DT("DT_STRING"), [-1]), scores=(DT("DT_FLOAT"), [-1, 2]), z=(DT("DT_FLOAT"), None)
+    )
+    inputs = ['--input=label=["a, \\"b\\"", "c\\nd"]', '--input=scores=[[1, "NaN"], [3, 4]]']
+    path = tmp_path / "out.csv"
+    inputs.append("--input=z=[[[5, 6], [7, 8]], [[0, 0], [0, 0]]]")
+    assert run(server, "predict", *inputs, f"--output={path}") == 0
+    with path.open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["label", *("scores[0]", "scores[1]"), "z[0][0]", "z[0][1]", "z[1][0]", "z[1][1]"],
+            ['a, "b"', "1.0", "NaN", "5.0", "6.0", "7.0", "8.0"],
+            ["c\nd", "3.0", "4.0", "0.0", "0.0", "0.0", "0.0"],
+        ]
+    inputs[-1] = "--input=z=[1]"
+    assert run(server, "predict", *inputs, f"--output={path}") == 2
+    assert "same number of rows ('label' [2], 'scores' [2, 2], 'z' [1])" in capsys.readouterr().err
+
+
+def test_a_table_for_people(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    server.answers["GetModelMetadata"] = signatures(
+        n=(DT("DT_INT64"), [-1]), s=(DT("DT_STRING"), [-1]), x=(DT("DT_FLOAT"), [-1, -1])
+    )
+    inputs = ["--input=n=[1, 20]", '--input=s=["a\\u001b[2J", "b"]', "--input=x=[[1, 2], [0.5, 4]]"]
+    assert run(server, "predict", *inputs, "--output=table") == 0
+    table = capsys.readouterr().out
+    assert table == (
+        " n         s       x [2]\n 1  a\\x1b[2J    [1., 2.]\n20         b  [0.5, 4. ]\n"
+    )
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert run(server, "predict", *inputs) == 0
+    assert capsys.readouterr().out == table
+    many = json.dumps({"n": list(range(150)), "s": ["é" * 99] * 150, "x": [[0] * 999] * 150})
+    monkeypatch.setattr("sys.stdin", io.StringIO(many))
+    assert run(server, "predict", "--inputs=-", "--output=table") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 102 and lines[-1].startswith("… 50 more rows")
+    assert "é" * 39 + "…" in lines[1] and max(map(len, lines)) < 100
 
 
 def test_classify_and_regress(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
