@@ -54,22 +54,6 @@ def ratios(ours: Sequence[float], others: Sequence[float]) -> Spread:
     return Spread.of([one / other for one, other in zip(ours, others, strict=True)])
 
 
-def quantile(values: Sequence[float], fraction: float) -> float:
-    """Returns the smallest of ``values`` that at least ``fraction`` of them don't exceed.
-
-    No interpolation: the 0.99 quantile of 100 values is the 99th, of 50 the largest.
-
-    Raises:
-        ValueError: if ``values`` is empty or ``fraction`` is not between 0 and 1.
-    """
-    ordered = sorted(values)
-    if not ordered or not 0 <= fraction <= 1:
-        raise ValueError(f"no {fraction} quantile of {len(ordered)} values")
-    # Computed in whole millionths: as a float, 0.07 * 100 is a little more than 7.
-    count = -(-round(fraction * 1_000_000) * len(ordered) // 1_000_000)
-    return ordered[max(0, count - 1)]
-
-
 class EpochTimes:
     """Times at which epochs of a training ended."""
 

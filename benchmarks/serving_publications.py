@@ -28,9 +28,9 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # it would log at ev
 
 import numpy as np
 
-from benchmarks import load, measuring
+from benchmarks import measuring
 from benchmarks.replicas import WIDTH, Models, Replica, until
-from serving.client import AsyncClient
+from serving.client import AsyncClient, load
 
 
 async def publications(settings: Any, folder: Path) -> dict[str, Any]:
@@ -116,11 +116,16 @@ def summarised(
         "calls": len(outcomes),
         "failed": sum(outcome.error is not None for outcome in outcomes),
         "errors": sorted({outcome.error for outcome in outcomes if outcome.error})[:5],
-        "p99_over_usual": round(found["all changes"].p99_ms / found["usual"].p99_ms, 2),
+        "p99_over_usual": ratio(found["all changes"].p99_ms, found["usual"].p99_ms),
         "phases": {name: dataclasses.asdict(summary) for name, summary in found.items()},
         "begins_s": {name: round(began_s - start_s, 2) for name, began_s in phases},
         "p99_ms_by_second": by_second(outcomes),
     }
+
+
+def ratio(value: float | None, usual: float | None) -> float | None:
+    """Returns the ratio of two quantiles; None if all calls of one failed."""
+    return round(value / usual, 2) if value is not None and usual else None
 
 
 def by_second(outcomes: Sequence[load.Outcome]) -> list[float | None]:
@@ -131,7 +136,7 @@ def by_second(outcomes: Sequence[load.Outcome]) -> list[float | None]:
         if outcome.error is None:
             latencies.append(1000 * outcome.latency_s)
     return [
-        round(measuring.quantile(seconds[second], 0.99), 3) if seconds.get(second) else None
+        round(load.quantile(seconds[second], 0.99), 3) if seconds.get(second) else None
         for second in range(max(seconds) + 1)
     ]
 
@@ -140,8 +145,11 @@ def tell(figures: dict[str, Any]) -> str:
     rows = [
         (
             *(name, phase["calls"], phase["failed"]),
-            *(f"{phase[key]:.1f}" for key in ("p50_ms", "p90_ms", "p99_ms", "max_ms")),
-            f"{phase['p99_ms'] / figures['phases']['usual']['p99_ms']:.2f}",
+            *(
+                "" if phase[key] is None else f"{phase[key]:.1f}"
+                for key in ("p50_ms", "p90_ms", "p99_ms", "max_ms")
+            ),
+            ratio(phase["p99_ms"], figures["phases"]["usual"]["p99_ms"]),
         )
         for name, phase in figures["phases"].items()
     ]

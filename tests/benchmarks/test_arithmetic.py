@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import time
 
 import keras
 import numpy as np
 import pytest
 
-from benchmarks import load, measuring, network, ring
-from benchmarks.load import Outcome
+from benchmarks import measuring, network, ring
 from benchmarks.ring import MeasuredStep, RingCost
 from tfdp.step import all_reduce
 from tfdp.step.gradients import GradientAllReduce
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.mark.parametrize("count", [1, 2, 7, 50, 99, 100, 101])
-def test_a_quantile_is_the_smallest_value_that_enough_do_not_exceed(count: int) -> None:
-    values = RNG.permutation(count).tolist()
-    for percent in range(101):
-        candidates = [v for v in values if 100 * sum(w <= v for w in values) >= percent * count]
-        assert measuring.quantile(values, percent / 100) == min(candidates), percent
-
-
-def test_a_quantile_of_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"0\.5 quantile of 0 values"):
-        measuring.quantile([], 0.5)
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -51,54 +35,6 @@ def test_reports_are_found_among_other_output(capfd: pytest.CaptureFixture[str])
     measuring.report(rank=1)
     output = "[worker 0] " + capfd.readouterr().out.replace("\n", "", 1) + "more\n"
     assert measuring.reports_in(output) == [{"step_s": 0.5}, {"rank": 1}]
-
-
-def test_a_stall_of_the_server_delays_every_call_that_is_due_during_it() -> None:
-    """With "coordinated omission" only the first call would have waited."""
-    stall_s, rate = 0.3, 100.0
-
-    async def all_calls() -> list[Outcome]:
-        stall_ends_s = time.perf_counter() + stall_s
-
-        async def call() -> None:
-            await asyncio.sleep(max(0.0, stall_ends_s - time.perf_counter()))
-
-        return await load.offer(call, rate, until=lambda seconds: seconds >= 2 * stall_s)
-
-    outcomes = asyncio.run(all_calls())
-    assert len(outcomes) == 60
-    dues_s = [outcome.due_s - outcomes[0].due_s for outcome in outcomes]
-    assert dues_s == pytest.approx(np.arange(60) / rate, abs=1e-9)
-    for due_s, outcome in zip(dues_s, outcomes, strict=True):
-        assert outcome.latency_s >= stall_s - due_s - 0.02
-        assert outcome.late_s >= 0
-
-
-def test_a_stall_of_the_generator_counts_as_its_own_delay() -> None:
-    async def all_calls() -> list[Outcome]:
-        is_first = True
-
-        async def call() -> None:
-            nonlocal is_first
-            if is_first:
-                is_first = False
-                time.sleep(0.2)  # blocks the event loop
-
-        return await load.offer(call, 100.0, until=lambda seconds: seconds >= 0.1)
-
-    outcomes = asyncio.run(all_calls())
-    assert [outcome.late_s > 0.05 for outcome in outcomes[1:]] == [True] * 9
-    assert all(outcome.latency_s >= outcome.late_s for outcome in outcomes)
-
-
-def test_failed_calls_are_counted_and_have_no_latency() -> None:
-    outcomes = [Outcome(i / 10, 0.0, 0.01 * (i + 1), None) for i in range(10)]
-    outcomes[3] = dataclasses.replace(outcomes[3], latency_s=9.0, error="UNAVAILABLE: gone")
-    summary = load.summarise(outcomes, 10)
-    assert (summary.calls, summary.failed) == (10, 1)
-    assert summary.max_ms == summary.p99_ms == 100
-    assert summary.p50_ms == 60  # of 10, 20, 30, 50, 60, 70, 80, 90, 100
-    assert summary.answered_per_s == 9.0
 
 
 def simulated_s(workers: int, size: float, message_s: float, s_per_byte: float) -> float:
