@@ -6,7 +6,7 @@ Exit codes: 0 if the call succeeded, 1 if it failed, 2 if the arguments are wron
 from __future__ import annotations
 
 import argparse
-import re
+import json
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
@@ -15,47 +15,30 @@ from typing import Any
 
 import numpy as np
 
-from serving.client import json_values, tables
-from serving.client.checks import DEFAULT_SIGNATURE
+from serving.client import checks, flags, json_values, tables
 from serving.client.connection import Tls
 from serving.client.errors import InvalidInput, ServingError
 from serving.client.results import TensorInfo
 from serving.client.sync import Client
 from serving.tensors import Array
 
-_EXAMPLES = """examples:
-  python -m serving.client wait --target 127.0.0.1:8500 --model digits
-  python -m serving.client predict --model digits --input features=@images.npy --output answers.npz
-  python -m serving.client predict --model half --input 'x=[[1.0], [2.0]]' --output -
-  echo '{"x": [[1.0], [2.0]]}' | python -m serving.client predict --model half --inputs -
-  python -m serving.client classify --model half --inputs examples.json
-  python -m serving.client metadata --model digits
-  python -m serving.client reload --config models.config
-
-JSON, in both directions: NaN and infinities are the strings "NaN", "Infinity" and "-Infinity"
-(an input of floats may have the bare words, too), bytes that are not UTF-8 are {"b64": "…"}, and
-a complex number is [real, imaginary]. The output can be read again by --inputs.
-"""
-_DEFAULT_TARGET = "127.0.0.1:8500"
-
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    command: Callable[[Client, argparse.Namespace], None] = options.command
+    options = flags.parser().parse_args(arguments)
+    command = _COMMANDS[options.command]
     try:
-        with _client(options) as client:
-            command(client, options)
+        with Client(**_client_arguments(options)) as client:
+            return command(client, options) or 0
     except InvalidInput as error:
         return _complain(error, 2)
     except (ServingError, OSError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
-def _client(options: argparse.Namespace) -> Client:
+def _client_arguments(options: argparse.Namespace) -> dict[str, Any]:
     files = (options.root_certificates, options.certificate_chain, options.private_key)
     tls: Tls | bool = options.tls
     if any(files) or options.server_name:
@@ -64,104 +47,18 @@ def _client(options: argparse.Namespace) -> Client:
         token = Path(options.token_file).read_text().strip() if options.token_file else None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"--token_file: {error}") from None
-    return Client(
-        options.target or [_DEFAULT_TARGET],
-        timeout_s=options.timeout_s,
-        check=not getattr(options, "no_check", False),
-        tls=tls,
-        token=token,
-    )
+    return {
+        "target": options.target or [flags.DEFAULT_TARGET],
+        "timeout_s": options.timeout_s,
+        "check": not getattr(options, "no_check", False),
+        "tls": tls,
+        "token": token,
+    }
 
 
 def _complain(error: Exception, code: int) -> int:
     print(f"serving.client: {error}", file=sys.stderr)
     return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.client",
-        description="Call TF Serving or serving.server.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, text: str, command: Callable[..., None], timeout_s: float) -> Any:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=command)
-        sub.add_argument(
-            "--target",
-            action="append",
-            help=f"host:port of the gRPC service ({_DEFAULT_TARGET}); once for each replica",
-        )
-        sub.add_argument(
-            "--timeout_s", type=float, default=timeout_s, help="time limit in seconds (%(default)g)"
-        )
-        sub.add_argument(
-            "--tls", action="store_true", help="encrypt; the four flags below imply it"
-        )
-        sub.add_argument(
-            "--root_certificates", metavar="FILE", help="authorities of its certificate"
-        )
-        sub.add_argument("--certificate_chain", metavar="FILE", help="the client's certificate")
-        sub.add_argument("--private_key", metavar="FILE", help="the key of the certificate")
-        sub.add_argument("--server_name", help="the name in the server's certificate")
-        sub.add_argument("--token_file", metavar="FILE", help="a bearer token to send, over TLS")
-        return sub
-
-    def add_model(sub: Any, with_label: bool = True) -> None:
-        sub.add_argument("--model", required=True, help="the model's name")
-        sub.add_argument("--version", type=int, help="a version's number; by default the newest")
-        if with_label:
-            sub.add_argument("--label", help="a version's label instead of its number")
-
-    for name, text, command, unit in (
-        ("predict", "Send inputs, get outputs.", _predict, "input"),
-        ("classify", "Send examples, get labels and scores.", _classify, "feature"),
-        ("regress", "Send examples, get a number for each.", _regress, "feature"),
-    ):
-        sub = add(name, text, command, 10)
-        add_model(sub)
-        sub.add_argument("--signature", help="by default the only one for this command")
-        sub.add_argument(
-            "--input",
-            action="append",
-            default=[],
-            type=_input,
-            metavar="[NAME=]VALUE",
-            help=f"JSON, or @FILE with a .npy or .json file; once for each {unit}; a single "
-            "input needs no name; JSON numbers get the model's dtype, and "
-            '{"b64": "…"} is bytes',
-        )
-        sub.add_argument(
-            "--inputs",
-            metavar="FILE",
-            help=f"all of them: a .npz file, or JSON with values by {unit}"
-            + (" or a list of examples" if unit == "feature" else "")
-            + "; - reads JSON from standard input",
-        )
-        sub.add_argument("--max_batch_size", type=int, help="largest number of rows in one request")
-        sub.add_argument("--no_check", action="store_true", help="leave all checks to the server")
-        sub.add_argument(
-            "--output",
-            type=_output,
-            metavar="FILE",
-            help="write the answer to a .json, .npz or .csv file; - prints JSON, and table a "
-            "table, which is the default on a terminal",
-        )
-        if name == "predict":
-            sub.add_argument("--output_filter", action="append", help="name of an output to return")
-        else:
-            sub.add_argument("--context", type=_value, help="features of all examples, as JSON")
-    add_model(add("metadata", "Show a model's signatures.", _metadata, 10))
-    add_model(add("status", "Show the states of a model's versions.", _status, 10), False)
-    add_model(add("wait", "Wait until a model is available.", _wait, 60), False)
-    reload = add("reload", "Replace a server's configuration.", _reload, 60)
-    reload.add_argument(
-        "--config", required=True, metavar="FILE", help="a ModelServerConfig, as text"
-    )
-    return parser
 
 
 def _predict(client: Client, options: argparse.Namespace) -> None:
@@ -183,7 +80,7 @@ def _predict_inputs(client: Client, options: argparse.Namespace) -> Any:
     inputs = given if isinstance(given, dict) else {None: given}
     if not all(isinstance(values, np.ndarray) for values in inputs.values()):
         metadata = client.metadata(options.model, version=options.version, label=options.label)
-        signature = metadata.signatures.get(options.signature or DEFAULT_SIGNATURE)
+        signature = metadata.signatures.get(options.signature or checks.DEFAULT_SIGNATURE)
         infos: dict[str | None, TensorInfo] = dict(signature.inputs.items() if signature else ())
         if len(infos) == 1:
             infos[None] = next(iter(infos.values()))
@@ -207,6 +104,58 @@ def _regress(client: Client, options: argparse.Namespace) -> None:
     _write_outputs({"values": values}, options.output)
 
 
+def _bench(client: Client, options: argparse.Namespace) -> int:
+    if (options.for_rate is None) != (options.p99_ms is None):
+        raise InvalidInput("--for_rate and --p99_ms go together: give both")
+    has_inputs = bool(options.input or options.inputs)
+    if has_inputs and options.rows is not None:
+        raise InvalidInput("--rows is for a bench without inputs: omit it, or --input and --inputs")
+    from serving.client import bench  # slow to import, and only needed here
+
+    choice = {"version": options.version, "label": options.label}
+    signature = checks.signature_for_predict(
+        client.metadata(options.model, **choice), options.signature
+    )
+    if has_inputs:
+        inputs = checks.arrays(signature, _predict_inputs(client, options))
+    else:
+        inputs = bench.zeros(signature, options.rows or 1)
+    if not options.no_check:
+        checks.check(signature, inputs, options.output_filter or ())
+    report = bench.run(
+        _client_arguments(options) | {"check": False, "retries": 0},
+        {
+            "model": options.model,
+            "inputs": inputs,
+            "signature": options.signature,
+            "output_filter": options.output_filter or (),
+            **choice,
+        },
+        options.rate,
+        options.seconds,
+        options.poisson,
+    )
+    if options.output != "-":
+        print(report.to_text())
+        if options.for_rate is not None:
+            print(bench.sizing_line(report, options.for_rate, options.p99_ms))
+    if options.output is not None:
+        names = ("model", "version", "label", "signature", "seconds", "poisson")
+        settings = {name: getattr(options, name) for name in names}
+        targets = options.target or [flags.DEFAULT_TARGET]
+        figures = bench.figures(report, **settings, targets=targets)
+        if options.for_rate is not None:
+            figures |= bench.sizing_figures(report, options.for_rate, options.p99_ms)
+        text = json.dumps(figures, indent=1, allow_nan=False)
+        if options.output == "-":
+            print(text)
+        else:
+            Path(options.output).write_text(text + "\n")
+    if report.is_interrupted:
+        return 130
+    return 0 if report.answered else 1
+
+
 def _arguments_for_examples(options: argparse.Namespace) -> dict[str, Any]:
     names = ("context", "signature", "version", "label", "max_batch_size")
     return {name: getattr(options, name) for name in names}
@@ -220,7 +169,7 @@ def _read_inputs(options: argparse.Namespace) -> Any:
         try:
             if options.inputs == "-":
                 return json_values.parse(sys.stdin.read())
-            return _read(Path(options.inputs))
+            return flags.read(Path(options.inputs))
         except (OSError, ValueError) as error:
             raise InvalidInput(f"--inputs {options.inputs}: {error}") from None
     named = dict(options.input)
@@ -300,35 +249,13 @@ def _reload(client: Client, options: argparse.Namespace) -> None:
     print("the server has applied the configuration")
 
 
-def _input(text: str) -> tuple[str | None, Any]:
-    """Parses ``name=value`` or ``value``; a text that starts like JSON or ``@`` has no name."""
-    match = re.match(r'([^\[{"@=\s]+)=', text)
-    name, value = (match[1], text[match.end() :]) if match else (None, text)
-    return name, _value(value)
-
-
-def _value(text: str) -> Any:
-    try:
-        return _read(Path(text[1:])) if text.startswith("@") else json_values.parse(text)
-    except (OSError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-
-
-def _read(path: Path) -> Any:
-    if path.suffix in (".npy", ".npz"):
-        try:
-            loaded = np.load(path, allow_pickle=False)
-            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
-        except (ValueError, EOFError, zipfile.BadZipFile):  # numpy advises to allow pickles
-            raise ValueError(f"{path} has no arrays of numbers or strings, or is damaged") from None
-    if path.suffix == ".json":
-        return json_values.parse(path.read_text("utf-8"))
-    raise ValueError("a file has to end in .npy, .npz or .json")
-
-
-def _output(text: str) -> str:
-    if text not in ("-", "table") and Path(text).suffix not in (".json", ".npz", ".csv"):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} has to end in .json, .npz or .csv, or be table or -"
-        )
-    return text
+_COMMANDS: dict[str, Callable[[Client, argparse.Namespace], int | None]] = {
+    "predict": _predict,
+    "classify": _classify,
+    "regress": _regress,
+    "bench": _bench,
+    "metadata": _metadata,
+    "status": _status,
+    "wait": _wait,
+    "reload": _reload,
+}

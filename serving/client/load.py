@@ -109,9 +109,12 @@ def summarise(outcomes: Sequence[Outcome], rate_per_s: float) -> Summary:
     """Returns rates and quantiles; failed calls count as calls, and have no latency."""
     good = [outcome for outcome in outcomes if outcome.error is None]
     latencies = [1000 * outcome.latency_s for outcome in good]
-    ends_s = [outcome.due_s + outcome.latency_s for outcome in good]
-    # From the first answer on: a constant latency, however long, does not lower the rate.
-    lasted_s = max(len(outcomes) / rate_per_s, max(ends_s) - min(ends_s) if ends_s else 0.0)
+    # From the first answer on: a constant latency, however long, does not lower the rate. Random
+    # calls come in a longer or shorter time than at the exact rate; this is no merit of the server.
+    answers_s = _span([outcome.due_s + outcome.latency_s for outcome in good])
+    calls_s = _span([outcome.due_s for outcome in outcomes])
+    exact_s = (len(outcomes) - 1) / rate_per_s
+    lasted_s = max(len(outcomes) / rate_per_s, answers_s * exact_s / calls_s if calls_s else 0.0)
 
     def quantile_ms(values: Sequence[float], fraction: float) -> float | None:
         return round(quantile(values, fraction), 3) if values else None
@@ -121,7 +124,7 @@ def summarise(outcomes: Sequence[Outcome], rate_per_s: float) -> Summary:
         failed=len(outcomes) - len(good),
         statuses=dict(collections.Counter(outcome.status for outcome in outcomes).most_common()),
         offered_per_s=rate_per_s,
-        answered_per_s=round(len(good) / lasted_s, 1) if good else 0.0,
+        answered_per_s=float(f"{len(good) / lasted_s:.5g}") if good else 0.0,
         p50_ms=quantile_ms(latencies, 0.5),
         p90_ms=quantile_ms(latencies, 0.9),
         p99_ms=quantile_ms(latencies, 0.99),
@@ -144,6 +147,10 @@ def quantile(values: Sequence[float], fraction: float) -> float:
     # Computed in whole millionths: as a float, 0.07 * 100 is a little more than 7.
     count = -(-round(fraction * 1_000_000) * len(ordered) // 1_000_000)
     return ordered[max(0, count - 1)]
+
+
+def _span(times_s: Sequence[float]) -> float:
+    return max(times_s) - min(times_s) if times_s else 0.0
 
 
 def _due_times_s(rate_per_s: float, is_random: bool) -> Iterator[float]:

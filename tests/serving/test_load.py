@@ -95,6 +95,12 @@ def test_a_long_constant_latency_does_not_lower_the_rate() -> None:
     assert load.summarise(behind, 10).answered_per_s == pytest.approx(5.1, abs=0.01)
 
 
+def test_random_calls_that_come_slowly_do_not_lower_the_rate() -> None:
+    dues_s = np.cumsum(RNG.exponential(0.12, 50))  # by chance slower than the 0.1 of the rate
+    outcomes = [Outcome(due_s, 0, 0.01) for due_s in dues_s]
+    assert load.summarise(outcomes, 10).answered_per_s == 10
+
+
 def test_statuses_are_those_of_grpc_or_the_exceptions_name() -> None:
     failures: list[Exception] = [
         errors.call_failed("t", "m", "Predict", grpc.StatusCode.UNAVAILABLE, "gone"),
