@@ -119,8 +119,8 @@ def sizing_line(report: Report, rate_per_s: float, p99_ms: float) -> str:
     if found is None:
         return f"no number of replicas has a p99 of {p99_ms:g} ms; {figures}"
     caution = ""
-    if all(map(keeps_up, report.points)):
-        caution = " All rates were answered, so one replica may do more: add higher rates."
+    if keeps_up(report.points[-1]) or is_late(report.points[-1]):
+        caution = " One replica may answer more than this bench offered: add higher rates."
     return (
         f"{found.replicas} replicas for {rate_per_s:g}/s with a p99 of {p99_ms:g} ms: with one of "
         f"them lost, each has {found.use:.2f} of its limit and a p99 of about "

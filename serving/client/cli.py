@@ -107,6 +107,8 @@ def _regress(client: Client, options: argparse.Namespace) -> None:
 def _bench(client: Client, options: argparse.Namespace) -> int:
     if (options.for_rate is None) != (options.p99_ms is None):
         raise InvalidInput("--for_rate and --p99_ms go together: give both")
+    if options.for_rate is not None and len(options.target or ()) > 1:
+        raise InvalidInput("--for_rate needs the figures of one replica: give one --target")
     has_inputs = bool(options.input or options.inputs)
     if has_inputs and options.rows is not None:
         raise InvalidInput("--rows is for a bench without inputs: omit it, or --input and --inputs")

@@ -172,6 +172,7 @@ def test_ctrl_c_shows_what_was_measured_until_then(server: Server):
         *(["--timeout_s=0"], ["--for_rate=5"], ["--p99_ms=5"], ["--for_rate=0", "--p99_ms=1"]),
         *(["--output=out.csv"], ["--signature=none"], ["--output_filter=none"]),
         ["--input=x=[[1, 2]]"],
+        ["--for_rate=5", "--p99_ms=1", "--target=127.0.0.1:1"],
         ["--input=x=[[1, 2, 3]]", "--rows=1"],
     ],
     ids=" ".join,
