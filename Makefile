@@ -67,7 +67,7 @@ peers: .bench/.made                ## what benchmarks compare with, in an enviro
 	.bench/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-BENCHMARKS ?= training_peers bfloat16_loss recovery checkpoint_cost input_wait network serving_load serving_publications
+BENCHMARKS ?= training_peers bfloat16_loss recovery checkpoint_cost input_wait network serving_load sizing serving_publications
 bench: setup peers                 ## the figures, an hour and a half on a quiet machine; then pictures
 	@for each in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$each || exit 1; done
 	@$(MAKE) --no-print-directory pictures

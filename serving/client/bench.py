@@ -23,7 +23,6 @@ from serving.tensors import Array
 
 KEPT_UP: Final = 0.9  # of the offered rate; a server that answers less can't keep up
 _FIRST_CALLS: Final = 10  # not counted: they connect, and the server allocates memory
-_PROGRESS_S: Final = 1.0
 _HEADER: Final = (
     *("offered/s", "answered/s", "failed"),
     *("p50 ms", "p90 ms", "p99 ms", "max ms", "late p99 ms"),
@@ -241,6 +240,8 @@ async def _offer(
     stop: asyncio.Event,
 ) -> list[Outcome]:
     """Offers calls at one rate, and shows progress."""
+    is_terminal = sys.stderr.isatty()  # where one line is written again and again
+    line_begin, line_end = ("\r\033[K", "") if is_terminal else ("", "\n")
     begun = answered = failed = 0
     start_s = time.perf_counter()
 
@@ -268,17 +269,15 @@ async def _offer(
 
     async def show() -> None:
         while True:
-            await asyncio.sleep(_PROGRESS_S)
-            if sys.stderr.isatty():
-                print(f"\r\033[K{progress()}", end="", file=sys.stderr, flush=True)
+            await asyncio.sleep(1 if is_terminal else 10)
+            print(f"{line_begin}{progress()}", end=line_end, file=sys.stderr, flush=True)
 
     showing = asyncio.create_task(show())
     try:
         return await load.offer(counted_call, rate_per_s, is_over, is_random=is_random)
     finally:
         showing.cancel()
-        begin = "\r\033[K" if sys.stderr.isatty() else ""
-        print(f"{begin}{progress()}", file=sys.stderr, flush=True)
+        print(f"{line_begin}{progress()}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ _EXAMPLES: Final = """examples:
   python -m serving.client predict --model half --input 'x=[[1.0], [2.0]]' --output -
   echo '{"x": [[1.0], [2.0]]}' | python -m serving.client predict --model half --inputs -
   python -m serving.client classify --model half --inputs examples.json
+  python -m serving.client bench --model digits --rate 50,100,200 --seconds 10
   python -m serving.client metadata --model digits
   python -m serving.client reload --config models.config
 

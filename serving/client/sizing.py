@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import Final
 
-MAX_USE: Final = 0.7  # of a replica's knee; above it, a small error of the knee doubles the wait
+MAX_USE: Final = 0.7  # of a replica's knee; above it, a small error changes the wait a lot
 SPARE_REPLICAS: Final = 1  # one may be lost
 
 
