@@ -1,18 +1,23 @@
 """The predicted 0.99 quantile of one replica's latency beside the measured one (docs/sizing.md).
 
-    python -m benchmarks.sizing [--rounds=3] [--seconds=10]
+    python -m benchmarks.sizing [--rounds=12] [--seconds=4]
 
-The embedded server has a core of its own, and so has the generator. A round measures the latency at
-a tenth of the knee, then at half of it and at 0.7 of it, and the knee itself by more calls than one
-replica can answer. From the first and the last, the two in the middle are predicted.
+The embedded server has a core of its own, and so has the generator. A round measures the knee, by
+more calls than one replica can answer; the latencies at a tenth, at half and at 0.7 of it; and the
+knee again. The last two latencies are predicted from the first one, over all rounds, and the knee.
+Rounds in which the knee changes by more than a tenth are left out, and so are latencies that are
+the generator's own, because it was late: other work took the cores.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
+import statistics
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +26,15 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # it would log at ev
 import numpy as np
 
 from benchmarks import measuring
-from serving.client import AsyncClient, load, sizing
+from serving.client import AsyncClient, bench, load, sizing
 from tests.running import Process, run
 
 LOW_USE = 0.1  # of the knee: hardly any call waits
 USES = (0.5, 0.7)
 OVERLOAD = 1.3  # of the knee
 VARIABILITIES = {"M/M/1": 1.0, "M/D/1": 0.5}
-WIDTH, LAYERS = 512, 24
+MAX_CHANGE = 0.1  # of the knee within a round
+WIDTH, LAYERS = 512, 12
 _SAVE = f"""
 import sys
 import tensorflow as tf
@@ -48,52 +54,88 @@ tf.saved_model.save(model, sys.argv[1], signatures={{"serving_default": model.an
 """
 
 
-async def measure(settings: Any, target: str) -> list[dict[str, Any]]:
-    """Returns measured and predicted latencies of each round."""
+Offer = Callable[[float, float], Awaitable[list[load.Outcome]]]  # at a rate, for some seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """Measurements of one round: the knee before and after, and calls by their share of it."""
+
+    knees_per_s: tuple[float, float]
+    rates_per_s: dict[float, float]
+    outcomes: dict[float, list[load.Outcome]]
+
+
+async def measure(settings: Any, target: str) -> dict[str, Any]:
+    """Returns measured and predicted latencies of one replica."""
     inputs = {"x": np.ones((settings.rows, WIDTH), np.float32)}
     async with AsyncClient(target, check=False, retries=0, timeout_s=60) as client:
 
         async def call() -> None:
             await client.predict("m", inputs)
 
-        async def summary(rate_per_s: float, seconds: float) -> load.Summary:
+        async def offer(rate_per_s: float, seconds: float) -> list[load.Outcome]:
             outcomes = await load.offer(
                 call, rate_per_s, lambda after_s: after_s >= seconds, is_random=True
             )
-            found = load.summarise(outcomes, rate_per_s)
-            if found.failed:
-                raise RuntimeError(f"calls failed: {found.statuses}")
-            return found
+            if errors := [outcome.error for outcome in outcomes if outcome.error]:
+                raise RuntimeError(f"{len(errors)} calls failed: {errors[0]}")
+            return outcomes
 
-        knee_per_s = await find_knee(summary, settings.seconds)
+        knee_per_s = await find_knee(offer, settings.seconds)
         rounds = []
         for _ in range(settings.rounds):
-            rates = {use: round(use * knee_per_s, 1) for use in (LOW_USE, *USES)}
-            points = {use: await summary(rate, settings.seconds) for use, rate in rates.items()}
-            overloaded = await summary(OVERLOAD * knee_per_s, settings.seconds / 3)
-            knee_per_s = overloaded.answered_per_s
-            unloaded_p99_ms = points[LOW_USE].p99_ms
-            assert unloaded_p99_ms is not None
-            one = sizing.Measured(unloaded_p99_ms, knee_per_s)
-            rounds.append(
-                {
-                    "unloaded_p50_ms": points[LOW_USE].p50_ms,
-                    "unloaded_p99_ms": unloaded_p99_ms,
-                    "knee_per_s": knee_per_s,
-                    "points": [point(one, points[use]) for use in USES],
-                }
-            )
-        return rounds
+            before_per_s = await overload(offer, knee_per_s, settings.seconds / 3)
+            rates = {use: round(use * before_per_s, 1) for use in (LOW_USE, *USES)}
+            outcomes = {use: await offer(rate, settings.seconds) for use, rate in rates.items()}
+            knee_per_s = await overload(offer, before_per_s, settings.seconds / 3)
+            rounds.append(Round((before_per_s, knee_per_s), rates, outcomes))
+        return figures_of(rounds)
 
 
-async def find_knee(summary: Any, seconds: float) -> float:
+def figures_of(rounds: Sequence[Round]) -> dict[str, Any]:
+    """Returns measured and predicted latencies of the rounds in which the knee was steady."""
+    steady = [
+        each for each in rounds if max(each.knees_per_s) < (1 + MAX_CHANGE) * min(each.knees_per_s)
+    ]
+    if not steady:
+        raise RuntimeError(f"the knee changed in all of {len(rounds)} rounds: other work runs here")
+    low = [outcome.latency_s for each in steady for outcome in each.outcomes[LOW_USE]]
+    unloaded_p99_ms = 1000 * load.quantile(low, 0.99)
+    return {
+        "unloaded_p50_ms": round(1000 * load.quantile(low, 0.5), 3),
+        "unloaded_p99_ms": round(unloaded_p99_ms, 3),
+        "knees_per_s": [each.knees_per_s for each in rounds],
+        "rounds": len(rounds),
+        "steady_rounds": len(steady),
+        "points": {
+            use: [
+                point(
+                    sizing.Measured(unloaded_p99_ms, statistics.mean(each.knees_per_s)),
+                    load.summarise(each.outcomes[use], each.rates_per_s[use]),
+                )
+                for each in steady
+                if not bench.is_late(load.summarise(each.outcomes[use], each.rates_per_s[use]))
+            ]
+            for use in USES
+        },
+    }
+
+
+async def find_knee(offer: Offer, seconds: float) -> float:
     """Returns the answers in a second at the first rate that is too high."""
     rate_per_s = 20.0
     while True:
-        found = await summary(rate_per_s, seconds / 5)
+        found = load.summarise(await offer(rate_per_s, seconds / 3), rate_per_s)
         if found.answered_per_s < 0.9 * rate_per_s:
-            return float(found.answered_per_s)
+            return found.answered_per_s
         rate_per_s *= 1.5
+
+
+async def overload(offer: Offer, knee_per_s: float, seconds: float) -> float:
+    """Returns the answers in a second at a rate above the knee."""
+    rate_per_s = OVERLOAD * knee_per_s
+    return load.summarise(await offer(rate_per_s, seconds), rate_per_s).answered_per_s
 
 
 def point(one: sizing.Measured, measured: load.Summary) -> dict[str, Any]:
@@ -116,35 +158,35 @@ def point(one: sizing.Measured, measured: load.Summary) -> dict[str, Any]:
     }
 
 
-def tell(rounds: list[dict[str, Any]]) -> str:
-    rows = []
-    for index, use in enumerate(USES):
-        points = [each["points"][index] for each in rounds]
+def tell(figures: dict[str, Any]) -> str:
+    rows: list[tuple[Any, ...]] = []
+    for use, points in figures["points"].items():
+        if not points:
+            rows.append((use, 0))
+            continue
         ratios = [
-            measuring.Spread.of([p["predicted_over_measured"][name] for p in points]).text()
+            measuring.Spread.of([each["predicted_over_measured"][name] for each in points]).text()
             for name in VARIABILITIES
         ]
-        measured = measuring.Spread.of([p["p99_ms"] for p in points]).text(1)
-        late = measuring.Spread.of([p["late_p99_ms"] for p in points]).text(1)
-        rows.append((use, *ratios, measured, late))
-    figures = [
-        f"{name} {measuring.Spread.of([each[key] for each in rounds]).text(1)} {unit}"
-        for name, key, unit in (
-            ("p99 at a tenth of the knee", "unloaded_p99_ms", "ms"),
-            ("p50 there", "unloaded_p50_ms", "ms"),
-            ("the knee", "knee_per_s", "answers/s"),
-        )
-    ]
+        measured = measuring.Spread.of([each["p99_ms"] for each in points]).text(1)
+        late = measuring.Spread.of([each["late_p99_ms"] for each in points]).text(1)
+        rows.append((use, len(points), *ratios, measured, late))
+    knees = [knee for pair in figures["knees_per_s"] for knee in pair]
     header = (
-        "share of the knee",
+        *("share of the knee", "rounds"),
         *(f"predicted over measured p99, {name}" for name in VARIABILITIES),
         *("measured p99, ms", "generator late, p99, ms"),
     )
-    return f"One replica: {'; '.join(figures)}.\n\n{measuring.table(header, rows)}"
+    return (
+        f"One replica, in the {figures['steady_rounds']} of {figures['rounds']} rounds with a "
+        f"steady knee: at a tenth of the knee, p50 {figures['unloaded_p50_ms']:.1f} ms and p99 "
+        f"{figures['unloaded_p99_ms']:.1f} ms. The knee, in all rounds: "
+        f"{measuring.Spread.of(knees).text(0)} answers/s.\n\n{measuring.table(header, rows)}"
+    )
 
 
 def main() -> None:
-    settings = measuring.arguments(__doc__, rounds=3, seconds=10.0, rows=4)
+    settings = measuring.arguments(__doc__, rounds=12, seconds=4.0, rows=4)
     began = measuring.machine()
     cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
@@ -154,15 +196,15 @@ def main() -> None:
         server = ["taskset", "-c", str(cores - 1), "python", "-m", "serving.server", *served]
         with Process(server, limit_s=3600) as process:
             target = process.wait_for(r"ready on (127\.0\.0\.1:\d+)")[1]
-            rounds = asyncio.run(measure(settings, target))
+            figures = asyncio.run(measure(settings, target))
     measuring.save(
         settings.results,
         "sizing",
         began=began,
         versions=measuring.versions(sys.executable, "tensorflow", "grpcio", "numpy"),
         settings=vars(settings),
-        figures={"rounds": rounds},
-        text=tell(rounds),
+        figures=figures,
+        text=tell(figures),
     )
 
 
