@@ -22,9 +22,10 @@ def read(path: Path, message: T) -> T:
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
     except text_format.ParseError as error:
-        kind, place = message.DESCRIPTOR.name, f"line {error.GetLine()}, column {error.GetColumn()}"
+        kind = message.DESCRIPTOR.name
+        if error.GetLine() is None:  # it is not UTF-8
+            raise ValueError(f"Invalid protobuf file: '{path}', no text of a {kind}") from None
+        place = f"line {error.GetLine()}, column {error.GetColumn()}"
         text = str(error).partition(" : ")[2] or str(error)
         raise ValueError(f"Invalid protobuf file: '{path}', no {kind} at {place}: {text}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"Invalid protobuf file: '{path}': {error}") from None
     return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +54,12 @@ HONOURED = (
         most=_MAX_PORT,
     ),
     Flag("rest_api_num_threads", 4 * _CPUS, "REST calls worked on at the same time.", least=1),
-    Flag("rest_api_timeout_in_ms", 30_000, "Milliseconds that a REST call may take.", least=1),
+    Flag(
+        "rest_api_timeout_in_ms",
+        30_000,
+        "Milliseconds that a REST call may take; 0 sets no limit.",
+        least=0,
+    ),
     Flag("rest_api_enable_cors_support", False, "Send CORS headers with REST answers."),
     Flag("monitoring_config_file", "", "MonitoringConfig as text: metrics on --rest_api_port."),
     Flag("enable_batching", False, "Gather calls into batches."),
@@ -159,6 +165,8 @@ def define() -> flags.FlagValues:
         text = f"Without effect: {flag.text}." if flag in IGNORED else flag.text
         text = f"Refused: {flag.text}." if flag in REFUSED else text
         _DEFINE[type(flag.default)](flag.name, flag.default, text, flag_values=values, **bounds)
+        if isinstance(flag.default, float):  # nan is within all bounds
+            flags.register_validator(flag.name, math.isfinite, "must be finite", values)
     return values
 
 

@@ -169,6 +169,8 @@ def _read_models(values: flags.FlagValues) -> model_server_config_pb2.ModelServe
             )
         return model_config.single_model(values.model_name, Path(base_path))
     config = _read(values, "model_config_file", model_server_config_pb2.ModelServerConfig())
+    if config.WhichOneof("config") is None:
+        raise flags.Error(f"flag --model_config_file={path}: it has no model_config_list")
     if config.HasField("custom_model_config"):
         raise flags.Error(
             f"flag --model_config_file={path}: "

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
+import os
 import socket
 import threading
 import time
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from aiohttp import web
+from aiohttp import http_exceptions, web
 
 from serving.server.deadlines import TimeLeft
 
@@ -27,7 +29,8 @@ _HEADERS_TIMEOUT_S = 5.0  # for the first request's headers
 _BODY_TIMEOUT_S = 60.0
 _IDLE_TIMEOUT_S = 75.0  # until the next request of a connection
 _MAX_BODY_BYTES = 64 << 20  # also of what was compressed; Python's values take some 10 times that
-_MAX_WAITING = 1000  # calls, each with its body in memory
+_MAX_HELD_BYTES = 1 << 30  # of the bodies of all calls
+_MAX_WAITING = 1000  # calls
 _MIN_COMPRESSED_BYTES = 1024  # smaller answers are not worth the time
 _CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -53,7 +56,8 @@ class HttpServer:
         try:
             self._socket = socket.create_server((host, port), family=family)
         except OSError as error:
-            raise OSError(f"can't listen on {shown}:{port} for REST: {error.strerror}") from None
+            reason = os.strerror(error.errno) if error.errno > 0 else error.strerror
+            raise OSError(f"can't listen on {shown}:{port} for REST: {reason}") from None
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://{shown}:{self.port}"
 
@@ -81,6 +85,7 @@ class HttpServer:
         self._answer: Answer | None = None
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="rest")
         self._calls = 0  # in the pool or before it
+        self._held_bytes = 0  # of bodies
         self._silent: set[Any] = set()  # connections without a request so far
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="http", daemon=True).start()
@@ -97,9 +102,13 @@ class HttpServer:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _listen(self) -> None:
-        app = web.Application(client_max_size=_MAX_BODY_BYTES)
-        app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=_IDLE_TIMEOUT_S)
+        logger = logging.getLogger(__name__)
+        logger.addFilter(_is_servers_fault)
+        app = web.Application()
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._handle)
+        self._runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=_IDLE_TIMEOUT_S, logger=logger
+        )
         await self._runner.setup()
         assert self._runner.server is not None
         connect = self._runner.server
@@ -137,22 +146,37 @@ class HttpServer:
             return self._error(404, f"only {pages} can be found here")
         if request.method == "OPTIONS" and self._cors:
             return self._response(200, b"")
+        body = bytearray()
+        try:
+            refusal = await self._read(request, body)
+            if refusal is not None:
+                refusal.force_close()
+                return refusal
+            return await self._call(request, path, body)
+        finally:
+            self._held_bytes -= len(body)
+
+    async def _read(self, request: web.Request, body: bytearray) -> web.Response | None:
+        """Appends a call's body to ``body``; returns the answer if it is refused."""
+        too_large = self._error(413, f"the body is larger than {_MAX_BODY_BYTES:,} bytes")
+        if (request.content_length or 0) > _MAX_BODY_BYTES:
+            return too_large
         try:
             async with asyncio.timeout(_BODY_TIMEOUT_S):
-                body = await request.read()
+                async for part in request.content.iter_any():
+                    body += part
+                    self._held_bytes += len(part)
+                    if len(body) > _MAX_BODY_BYTES:
+                        return too_large
+                    if self._held_bytes > _MAX_HELD_BYTES:
+                        return self._error(429, f"calls have {self._held_bytes:,} bytes already")
         except TimeoutError:
-            response = self._error(408, f"the body took longer than {_BODY_TIMEOUT_S:.0f} seconds")
-            response.force_close()
-            return response
-        except web.HTTPRequestEntityTooLarge:
-            response = self._error(413, f"the body is larger than {_MAX_BODY_BYTES:,} bytes")
-            response.force_close()
-            return response
+            return self._error(408, f"the body took longer than {_BODY_TIMEOUT_S:.0f} seconds")
         except (web.RequestPayloadError, ValueError):
             return self._error(400, "the body can't be read, or it is not compressed as said")
-        return await self._call(request, path, body)
+        return None
 
-    async def _call(self, request: web.Request, path: str, body: bytes) -> web.Response:
+    async def _call(self, request: web.Request, path: str, body: bytearray) -> web.Response:
         answer, method = self._answer, request.method
         if answer is None:
             return self._error(503, "the models are not loaded yet")
@@ -165,7 +189,7 @@ class HttpServer:
             return deadline_s - time.monotonic() if self._timeout_s else None
 
         def compute() -> tuple[int, bytes, bool]:
-            status, text = answer(method, path, body, time_left_s)
+            status, text = answer(method, path, bytes(body), time_left_s)
             if accepts_gzip and len(text) >= _MIN_COMPRESSED_BYTES:
                 return status, gzip.compress(text, 1), True
             return status, text, False
@@ -186,3 +210,9 @@ class HttpServer:
     def _response(self, status: int, body: bytes) -> web.Response:
         headers = {"Server": "serving.server", "Content-Type": "application/json", **self._cors}
         return web.Response(status=status, body=body, headers=headers)
+
+
+def _is_servers_fault(record: logging.LogRecord) -> bool:
+    """Returns whether a record is worth a line: callers that break HTTP, or leave, are not."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, http_exceptions.HttpProcessingError | ConnectionError)

@@ -21,6 +21,7 @@ from serving.tensors import Array
 ENCODING_ERRORS = "surrogateescape"
 
 _MAX_FLOAT = float(np.finfo(np.float32).max)
+_MAX_DESCRIBED = 1000  # characters; a body may be large, and an error is short
 _TOO_BIG = "Number too big to be stored in double."
 # Python's messages of syntax errors, and RapidJSON's. The first that begins a message counts.
 _MESSAGES = {
@@ -115,11 +116,16 @@ def object_of(members: Iterable[tuple[str, str]]) -> str:
 
 
 def describe(value: Any) -> str:
-    """Returns a parsed value as JSON, for messages."""
+    """Returns a parsed value as JSON, for messages; only the beginning of a large one."""
     if isinstance(value, float):
         is_float = not math.isfinite(value) or abs(value) <= _MAX_FLOAT
         return decimals(np.array(value, np.float32 if is_float else np.float64))[0]
-    return json.dumps(value, indent=4, ensure_ascii=False)
+    text = ""
+    for part in json.JSONEncoder(indent=4, ensure_ascii=False).iterencode(value):
+        text += part[: _MAX_DESCRIBED + 1]
+        if len(text) > _MAX_DESCRIBED:
+            return f"{text[:_MAX_DESCRIBED]}…"
+    return text
 
 
 def kind(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_a_real_server_with_gzip_and_keep_alive(tmp_path: Path):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpServer]:
     monkeypatch.setattr(http_server, "_MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(http_server, "_MAX_HELD_BYTES", 1500)
     monkeypatch.setattr(http_server, "_MAX_WAITING", 0)
     server = HttpServer("127.0.0.1", 0)
     server.start(num_threads=1, timeout_s=30.0, has_cors=True)
@@ -97,6 +99,55 @@ def test_other_origins(server: HttpServer):
         status, headers, _ = ask(server, method, "/v1/models/m")
         assert (status, headers["Access-Control-Allow-Origin"]) == (200, "*")
         assert headers["Access-Control-Allow-Methods"] == "POST, GET"
+
+
+def exchange(server: HttpServer, data: bytes) -> bytes:
+    """Sends bytes, and returns the first ones that come back."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(data)
+        return connection.recv(65536)
+
+
+def test_callers_that_break_http_or_leave_cause_no_log(
+    server: HttpServer, caplog: pytest.LogCaptureFixture
+):
+    server.set_answer(lambda method, path, body, time_left_s: (200, path.encode()))
+    post = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: h\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as leaving:
+        leaving.sendall(post + b"Content-Length: 900\r\n\r\n{")
+    for data, answer in (
+        (b"\x16\x03\x01 nonsense\r\n\r\n", b" 400 "),
+        (b"GET /v1/models/m HTTP/1.1\r\n\r\n", b" 400 "),  # without Host
+        (post + b"Content-Length: -1\r\n\r\n", b" 400 "),
+        (post + b"Content-Encoding: br\r\nContent-Length: 1\r\n\r\na", b" 400 "),
+        (post + b"Content-Length: 1001\r\n\r\n", b" 413 "),  # before the body
+        (b"GET /v1/models/a%0Ab HTTP/1.0\r\n\r\n", b" 200 "),
+    ):
+        received = exchange(server, data)
+        assert answer in received.partition(b"\r\n")[0]
+    assert caplog.records == []
+
+
+def test_bodies_of_all_calls_are_limited(server: HttpServer):
+    began, go_on = threading.Event(), threading.Event()
+
+    def answer(*_: object) -> tuple[int, bytes]:
+        began.set()
+        assert go_on.wait(30)
+        return 200, b"{}"
+
+    server.set_answer(answer)
+    path = "/v1/models/m:predict"
+    waiting = threading.Thread(target=ask, args=(server, "POST", path, b"x" * 1000))
+    waiting.start()
+    assert began.wait(30)
+    try:
+        status, _, text = ask(server, "POST", path, b"x" * 900)
+        assert (status, json.loads(text)) == (429, {"error": "calls have 1,900 bytes already"})
+    finally:
+        go_on.set()
+        waiting.join()
+    assert ask(server, "POST", path, b"x" * 1000)[0] == 200
 
 
 def test_a_call_too_many_is_refused_at_once(server: HttpServer):

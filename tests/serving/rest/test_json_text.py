@@ -37,3 +37,13 @@ def test_what_python_reads_differently():
     assert json_text.encode_text(raw) == b"\xff\xc3\xbc"
     assert json_text.quote(b'\xff"\n').encode(errors="surrogateescape") == b'"\xff\\"\\n"'
     assert json_text.nest([], (2, 0, 3)) == "[[], []]"
+
+
+def test_only_the_beginning_of_a_large_value_is_described():
+    assert (
+        json_text.describe([1, {"a": "\u00fc"}])
+        == '[\n    1,\n    {\n        "a": "\u00fc"\n    }\n]'
+    )
+    for large in (["abc"] * 10**6, "x" * 10**6, {"x" * 10**6: 1}):
+        text = json_text.describe(large)
+        assert len(text) == 1001 and text.endswith("\u2026")
