@@ -10,7 +10,6 @@ import asyncio
 import gzip
 import json
 import logging
-import os
 import socket
 import threading
 import time
@@ -23,10 +22,11 @@ from aiohttp import http_exceptions, web
 from serving.server.deadlines import TimeLeft
 
 # Answers a method, path and body by an HTTP status and a body of JSON.
-Answer = Callable[[str, str, bytes, TimeLeft], tuple[int, bytes]]
+AnswerCall = Callable[[str, str, bytes, TimeLeft], tuple[int, bytes]]
 
 _HEADERS_TIMEOUT_S = 5.0  # for the first request's headers
 _BODY_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S = 300.0  # until a caller has taken it
 _IDLE_TIMEOUT_S = 75.0  # until the next request of a connection
 _MAX_BODY_BYTES = 64 << 20  # also of what was compressed; Python's values take some 10 times that
 _MAX_HELD_BYTES = 1 << 30  # of the bodies of all calls
@@ -56,7 +56,7 @@ class HttpServer:
         try:
             self._socket = socket.create_server((host, port), family=family)
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno > 0 else error.strerror
+            reason = f"{error.strerror}".partition(" (")[0]
             raise OSError(f"can't listen on {shown}:{port} for REST: {reason}") from None
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://{shown}:{self.port}"
@@ -82,7 +82,7 @@ class HttpServer:
         self._metrics_path, self._metrics_page = metrics_path, metrics_page
         self._num_threads, self._timeout_s = num_threads, timeout_s
         self._cors = _CORS if has_cors else {}
-        self._answer: Answer | None = None
+        self._answer: AnswerCall | None = None
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="rest")
         self._calls = 0  # in the pool or before it
         self._held_bytes = 0  # of bodies
@@ -91,7 +91,7 @@ class HttpServer:
         threading.Thread(target=self._loop.run_forever, name="http", daemon=True).start()
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
 
-    def set_answer(self, answer: Answer) -> None:
+    def set_answer(self, answer: AnswerCall) -> None:
         """Answers REST calls by ``answer`` from now on."""
         self._answer = answer
 
@@ -133,9 +133,25 @@ class HttpServer:
         self._runner.server.pre_shutdown()
         await self._runner.server.shutdown(grace_s)
         await self._runner.cleanup()
+        # aiohttp leaves tasks of connections that are closed already.
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others, timeout=grace_s)
 
     async def _handle(self, request: web.Request) -> web.Response:
         self._silent.discard(request.protocol)
+        response = await self._respond(request)
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+        return response
+
+    async def _respond(self, request: web.Request) -> web.Response:
         path = request.raw_path
         if self._metrics_path is not None and path.partition("?")[0] == self._metrics_path:
             page = await self._loop.run_in_executor(None, self._metrics_page)

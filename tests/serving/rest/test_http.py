@@ -7,7 +7,9 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,13 @@ def test_bodies_that_are_too_large_or_not_compressed_as_said(server: HttpServer)
     assert (status, list(json.loads(text))) == (400, ["error"])
 
 
+def test_a_port_that_is_taken(server: HttpServer):
+    with pytest.raises(OSError) as caught:
+        HttpServer("127.0.0.1", server.port)
+    text = f"can't listen on 127.0.0.1:{server.port} for REST: Address already in use"
+    assert str(caught.value) == text
+
+
 def test_other_origins(server: HttpServer):
     server.set_answer(lambda method, path, body, time_left_s: (200, b"{}"))
     for method in ("OPTIONS", "GET"):
@@ -148,6 +157,24 @@ def test_bodies_of_all_calls_are_limited(server: HttpServer):
         go_on.set()
         waiting.join()
     assert ask(server, "POST", path, b"x" * 1000)[0] == 200
+
+
+def test_a_caller_that_does_not_read_loses_its_connection(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(http_server, "_ANSWER_TIMEOUT_S", 0.1)
+    size = 20_000_000  # more than sockets hold
+    server.set_answer(lambda method, path, body, time_left_s: (200, b" " * size))
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(b"GET /v1/models/m HTTP/1.1\r\nHost: h\r\n\r\n")
+        deadline_s = time.monotonic() + 30
+        while server._runner.server.connections and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        received = 0
+        with suppress(ConnectionResetError):
+            while part := connection.recv(1 << 20):
+                received += len(part)
+    assert 0 < received < size
 
 
 def test_a_call_too_many_is_refused_at_once(server: HttpServer):
