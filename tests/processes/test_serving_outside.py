@@ -1,4 +1,4 @@
-"""The embedded server's outside: TLS, a UNIX socket, health, metrics, reloads; then its end.
+"""The embedded server's outside: TLS, a UNIX socket, health, metrics, reloads, REST; then its end.
 
 One server for all of it, with models from a file, and the tests in the order in which it lives.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
+import http.client
 import json
 import signal
 import urllib.request
@@ -177,6 +179,38 @@ def test_metrics_count_all_that(server: Server):
     batches = families[":tensorflow:serving:batching_session:processed_batch_size"].samples
     (count,) = [sample.value for sample in batches if sample.name.endswith("_count")]
     assert 0 < count <= calls.value
+
+
+def test_rest_with_gzip_and_keep_alive(server: Server):
+    port = int(server.process.wait_for(r"REST on http://127\.0\.0\.1:(\d+)")[1])
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as rest:
+        rest.connect()
+        first_socket = rest.sock
+        values = [float(value) for value in range(1000)]
+        body = gzip.compress(json.dumps({"instances": values}).encode())
+        headers = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip, deflate"}
+        headers["Content-Type"] = "text/nonsense"
+        for _ in range(2):
+            rest.request("POST", "/v1/models/other:predict", body, headers)
+            response = rest.getresponse()
+            assert response.status == 200
+            assert response.headers["Content-Encoding"] == "gzip"
+            assert response.headers["Content-Type"] == "application/json"
+            answer = json.loads(gzip.decompress(response.read()))
+            step = answer["predictions"][2] - answer["predictions"][0]
+            assert (len(answer["predictions"]), step) == (1000, 1.0)
+        rest.request("POST", "/v1/models/none:predict", '{"instances": [1]}')
+        response = rest.getresponse()
+        text = "Servable not found for request: Latest(none)"
+        assert (response.status, json.loads(response.read())) == (404, {"error": text})
+        rest.request("HEAD", "/v1/models/other")
+        response = rest.getresponse()
+        assert (response.status, response.read()) == (400, b"")
+        rest.request("GET", "/monitoring/prometheus/metrics")
+        page = rest.getresponse().read().decode()
+        assert 'request_count{model_name="other",status="OK"} 2' in page
+        assert 'model_name="other",API="predict",entrypoint="REST"' in page
+        assert rest.sock is first_socket  # it was never closed
 
 
 def test_it_ends_at_once_tells_watchers_and_leaves_no_socket(server: Server, channel: grpc.Channel):

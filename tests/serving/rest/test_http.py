@@ -1,4 +1,4 @@
-"""REST over HTTP: a real server, Python's HTTP client, and connections that misbehave."""
+"""The HTTP port in this process: Python's HTTP client, and connections that misbehave."""
 
 from __future__ import annotations
 
@@ -10,55 +10,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 from serving.server.rest import http_server
 from serving.server.rest.http_server import HttpServer
-from tests.running import Process
-
-RECORDED = Path(__file__).parents[1] / "recorded" / "models"
-
-
-def test_a_real_server_with_gzip_and_keep_alive(tmp_path: Path):
-    config = tmp_path / "monitoring.config"
-    config.write_text('prometheus_config { enable: true path: "/metrics" }')
-    command = ["python", "-m", "serving.server", "--port=0", "--rest_api_port=0"]
-    flags = [f"--model_base_path={RECORDED}/half_plus", f"--monitoring_config_file={config}"]
-    with Process([*command, "--model_name=half", *flags]) as process:
-        port = int(process.wait_for(r"REST on http://127\.0\.0\.1:(\d+), metrics on ")[1])
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        connection.connect()
-        first_socket = connection.sock
-        values = [float(value) for value in range(1000)]
-        body = gzip.compress(json.dumps({"instances": values}).encode())
-        headers = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip, deflate"}
-        headers["Content-Type"] = "text/nonsense"
-        for _ in range(2):
-            connection.request("POST", "/v1/models/half:predict", body, headers)
-            response = connection.getresponse()
-            assert response.status == 200
-            assert response.headers["Content-Encoding"] == "gzip"
-            assert response.headers["Content-Type"] == "application/json"
-            answer = json.loads(gzip.decompress(response.read()))
-            step = answer["predictions"][2] - answer["predictions"][0]
-            assert (len(answer["predictions"]), step) == (1000, 1.0)
-        connection.request("POST", "/v1/models/none:predict", '{"instances": [1]}')
-        response = connection.getresponse()
-        text = "Servable not found for request: Latest(none)"
-        assert (response.status, json.loads(response.read())) == (404, {"error": text})
-        connection.request("HEAD", "/v1/models/half")
-        response = connection.getresponse()
-        assert (response.status, response.read()) == (400, b"")
-        connection.request("GET", "/metrics")
-        page = connection.getresponse().read().decode()
-        assert 'request_count{model_name="half",status="OK"} 2' in page
-        assert 'API="predict",entrypoint="REST"' in page
-        assert connection.sock is first_socket  # it was never closed
-        connection.close()
-        process.signal(15)
-        process.wait(0)
 
 
 @pytest.fixture
