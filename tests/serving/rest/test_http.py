@@ -13,6 +13,7 @@ from contextlib import suppress
 
 import pytest
 
+from serving.server.deadlines import TimeLeft
 from serving.server.rest import http_server
 from serving.server.rest.http_server import HttpServer
 
@@ -49,6 +50,23 @@ def test_bodies_that_are_too_large_or_not_compressed_as_said(server: HttpServer)
         assert (status, list(json.loads(text))) == (413, ["error"])
     status, _, text = ask(server, "POST", path, b"not gzip", Content_Encoding="gzip")
     assert (status, list(json.loads(text))) == (400, ["error"])
+
+
+@pytest.mark.parametrize(("timeout_s", "is_limited"), [(30.0, True), (0.0, False)])
+def test_calls_have_the_time_that_is_left(timeout_s: float, is_limited: bool):
+    server = HttpServer("127.0.0.1", 0)
+    server.start(num_threads=1, timeout_s=timeout_s)
+    left_s: list[float | None] = []
+
+    def answer(method: str, path: str, body: bytes, time_left_s: TimeLeft) -> tuple[int, bytes]:
+        left_s.append(time_left_s())
+        return 200, b"{}"
+
+    server.set_answer(answer)
+    ask(server, "GET", "/v1/models/m")
+    server.stop(1.0)
+    (left,) = left_s
+    assert (left is not None and 0 < left <= 30) if is_limited else left is None
 
 
 def test_a_port_that_is_taken(server: HttpServer):
