@@ -19,7 +19,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # it would log at ev
 import grpc
 
 from benchmarks import measuring, serving_speed
-from serving.client import load
+from serving.client.command import load
 from tests.running import Process
 
 TIMEOUT_S = 10.0

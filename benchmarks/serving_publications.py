@@ -30,7 +30,8 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.replicas import WIDTH, Models, Replica, until
-from serving.client import AsyncClient, load
+from serving.client import AsyncClient
+from serving.client.command import load
 
 
 async def publications(settings: Any, folder: Path) -> dict[str, Any]:

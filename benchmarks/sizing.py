@@ -26,7 +26,8 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # it would log at ev
 import numpy as np
 
 from benchmarks import measuring
-from serving.client import AsyncClient, bench, load, sizing
+from serving.client import AsyncClient
+from serving.client.command import bench, load, sizing
 from tests.running import Process, run
 
 LOW_USE = 0.1  # of the knee: hardly any call waits

@@ -43,6 +43,7 @@ COMMANDS = {
     **dict.fromkeys(
         ("serving.server.__main__", "serving.server.command"), "serving.server command"
     ),
+    "serving.client.__main__": "serving.client command",
 }
 MAY_IMPORT = {
     "commands": {
@@ -86,6 +87,8 @@ MAY_IMPORT = {
     "serving.server.models": {"serving.server", "serving", "serving.protos"},
     "serving.server": set(),  # errors, deadlines, configuration files
     "serving.rollout": {"serving.client", "serving.protos"},
+    "serving.client command": {"serving.client.command"},
+    "serving.client.command": {"serving.client", "serving"},
     "serving.client": {"serving", "serving.protos"},
     "serving": {"serving.protos"},  # arrays as tensors, for client and server
     "serving.protos": set(),

@@ -2,6 +2,6 @@
 
 import sys
 
-from serving.client.cli import main
+from serving.client.command.cli import main
 
 sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.client.cli import main
+from serving.client.command.cli import main
 from serving.protos import serving_pb2
 from tests.serving.scripted_server import Server, echo, refusal, signatures, states
 

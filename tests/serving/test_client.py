@@ -296,7 +296,7 @@ def test_is_shared_between_threads(server: Server, client: Client):
 def test_importing_the_client_takes_little_time(tmp_path: Path):
     program = (
         "import time; start = time.process_time(); import numpy, grpc; "
-        "needed = time.process_time(); import serving.client, serving.client.cli; "
+        "needed = time.process_time(); import serving.client, serving.client.command.cli; "
         "end = time.process_time(); "
         "print((end - start) / (needed - start))"
     )

@@ -10,8 +10,9 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.client import errors, load
-from serving.client.load import Outcome
+from serving.client import errors
+from serving.client.command import load
+from serving.client.command.load import Outcome
 
 RNG = np.random.default_rng(0)
 

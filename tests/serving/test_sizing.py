@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from serving.client.sizing import MAX_USE, Measured, predicted_p99_ms, replicas_for
+from serving.client.command.sizing import MAX_USE, Measured, predicted_p99_ms, replicas_for
 
 RNG = np.random.default_rng(0)
 CALLS = 400_000

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from serving.client import json_values
+from serving.client.command import json_values
 
 DEFAULT_TARGET: Final = "127.0.0.1:8500"
 _EXAMPLES: Final = """examples:

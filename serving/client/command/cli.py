@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.client import checks, flags, json_values, tables
+from serving.client import checks
+from serving.client.command import flags, json_values, tables
 from serving.client.connection import Tls
 from serving.client.errors import InvalidInput, ServingError
 from serving.client.results import TensorInfo
@@ -112,7 +113,7 @@ def _bench(client: Client, options: argparse.Namespace) -> int:
     has_inputs = bool(options.input or options.inputs)
     if has_inputs and options.rows is not None:
         raise InvalidInput("--rows is for a bench without inputs: omit it, or --input and --inputs")
-    from serving.client import bench  # slow to import, and only needed here
+    from serving.client.command import bench  # slow to import, and only needed here
 
     choice = {"version": options.version, "label": options.label}
     signature = checks.signature_for_predict(

@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from serving import tensors
-from serving.client import load, sizing, tables
 from serving.client.aio import AsyncClient
+from serving.client.command import load, sizing, tables
+from serving.client.command.load import Outcome, Summary
 from serving.client.errors import InvalidInput
-from serving.client.load import Outcome, Summary
 from serving.client.results import Signature
 from serving.tensors import Array
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from serving.client import json_values
+from serving.client.command import json_values
 from serving.client.errors import InvalidInput
 from serving.tensors import Array
 

@@ -1,0 +1,1 @@
+"""``python -m serving.client``: its commands, and what they read and write."""
