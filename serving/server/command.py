@@ -195,7 +195,12 @@ def _make_server(
             tls=options.tls,
             channel_arguments=options.grpc_channel_arguments,
         )
-    handlers = services.handlers(registry, print_error, metrics.observer(registry))
+    handlers = services.handlers(
+        registry,
+        print_error,
+        metrics.observer(registry),
+        options.enable_serialization_as_tensor_content,
+    )
     inference = "tensorflow.serving.PredictionService"
     server.add_generic_rpc_handlers((limit_concurrency(handlers, inference, turns),))
     if options.enable_grpc_healthcheck_service:

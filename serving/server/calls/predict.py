@@ -22,19 +22,27 @@ from serving.tensors import Array
 
 
 def predict(
-    registry: ModelRegistry, request: Any, time_left_s: TimeLeft
+    registry: ModelRegistry, request: Any, time_left_s: TimeLeft, as_content: bool = False
 ) -> predict_pb2.PredictResponse:
-    """Answers PredictionService/Predict."""
+    """Answers PredictionService/Predict; ``as_content`` is that of ``run``."""
     with registry.use(request.model_spec) as (version, model):
-        response = run(model, request, time_left_s)
+        response = run(model, request, time_left_s, as_content)
     model_specs.fill(response.model_spec, request.model_spec, version)
     return response
 
 
-def run(model: SavedModel, request: Any, time_left_s: TimeLeft) -> predict_pb2.PredictResponse:
+def run(
+    model: SavedModel, request: Any, time_left_s: TimeLeft, as_content: bool = False
+) -> predict_pb2.PredictResponse:
     """Answers a PredictRequest by ``model``; the request's model name is not used.
 
     The response has no ModelSpec yet.
+
+    Args:
+        model: the model.
+        request: the PredictRequest.
+        time_left_s: returns the seconds until the caller's deadline.
+        as_content: whether numbers are sent in ``tensor_content`` instead of in lists.
     """
     signature = signature_of(model, request)
     feeds = _feeds(signature, request.inputs)
@@ -42,7 +50,7 @@ def run(model: SavedModel, request: Any, time_left_s: TimeLeft) -> predict_pb2.P
     arrays = model.run(feeds, [signature.outputs[name] for name in names], time_left_s)
     response = predict_pb2.PredictResponse()
     for name, array in zip(names, arrays, strict=True):
-        tensors.write(array, response.outputs[name], as_content=False)
+        tensors.write(array, response.outputs[name], as_content=as_content)
     return response
 
 

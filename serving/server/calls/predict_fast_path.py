@@ -62,11 +62,16 @@ def read(data: bytes) -> tuple[str, Call]:
     return model_specs.model_name(request), Call(None, request)
 
 
-def predict(registry: ModelRegistry, call: Call, time_left_s: TimeLeft) -> bytes:
-    """Answers PredictionService/Predict with a serialized PredictResponse."""
+def predict(
+    registry: ModelRegistry, call: Call, time_left_s: TimeLeft, as_content: bool = False
+) -> bytes:
+    """Answers PredictionService/Predict with a serialized PredictResponse.
+
+    ``as_content``, as in ``predict.run``, has to be the same in all calls of a model.
+    """
     template, request = call
     if template is None:
-        response = predict_call.predict(registry, request, time_left_s)
+        response = predict_call.predict(registry, request, time_left_s, as_content)
         return bytes(response.SerializeToString())
     servable, version = registry.acquire(template.header)
     try:
@@ -75,7 +80,7 @@ def predict(registry: ModelRegistry, call: Call, time_left_s: TimeLeft) -> bytes
         prepared_calls = _prepared_by_model.get(model)
         prepared = prepared_calls and prepared_calls.get(template)
         if not prepared:
-            return _predict_first(model, version.number, template, request, time_left_s)
+            return _predict_first(model, version.number, template, request, time_left_s, as_content)
         feeds = dict(zip(prepared.feeds, template.arrays(request).values(), strict=True))
         return prepared.respond(model.run(feeds, prepared.fetches, time_left_s))
     finally:
@@ -90,7 +95,7 @@ class PreparedCall:
         fetches: names of the tensors to fetch.
     """
 
-    def __init__(self, model: SavedModel, request: Any, version: int) -> None:
+    def __init__(self, model: SavedModel, request: Any, version: int, as_content: bool) -> None:
         """Reads ``request``; raises StatusError if ``model`` can't answer it."""
         signature = predict_call.signature_of(model, request)
         self.feeds = tuple(signature.inputs.values())
@@ -98,6 +103,7 @@ class PreparedCall:
         self.fetches = [signature.outputs[name] for name in self._names]
         response = predict_pb2.PredictResponse()
         model_specs.fill(response.model_spec, request.model_spec, version)
+        self._as_content = as_content
         self._suffix: bytes = response.SerializeToString()
         # Of the last response: dtypes and shapes of outputs, and the bytes before each of them.
         self._last: tuple[_OutputSpecs, list[bytes]] = [], []
@@ -113,8 +119,8 @@ class PreparedCall:
         response = predict_pb2.PredictResponse()
         prefixes = []
         for name, array in zip(self._names, arrays, strict=True):
-            tensors.write(array, response.outputs[name], as_content=False)
-            field = tensors.raw_field(array)
+            tensors.write(array, response.outputs[name], as_content=self._as_content)
+            field = tensors.raw_field(array, as_content=self._as_content)
             if field is not None:
                 prefixes.append(
                     message_templates.entry_prefix(
@@ -132,14 +138,15 @@ def _predict_first(
     template: Template[VersionChoice],
     data: bytes,
     time_left_s: TimeLeft,
+    as_content: bool,
 ) -> bytes:
     """Parses and answers the first call of a template, and prepares the next ones."""
     request = predict_pb2.PredictRequest.FromString(data)
-    response = predict_call.run(model, request, time_left_s)
+    response = predict_call.run(model, request, time_left_s, as_content)
     model_specs.fill(response.model_spec, request.model_spec, version)
     if len(request.inputs) == len(predict_call.signature_of(model, request).inputs):
         prepared_calls = _prepared_by_model.setdefault(model, {})
         if len(prepared_calls) >= _MAX_PREPARED:
             prepared_calls.clear()
-        prepared_calls[template] = PreparedCall(model, request, version)
+        prepared_calls[template] = PreparedCall(model, request, version, as_content)
     return bytes(response.SerializeToString())

@@ -6,6 +6,7 @@ wrapper turns them into a gRPC handler.
 
 from __future__ import annotations
 
+import functools
 import time
 import traceback
 from collections.abc import Callable
@@ -81,6 +82,7 @@ def handlers(
     registry: ModelRegistry,
     report: Callable[[str], None],
     observe: Observe = lambda method, model, code, seconds: None,
+    as_content: bool = False,
 ) -> tuple[grpc.GenericRpcHandler, ...]:
     """Returns the handlers of TF Serving's services for a gRPC server.
 
@@ -88,9 +90,13 @@ def handlers(
         registry: the models.
         report: gets the traceback of every internal error.
         observe: called at the end of every call.
+        as_content: whether Predict sends numbers in ``tensor_content`` instead of in lists.
     """
 
     def handle(method: str, read: Read, answer: Answer) -> grpc.RpcMethodHandler:
+        if as_content and answer is predict_fast_path.predict:
+            answer = functools.partial(predict_fast_path.predict, as_content=True)
+
         # gRPC passes bytes, so errors of parsing and serializing are answered here too.
         def handler(data: bytes, context: grpc.ServicerContext) -> bytes:
             began_s, name = time.perf_counter(), ""

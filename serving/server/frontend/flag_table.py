@@ -110,6 +110,11 @@ HONOURED = (
     ),
     Flag("tensorflow_intra_op_parallelism", 0, "Threads of an op.", least=0),
     Flag("tensorflow_inter_op_parallelism", 0, "Ops that run at the same time.", least=0),
+    Flag(
+        "enable_serialization_as_tensor_content",
+        False,
+        "Send the numbers of Predict's outputs as bytes in tensor_content, not in lists.",
+    ),
     Flag("version", False, "Print TensorFlow's version and exit."),
 )
 
@@ -132,7 +137,6 @@ IGNORED = (
     Flag("thread_pool_factory_config_file", "", "TensorFlow's own thread pools are used"),
     Flag("mixed_precision", "", "models compute with the dtypes that they were saved with"),
     Flag("skip_initialize_tpu", False, "TPUs are not used"),
-    Flag("enable_serialization_as_tensor_content", False, "outputs are sent as lists of values"),
 )
 
 # Only the default is accepted: a server that ignores another value gives wrong answers, or

@@ -62,6 +62,7 @@ class Options:
     load_retry_interval_micros: int
     enable_model_warmup: bool
     num_request_iterations_for_warmup: int
+    enable_serialization_as_tensor_content: bool
     intra_op_threads: int
     inter_op_threads: int
     notices: tuple[str, ...]
@@ -113,6 +114,7 @@ def parse(arguments: Sequence[str], about: str) -> Options:
         load_retry_interval_micros=values.load_retry_interval_micros,
         enable_model_warmup=values.enable_model_warmup,
         num_request_iterations_for_warmup=values.num_request_iterations_for_warmup,
+        enable_serialization_as_tensor_content=values.enable_serialization_as_tensor_content,
         intra_op_threads=intra_op_threads,
         inter_op_threads=inter_op_threads,
         notices=tuple(notices),

@@ -15,6 +15,13 @@ import tensorflow as tf
 
 from serving.server.models.batching_parameters import BatchingParameters
 
+# The types of tensors that the scheduler can join.
+_CAN_JOIN = {
+    *(tf.float16, tf.float32, tf.float64, tf.bfloat16, tf.complex64, tf.complex128),
+    *(tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint16, tf.uint32, tf.uint64),
+    *(tf.bool, tf.string),
+}
+
 
 @dataclass(frozen=True)
 class Batched:
@@ -41,13 +48,16 @@ def add(graph: tf.Graph, signature: Any, parameters: BatchingParameters) -> Batc
         parameters: how calls are gathered.
 
     Returns:
-        The computation; None if an input or output has no batch dimension.
+        The computation; None if an input or output has no batch dimension, or a type that the
+        scheduler can't join.
     """
     infos = [*signature.inputs.values(), *signature.outputs.values()]
     if not signature.inputs or any(info.WhichOneof("encoding") != "name" for info in infos):
         return None  # the initializer, or sparse or ragged tensors
     inputs = [graph.get_tensor_by_name(info.name) for info in signature.inputs.values()]
     outputs = [graph.get_tensor_by_name(info.name) for info in signature.outputs.values()]
+    if not all(tensor.dtype in _CAN_JOIN for tensor in (*inputs, *outputs)):
+        return None
     operations = _operations_between(inputs, outputs)
     is_computed = all(output.op in operations for output in outputs)
     if not is_computed or not all(_has_batch_dimension(info.tensor_shape) for info in infos):

@@ -24,7 +24,7 @@ from serving.server.deadlines import TimeLeft
 from serving.server.models import batched_graph
 from serving.server.models.batching_parameters import BatchingParameters
 from serving.server.models.cheap_graphs import CheapGraphs
-from serving.tensors import Array
+from serving.tensors import Array, numpy_dtype
 
 _MAX_TIMEOUT_MS = 2**31 - 1
 _CALLERS_THREAD = -1  # in RunOptions
@@ -80,6 +80,7 @@ class SavedModel:
                 meta_graph = tf.compat.v1.saved_model.load(self._session, ["serve"], str(path))
             definitions = dict(meta_graph.signature_def)
             self.signatures = {key: _to_signature(value) for key, value in definitions.items()}
+            self._quantized = self._find_quantized_outputs()
             self._batched = self._add_batching(definitions, batching) if batching else {}
             # Session.run does this. TF_SessionRun_wrapper, which `_call` uses, does not.
             self._session._extend_graph()
@@ -110,6 +111,16 @@ class SavedModel:
         Raises:
             tf.errors.OpError: the computation failed; DeadlineExceededError when time is up.
         """
+        results = self._run(feeds, fetches, time_left_s)
+        if self._quantized:
+            dtypes = [self._quantized.get(name) for name in fetches]
+            pairs = zip(results, dtypes, strict=True)
+            results = [np.asarray(r).view(dtype) if dtype else r for r, dtype in pairs]
+        return results
+
+    def _run(
+        self, feeds: Mapping[str, Array], fetches: Sequence[str], time_left_s: TimeLeft
+    ) -> list[Array]:
         batched = self._batched and self._batched.get((frozenset(feeds), frozenset(fetches)))
         if not batched or not _fit(feeds, batched.ranks):
             return self._call(feeds, fetches, time_left_s)
@@ -129,6 +140,20 @@ class SavedModel:
     def close(self) -> None:
         """Frees the variables; no call may be under way."""
         self._session.close()
+
+    def _find_quantized_outputs(self) -> dict[str, np.dtype[Any]]:
+        """Returns the numpy dtypes of quantized outputs, by tensor name.
+
+        A session returns such outputs as arrays of plain integers.
+        """
+        dtypes = {}
+        for signature in self.signatures.values():
+            for name in signature.outputs.values():
+                with contextlib.suppress(KeyError, ValueError):  # `_handle` reports what is missing
+                    dtype = self._graph.get_tensor_by_name(name).dtype
+                    if dtype.is_quantized:
+                        dtypes[name] = numpy_dtype(dtype.name)
+        return dtypes
 
     def _add_batching(
         self, definitions: Mapping[str, Any], parameters: BatchingParameters
