@@ -223,7 +223,7 @@ def write(array: Array, message: Any, *, as_content: bool = True) -> None:
         elif array.dtype.kind == "V":
             array = array.astype(stored_as)
         values = array.reshape(-1)
-        if stored_as in ("float32", "float64") and (values.size > _FEW or values.dtype.kind == "c"):
+        if stored_as in ("float32", "float64"):
             _merge_packed(_little_endian(values).tobytes(), message, field)
         else:
             getattr(message, field).extend(values.tolist())
@@ -367,7 +367,8 @@ def read_at(data: bytes, location: Location) -> Array:
 def _merge_packed(content: bytes, message: Any, field: str) -> None:
     """Fills a repeated field of floats or doubles from its serialized form.
 
-    This is a hundred times faster than passing Python numbers: 0.05 ms for 150,000 of them.
+    This is a hundred times faster than passing Python numbers: 0.05 ms for 150,000 of them. And it
+    keeps the bits of every NaN.
     """
     number = message.DESCRIPTOR.fields_by_name[field].number
     message.MergeFromString(varint(number << 3 | 2) + varint(len(content)) + content)

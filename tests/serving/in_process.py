@@ -22,11 +22,12 @@ class AbortedError(Exception):
 class Context:
     """The part of a gRPC context that handlers use."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float) -> None:
         self.code, self.text = grpc.StatusCode.OK, ""
+        self.timeout_s = timeout_s
 
     def time_remaining(self) -> float:
-        return 20.0
+        return self.timeout_s
 
     def abort(self, code: grpc.StatusCode, text: str) -> None:
         self.code, self.text = code, text
@@ -52,14 +53,18 @@ def methods() -> dict[str, Any]:
 
 
 def caller(
-    registry: ModelRegistry, report: Callable[[str], None], as_content: bool = False
+    registry: ModelRegistry,
+    report: Callable[[str], None],
+    as_content: bool = False,
+    timeout_s: float = 20.0,
 ) -> Call:
+    """Returns what answers calls; ``report`` gets the tracebacks of internal errors."""
     handlers = services.handlers(registry, report, as_content=as_content)
     paths = {name: path for name, (path, _) in methods().items()}
 
     def call(name: str, request: bytes) -> tuple[grpc.StatusCode, str, bytes]:
         (handler,) = [found for each in handlers if (found := each.service(Details(paths[name])))]
-        context = Context()
+        context = Context(timeout_s)
         try:
             response = handler.unary_unary(request, context)
         except AbortedError:

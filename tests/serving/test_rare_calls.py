@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterator
@@ -12,37 +13,38 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import (
-    get_model_status_pb2,
-    model_service_pb2,
-    predict_pb2,
-    prediction_service_pb2,
-)
+from google.protobuf import text_format
+from google.protobuf.message_factory import GetMessageClass
+from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import get_model_status_pb2, predict_pb2
 
 from serving import tensors
-from serving.server.calls import model_service, predict, services
+from serving.server.calls import model_service, predict
 from serving.server.errors import StatusError
-from serving.server.models import loading
+from serving.server.models import loading, model_config
 from serving.server.models.batching_parameters import BatchingParameters
+from serving.server.models.model_config import ModelConfig
 from serving.server.models.registry import ModelRegistry
+from serving.server.models.reloadable_registry import ReloadableRegistry
 from serving.server.models.saved_model import SavedModel, Signature
 from serving.server.models.servables import Servable
+from tests.serving.in_process import caller, methods
+from tests.serving.test_element_types import TYPES, assert_same, parsed
 
 RECORDED = Path(__file__).parent / "recorded" / "models"
 CASES = int(os.environ.get("FUZZ_CASES", "60"))  # for each method, and for tensors
 SEED = int(os.environ.get("FUZZ_SEED", random.randrange(2**32)))
-NUMERIC = [
-    *("float32", "float64", "int32", "uint8", "int16", "int8"),
-    *("int64", "bool", "uint16", "uint32", "uint64"),
-]
 
 
 @pytest.fixture(scope="module")
 def registry() -> Iterator[ModelRegistry]:
-    servable = Servable("kitchen", RECORDED / "kitchen", loading.loader())
-    servable.poll()
-    yield ModelRegistry({"kitchen": servable})
-    servable.drop()
+    servables = {}
+    for name in "kitchen", "half_plus":
+        servables[name] = Servable(name, RECORDED / name, loading.loader())
+        servables[name].poll()
+    yield ModelRegistry(servables)
+    for servable in servables.values():
+        servable.drop()
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,16 @@ def test_a_misspelt_input_is_refused_although_it_has_a_default():
     assert sorted(predict._feeds(signature, {"x": one})) == ["x:0", "y:0"]
 
 
+def test_an_example_that_is_no_text_is_an_invalid_argument(registry: ModelRegistry):
+    spec = predict_pb2.PredictRequest()
+    spec.model_spec.name = "half_plus"
+    with registry.use(spec.model_spec) as (_, model):
+        signature = model.signatures["regress"]
+        feeds = {signature.inputs["inputs"]: np.array([b"\xff\x81"], object)}
+        with pytest.raises(tf.errors.InvalidArgumentError, match="Could not parse example input"):
+            model.run(feeds, [*signature.outputs.values()])
+
+
 def test_an_oversize_call_names_no_node(tmp_path: Path):
     spec = tf.TensorSpec([None], name="x")
     double = tf.function(lambda x: {"y": x * 2}, input_signature=[spec])
@@ -108,98 +120,125 @@ def test_an_oversize_call_names_no_node(tmp_path: Path):
     model.close()
 
 
-class AbortedError(Exception):
-    """What a gRPC context raises."""
+@pytest.fixture(scope="module")
+def reloadable(tmp_path_factory: pytest.TempPathFactory) -> ReloadableRegistry:
+    """A registry without real models: each has an empty version, wherever its folder is."""
+    folder = tmp_path_factory.mktemp("empty")
+    (folder / "1").mkdir()
+
+    class Nothing:
+        def close(self) -> None:
+            pass
+
+    def start(model: ModelConfig) -> Servable[Any]:
+        servable = Servable(model.name, folder, lambda path: Nothing(), policy=model.policy)
+        servable.poll()
+        return servable
+
+    return ReloadableRegistry(model_config.single_model("kitchen", folder), start)
 
 
-class Context:
-    """The part of a gRPC context that handlers use."""
-
-    code: grpc.StatusCode
-    text: str
-
-    def time_remaining(self) -> float:
-        return 20.0
-
-    def abort(self, code: grpc.StatusCode, text: str) -> None:
-        self.code, self.text = code, text
-        raise AbortedError
-
-
-def methods() -> dict[str, Any]:
-    files = prediction_service_pb2, model_service_pb2
-    return {
-        f"/{service.full_name}/{method.name}": method.input_type
-        for file in files
-        for service in file.DESCRIPTOR.services_by_name.values()
-        for method in service.methods
-        if method.name != "HandleReloadConfigRequest"  # it would load models of any folder
-    }
+FEATURES = 'features { feature { key: "x" value { float_list { value: 1 } } } }'
+EXAMPLE = f"input {{ example_list {{ examples {{ {FEATURES} }} }} }}"
+SPEC = 'model_spec { name: "kitchen" version { value: 2 } signature_name: "serving_default" }'
+HALF_SPEC = 'model_spec { name: "half_plus" version { value: 5 } signature_name: "%s" }'
+VALID = {
+    "Predict": SPEC
+    + 'inputs { key: "x" value { dtype: DT_FLOAT tensor_shape { dim { size: 1 } } float_val: 1 } }'
+    + r'inputs { key: "y" value { dtype: DT_FLOAT tensor_content: "\0\0\200?" tensor_shape {} } }'
+    + 'output_filter: "sum"',
+    "Classify": HALF_SPEC % "classify" + EXAMPLE,
+    "Regress": HALF_SPEC % "regress" + EXAMPLE,
+    "MultiInference": f"tasks {{ {HALF_SPEC % 'regress'} "
+    f'method_name: "tensorflow/serving/regress" }} {EXAMPLE}',
+    "GetModelMetadata": SPEC + 'metadata_field: "signature_def"',
+    "GetModelStatus": SPEC,
+    "HandleReloadConfigRequest": "config { model_config_list { config { "
+    'name: "kitchen" base_path: "/m" model_platform: "tensorflow" model_version_policy '
+    '{ specific { versions: 1 } } version_labels { key: "stable" value: 1 } } } }',
+}
 
 
-@pytest.mark.parametrize("path", methods())
-def test_mutated_requests_get_a_status(registry: ModelRegistry, path: str):
+@pytest.mark.parametrize("method", methods())
+def test_mutated_requests_get_a_status(
+    registry: ModelRegistry, reloadable: ReloadableRegistry, method: str
+):
     print(f"FUZZ_SEED={SEED}")
     rng = random.Random(SEED)
+    is_reload = method == "HandleReloadConfigRequest"
     reported: list[str] = []
-    (handlers,) = [
-        found
-        for each in services.handlers(registry, reported.append)
-        if (found := each.service(Details(path)))
-    ]
-    valid = predict_pb2.PredictRequest()
-    valid.model_spec.name = "kitchen"
-    for name in "x", "y":
-        valid.inputs[name].CopyFrom(tf.make_tensor_proto([1.0, 2.0]))
+    call = caller(reloadable if is_reload else registry, reported.append, timeout_s=1.0)
+    request_type = GetMessageClass(methods()[method][1].input_type)
+    valid = text_format.Parse(VALID[method], request_type()).SerializeToString()
+    codes = {call(method, valid)[0]}
+    assert codes == {grpc.StatusCode.OK}
     for case in range(CASES):
-        data = bytearray(valid.SerializeToString())
+        data = bytearray(valid)
         for _ in range(rng.randrange(4)):
             data[rng.randrange(len(data))] = rng.randrange(256)
         if case % 5 == 0:
             del data[rng.randrange(len(data)) :]
-        context = Context()
-        try:
-            handlers.unary_unary(bytes(data), context)
-        except AbortedError:
-            assert context.code is not grpc.StatusCode.UNKNOWN, bytes(data)
-            if context.code is grpc.StatusCode.INTERNAL:
-                assert context.text == "", bytes(data)
+        if case % 7 == 0:  # a part twice
+            start = rng.randrange(len(data) + 1)
+            data[start:start] = data[rng.randrange(start + 1) : start]
+        code, text, _ = call(method, bytes(data))
+        codes.add(code)
+        assert code is not grpc.StatusCode.UNKNOWN, bytes(data)
+        if code is grpc.StatusCode.INTERNAL:
+            assert text == "", bytes(data)
         assert not reported, (bytes(data), reported)
+    assert grpc.StatusCode.INTERNAL in codes and len(codes) > 1
 
 
-class Details:
-    """The call that a handler is looked up for."""
+def random_tensor(rng: random.Random, dtype: tf.DType) -> tensor_pb2.TensorProto:
+    message = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
+    message.version_number = rng.randrange(3)
+    message.tensor_shape.unknown_rank = rng.random() < 0.3
+    for _ in range(rng.randrange(4)):
+        message.tensor_shape.dim.add(size=rng.choice([-1, 0, 1, 1, 1, 2, 2, 3, 3]), name="d")
+    count = math.prod(max(0, dim.size) for dim in message.tensor_shape.dim)
+    if rng.random() < 0.5:
+        size = count * dtype.size if rng.random() < 0.8 else rng.randrange(30)
+        content = rng.randbytes(size)
+        if dtype == tf.string:
+            content = bytes(rng.randrange(4) for _ in range(count))
+            content += rng.randbytes(sum(content) + (rng.random() < 0.2))
+        elif dtype == tf.bool and rng.random() < 0.8:
+            content = bytes(byte & 1 for byte in content)
+        message.tensor_content = content
+    for field in message.DESCRIPTOR.fields:
+        if rng.random() < 0.3 or not field.is_repeated or field.message_type is not None:
+            continue
+        for _ in range(rng.randrange(5)):
+            number = rng.randrange(-(2**31), 2**31)
+            if field.name in ("uint32_val", "uint64_val", "bool_val"):
+                number = abs(number)
+            value = rng.randbytes(rng.randrange(4)) if field.name == "string_val" else number
+            getattr(message, field.name).append(bool(value) if field.name == "bool_val" else value)
+    message.float8_val = rng.randbytes(rng.randrange(5))
+    return message
 
-    def __init__(self, path: str) -> None:
-        self.method = path
-        self.invocation_metadata = ()
 
-
-def test_random_tensors_are_read_as_by_tensorflow():
+def test_random_tensors_are_read_and_written_as_by_tensorflow():
     print(f"FUZZ_SEED={SEED}")
     rng = random.Random(SEED)
-    taken = 0
-    for _ in range(CASES * 5):
-        name = rng.choice(NUMERIC)
-        dtype = tf.as_dtype(name)
-        message = tf.make_tensor_proto(np.array([1, 0, 1][: rng.randrange(1, 4)], name))
-        message.version_number = rng.randrange(3)
-        if rng.random() < 0.5:
-            message.tensor_content = message.tensor_content[: rng.randrange(30)]
-        if rng.random() < 0.3:
-            message.int_val.extend([rng.randrange(-(2**31), 2**31) for _ in range(3)])
-        message.tensor_shape.unknown_rank = rng.random() < 0.3
-        del message.tensor_shape.dim[rng.randrange(2) :]
-        for _ in range(rng.randrange(3)):
-            message.tensor_shape.dim.add(size=rng.choice([-1, 0, 1, 2, 3]), name="d")
+    taken = refused = 0
+    for _ in range(CASES * 10):
+        dtype = rng.choice(TYPES)
+        message = random_tensor(rng, dtype)
         try:
-            theirs = tf.io.parse_tensor(message.SerializeToString(), dtype).numpy()
+            theirs = parsed(message, dtype)
         except tf.errors.InvalidArgumentError:
             with pytest.raises(ValueError):
+                print(message)
                 tensors.read(message)
+            refused += 1
             continue
         taken += 1
         found = tensors.read(message)
-        assert (found.dtype, found.shape) == (theirs.dtype, theirs.shape), message
-        assert found.tobytes() == theirs.tobytes(), message
-    assert taken > 0
+        assert_same(found, theirs)
+        for as_content in (False, True):
+            written = tensor_pb2.TensorProto()
+            tensors.write(found, written, as_content=as_content)
+            assert_same(parsed(written, dtype), theirs)
+    assert taken > 0 and refused > 0

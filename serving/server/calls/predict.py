@@ -47,6 +47,10 @@ def run(
     signature = signature_of(model, request)
     feeds = _feeds(signature, request.inputs)
     names = output_names(signature, request.output_filter)
+    if len(feeds) < len(signature.inputs):  # two inputs have one tensor
+        fed = [*signature.inputs.values()]
+        twice = next(tensor for tensor in fed if fed.count(tensor) > 1)
+        raise invalid_argument(f'Endpoint "{twice}" fed more than once.')
     arrays = model.run(feeds, [signature.outputs[name] for name in names], time_left_s)
     response = predict_pb2.PredictResponse()
     for name, array in zip(names, arrays, strict=True):

@@ -108,6 +108,11 @@ def _model_config(
             f"got base_path()={model.base_path}"
         )
     _check_platform(model, served)
+    if model.HasField("logging_config"):
+        raise invalid_argument(
+            "No request-logger-creator provided. Requests can't be logged here, nor by TF "
+            f"Serving's own binary: remove logging_config from model {model.name}"
+        )
     return ModelConfig(
         model.name, Path(model.base_path), _policy(model), dict(model.version_labels)
     )

@@ -198,16 +198,21 @@ class SavedModel:
         if inline is not None:
             try:
                 return _as_arrays(inline(*feeds.values()))
-            except tf.errors.InvalidArgumentError:
+            except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
                 pass  # the session's message below is TF Serving's; this one is not
-        results = pywrap_tf_session.TF_SessionRun_wrapper(
-            self._session._session,
-            _options(time_left_s()),
-            {self._handle(name, _no_feed): array for name, array in feeds.items()},
-            [self._handle(fetch, _no_fetch) for fetch in fetches],
-            [],
-            None,
-        )
+        try:
+            results = pywrap_tf_session.TF_SessionRun_wrapper(
+                self._session._session,
+                _options(time_left_s()),
+                {self._handle(name, _no_feed): array for name, array in feeds.items()},
+                [self._handle(fetch, _no_fetch) for fetch in fetches],
+                [],
+                None,
+            )
+        except UnicodeDecodeError as error:
+            # A message that quotes an input's bytes, such as an Example that can't be parsed.
+            text = error.object.decode(errors="replace")
+            raise tf.errors.InvalidArgumentError(None, None, text) from None
         return _as_arrays(results)
 
     def _handle(self, name: str, missing: Callable[[tf.Graph, str], Any]) -> Any:
