@@ -148,6 +148,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
             signatures[dtype.name] = v1.saved_model.predict_signature_def(
                 {"x": x}, {"y": tf.identity(x), "one": tf.ones([1])}
             )
+            signatures[f"{dtype.name}_in_batches"] = v1.saved_model.predict_signature_def(
+                {"x": x}, {"y": tf.identity(x)}
+            )
         builder = v1.saved_model.Builder(str(base / "1"))
         builder.add_meta_graph_and_variables(session, ["serve"], signatures)
         builder.save()
@@ -187,13 +190,31 @@ def test_a_server_takes_and_returns_every_type(call: tuple[Call, bool], dtype: t
             assert_same(array, parsed(request.inputs["x"], dtype))
 
 
+def test_a_server_refuses_a_bool_of_two_in_later_calls_too(call: tuple[Call, bool]):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "types", "bool"
+    codes = []
+    for content in b"\0\1", b"\0\1", b"\0\2":
+        request.inputs["x"].CopyFrom(message_of(tf.bool, (2,)))
+        request.inputs["x"].tensor_content = content
+        codes.append(call[0]("Predict", request.SerializeToString())[:2])
+    invalid = grpc.StatusCode.INVALID_ARGUMENT, "tensor parsing error: x"
+    assert codes == [(grpc.StatusCode.OK, ""), (grpc.StatusCode.OK, ""), invalid]
+
+
 def test_what_the_scheduler_can_not_join_runs_call_by_call(path: Path):
-    model = SavedModel(path / "1", BatchingParameters(max_batch_size=4))
+    rows: list[int] = []
+    model = SavedModel(path / "1", BatchingParameters(max_batch_size=4), rows.append)
+    batched = []
     for dtype in TYPES:
-        signature = model.signatures[dtype.name]
+        signature = model.signatures[f"{dtype.name}_in_batches"]
         array = tensors.read(message_of(dtype))
         feeds = dict.fromkeys(signature.inputs.values(), array)
-        (found,) = model.run(feeds, [signature.outputs["y"]])
+        (found,) = model.run(feeds, [*signature.outputs.values()])
         assert found.dtype == array.dtype
         assert_same(found, array)
+        if rows == [3]:
+            batched.append(dtype)
+        rows.clear()
+    assert batched == [dtype for dtype in TYPES if dtype == tf.bfloat16 or dtype not in RARE]
     model.close()
