@@ -6,10 +6,6 @@ names. TensorFlow is not imported.
 A message has a tensor's values in one of two forms: as little-endian bytes in ``tensor_content``,
 or as elements of the repeated field of their type (``float_val``, for example). In the second form,
 the last value of a list that is too short is repeated, and an empty list means zeros.
-
-Types that numpy lacks are those of ml_dtypes (bfloat16, float8, 4 and 2 bits; the package is
-imported when such a tensor occurs) and, as in ``tf.make_ndarray``, structures of one field for the
-quantized types: ``array["qint8"]`` has the numbers.
 """
 
 from __future__ import annotations
@@ -17,121 +13,18 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from serving import element_types
 
 Array = NDArray[Any]
 
 # A message of a few bytes can claim a huge tensor by repeating one value; larger ones are refused.
 _MAX_REPEATED_BYTES = 1 << 24
 _FEW = 100  # up to here, passing Python numbers is as fast as the ways for many
-_DT_STRING = 7
-_DT_BOOL = 10
-
-
-# For each element type: its name, its repeated field, and the numpy dtype of that field. The field
-# float8_val is not repeated: it has one byte for each element.
-_TYPES = {
-    1: ("float32", "float_val", "float32"),
-    2: ("float64", "double_val", "float64"),
-    3: ("int32", "int_val", "int32"),
-    4: ("uint8", "int_val", "int32"),
-    5: ("int16", "int_val", "int32"),
-    6: ("int8", "int_val", "int32"),
-    _DT_STRING: ("string", "string_val", "object"),
-    8: ("complex64", "scomplex_val", "float32"),
-    9: ("int64", "int64_val", "int64"),
-    _DT_BOOL: ("bool", "bool_val", "bool"),
-    11: ("qint8", "int_val", "int32"),
-    12: ("quint8", "int_val", "int32"),
-    13: ("qint32", "int_val", "int32"),
-    14: ("bfloat16", "half_val", "int32"),
-    15: ("qint16", "int_val", "int32"),
-    16: ("quint16", "int_val", "int32"),
-    17: ("uint16", "int_val", "int32"),
-    18: ("complex128", "dcomplex_val", "float64"),
-    19: ("float16", "half_val", "int32"),
-    22: ("uint32", "uint32_val", "uint32"),
-    23: ("uint64", "uint64_val", "uint64"),
-    24: ("float8_e5m2", "float8_val", "uint8"),
-    25: ("float8_e4m3fn", "float8_val", "uint8"),
-    26: ("float8_e4m3fnuz", "float8_val", "uint8"),
-    27: ("float8_e4m3b11fnuz", "float8_val", "uint8"),
-    28: ("float8_e5m2fnuz", "float8_val", "uint8"),
-    29: ("int4", "int_val", "int32"),
-    30: ("uint4", "int_val", "int32"),
-    31: ("int2", "int_val", "int32"),
-    32: ("uint2", "int_val", "int32"),
-    33: ("float4_e2m1fn", "float8_val", "uint8"),
-}
-_NO_ARRAYS = {20: "resource", 21: "variant"}  # types whose values can't be in an array
-# The numpy dtypes of the numbers in quantized types.
-_QUANTIZED = {
-    "qint8": "int8",
-    "quint8": "uint8",
-    "qint16": "int16",
-    "quint16": "uint16",
-    "qint32": "int32",
-}
-_OF_ML_DTYPES = {"bfloat16", "int4", "uint4", "int2", "uint2"} | {
-    name for name, field, _ in _TYPES.values() if field == "float8_val"
-}
-_NUMBERS = {name: number for number, (name, _, _) in _TYPES.items()}
-_NUMERIC = {  # the dtypes that numpy itself has
-    number: np.dtype(name)
-    for number, (name, _, _) in _TYPES.items()
-    if name != "string" and name not in _QUANTIZED and name not in _OF_ML_DTYPES
-}
-_TEXT = "SUTO"  # the kinds of numpy dtypes that hold strings
-_QUANTIZED_FIELDS = {(name,) for name in _QUANTIZED}  # of the numpy dtypes of quantized types
-
-
-def dtype_name(number: int) -> str:
-    """Returns TensorFlow's name of the element type ``number``, for example ``float32``."""
-    if number in _TYPES:
-        return _TYPES[number][0]
-    return _NO_ARRAYS.get(number, f"dtype {number}")
-
-
-@functools.cache
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Returns the numpy dtype of the element type ``name``; it is object for strings.
-
-    Raises:
-        ValueError: the type does not exist, or it is a type of ml_dtypes, and that package is not
-            installed or lacks it.
-    """
-    if name not in _NUMBERS:
-        raise ValueError(f"element type {name!r} is none of {', '.join(_NUMBERS)}")
-    if name == "string":
-        return np.dtype(object)
-    if name in _QUANTIZED:
-        return np.dtype([(name, _QUANTIZED[name])])
-    if name not in _OF_ML_DTYPES:
-        return np.dtype(name)
-    try:
-        import ml_dtypes
-    except ImportError:
-        message = f"{name} needs the package ml_dtypes: pip install ml_dtypes"
-        raise ValueError(message) from None
-    if not hasattr(ml_dtypes, name):
-        message = f"ml_dtypes {ml_dtypes.__version__} lacks {name}: pip install -U ml_dtypes"
-        raise ValueError(message)
-    return cast("np.dtype[Any]", np.dtype(getattr(ml_dtypes, name)))
-
-
-def element_type(array: Array) -> str:
-    """Returns TensorFlow's name of an array's element type; numpy's, if TensorFlow lacks it."""
-    return _element_type(array.dtype)
-
-
-@functools.lru_cache
-def _element_type(dtype: np.dtype[Any]) -> str:
-    if dtype.kind in _TEXT:
-        return "string"
-    return dtype.names[0] if dtype.names in _QUANTIZED_FIELDS else dtype.name
 
 
 def has_dtype(values: Any) -> bool:
@@ -160,12 +53,12 @@ def as_array(values: Any, name: str | None = None) -> Array:
         array = np.asarray(values, dtype=object)
     if name is None:
         return array
-    wanted = numpy_dtype(name)
+    wanted = element_types.numpy_dtype(name)
     if array.size and array.dtype.kind not in _kinds_within(wanted):
         raise ValueError(f"{array.flat[0]!r} can't be sent as {name}")
     try:
-        if name in _QUANTIZED:
-            return np.array(values, dtype=_QUANTIZED[name]).view(wanted)
+        if name in element_types.QUANTIZED:
+            return np.array(values, dtype=element_types.QUANTIZED[name]).view(wanted)
         converted = np.array(values, dtype=wanted)
     except OverflowError as error:
         raise ValueError(f"a value is out of the range of {name}: {error}") from None
@@ -177,7 +70,7 @@ def as_array(values: Any, name: str | None = None) -> Array:
 
 def _kinds_within(dtype: np.dtype[Any]) -> str:
     """Returns the kinds of numpy dtypes whose values ``dtype`` can hold."""
-    name = _element_type(dtype)
+    name = element_types.name_of(dtype)
     if name == "bool" or name == "string":
         return dtype.kind
     if "int" in name:
@@ -201,7 +94,7 @@ def write(array: Array, message: Any, *, as_content: bool = True) -> None:
             ``bytes`` nor ``str``.
     """
     write_header(array, message)
-    if message.dtype == _DT_STRING:
+    if message.dtype == element_types.STRING:
         strings = [s.encode() if isinstance(s, str) else s for s in array.reshape(-1).tolist()]
         try:
             message.string_val.extend(strings)
@@ -212,13 +105,13 @@ def write(array: Array, message: Any, *, as_content: bool = True) -> None:
     if as_content:
         message.tensor_content = _little_endian(array).tobytes()
     else:
-        name, field, stored_as = _TYPES[message.dtype]
+        name, field, stored_as = element_types.TYPES[message.dtype]
         if field == "float8_val":
             message.float8_val = array.tobytes()
             return
         if field == "half_val":  # the bits, as an integer
             array = array.view(np.uint16)
-        elif name in _QUANTIZED:
+        elif name in element_types.QUANTIZED:
             array = array[name]
         elif array.dtype.kind == "V":
             array = array.astype(stored_as)
@@ -237,7 +130,9 @@ def write_header(array: Array, message: Any) -> None:
     """
     number = _number_of(array.dtype)
     if number is None:
-        raise ValueError(f"arrays of {array.dtype} can't be sent; what can: {', '.join(_NUMBERS)}")
+        raise ValueError(
+            f"arrays of {array.dtype} can't be sent; what can: {', '.join(element_types.NUMBERS)}"
+        )
     message.dtype = number
     message.tensor_shape.SetInParent()  # also for a scalar, whose shape is empty
     for size in array.shape:
@@ -246,10 +141,12 @@ def write_header(array: Array, message: Any) -> None:
 
 @functools.lru_cache(1000)  # numpy takes 4 us for a dtype's name
 def _number_of(dtype: np.dtype[Any]) -> int | None:
-    name = _element_type(dtype)
-    if name in _QUANTIZED and dtype.newbyteorder("=") != numpy_dtype(name):
+    name = element_types.name_of(dtype)
+    if name in element_types.QUANTIZED and dtype.newbyteorder("=") != element_types.numpy_dtype(
+        name
+    ):
         return None  # a structure of the caller's own
-    return _NUMBERS.get(name)
+    return element_types.NUMBERS.get(name)
 
 
 def content(array: Array) -> Array | None:
@@ -281,7 +178,7 @@ def raw_field(array: Array, *, as_content: bool = False) -> str | None:
     """
     if as_content:
         return "tensor_content" if is_sent_unchanged(array) else None
-    _, field, stored_as = _TYPES[_number_of(array.dtype) or _DT_STRING]
+    _, field, stored_as = element_types.TYPES[_number_of(array.dtype) or element_types.STRING]
     is_raw = stored_as == array.dtype.name and stored_as in ("float32", "float64")
     return field if is_raw and is_sent_unchanged(array) else None
 
@@ -295,15 +192,17 @@ def read(message: Any) -> Array:
     """
     number, shape = message.dtype, _shape(message.tensor_shape)
     content = b"" if 0 in shape else message.tensor_content  # TensorFlow ignores it then
-    if content and number in _NUMERIC:
-        if number == _DT_BOOL and np.frombuffer(content, np.uint8).max() > 1:
+    if content and number in element_types.NUMERIC:
+        if number == element_types.BOOL and np.frombuffer(content, np.uint8).max() > 1:
             raise ValueError("tensor_content has a bool that is neither 0 nor 1")
-        return _little_endian(np.frombuffer(content, _NUMERIC[number]).reshape(shape)).copy()
-    if number not in _TYPES:
-        raise ValueError(f"tensors of {dtype_name(number)} can't be read")
+        return _little_endian(
+            np.frombuffer(content, element_types.NUMERIC[number]).reshape(shape)
+        ).copy()
+    if number not in element_types.TYPES:
+        raise ValueError(f"tensors of {element_types.dtype_name(number)} can't be read")
     size = math.prod(shape)
-    name, field, stored_as = _TYPES[number]
-    dtype = numpy_dtype(name)
+    name, field, stored_as = element_types.TYPES[number]
+    dtype = element_types.numpy_dtype(name)
     if content:
         if name == "string":
             return _objects(_split_strings(content, size)).reshape(shape)
@@ -318,8 +217,8 @@ def read(message: Any) -> Array:
         values = np.array(stored[:] if len(stored) < _FEW else stored, dtype=stored_as)
         if field == "half_val":
             values = values.astype(np.uint16).view(dtype)
-        elif name in _QUANTIZED:
-            values = values.astype(_QUANTIZED[name]).view(dtype)
+        elif name in element_types.QUANTIZED:
+            values = values.astype(element_types.QUANTIZED[name]).view(dtype)
         elif dtype.kind == "c":  # real and imaginary parts in turn
             values = values[: len(values) // 2 * 2].view(dtype)
         else:
@@ -348,12 +247,12 @@ def locate(message: Any, field: str, start: int, end: int) -> Location | None:
         ``None`` if these bytes are not the array's memory, or are bools, whose values ``read``
         checks; ``read`` can read such a message.
     """
-    name, own_field, stored_as = _TYPES.get(message.dtype, ("string", "", ""))
+    name, own_field, stored_as = element_types.TYPES.get(message.dtype, ("string", "", ""))
     if name in ("string", "bool") or (
         field != "tensor_content" and (field, name) != (own_field, stored_as)
     ):
         return None
-    dtype, shape = numpy_dtype(name), _shape(message.tensor_shape)
+    dtype, shape = element_types.numpy_dtype(name), _shape(message.tensor_shape)
     content_bytes = math.prod(shape) * dtype.itemsize
     return Location(dtype, shape, start) if 0 < content_bytes == end - start else None
 
@@ -385,7 +284,7 @@ def varint(value: int) -> bytes:
 
 
 def _is_text(array: Array) -> bool:
-    return array.dtype.kind in _TEXT
+    return array.dtype.kind in element_types.TEXT_KINDS
 
 
 def _shape(message: Any) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from serving import tensors
+from serving import element_types, tensors
 from serving.client.errors import InvalidInput
 from serving.client.methods import Method
 from serving.client.results import ModelMetadata, Signature, TensorInfo
@@ -89,7 +89,7 @@ def check(signature: Signature, inputs: Mapping[str, Array], output_filter: Iter
         _check_names(signature, set(inputs))
     for name, array in inputs.items():
         info = signature.inputs[name]
-        dtype = tensors.element_type(array)
+        dtype = element_types.element_type(array)
         if dtype != info.dtype:
             is_text = "string" in (dtype, info.dtype)
             how = "" if is_text else f", by array.astype({info.dtype!r})"

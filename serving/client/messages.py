@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from serving import tensors
+from serving import element_types
 from serving.client import checks, encoding
 from serving.client.errors import InvalidAnswer, InvalidInput
 from serving.client.methods import Method
@@ -201,7 +201,7 @@ def _infos(infos: Mapping[str, Any]) -> dict[str, TensorInfo]:
 def _info(name: str, info: Any) -> TensorInfo:
     sizes = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
     shape = None if info.tensor_shape.unknown_rank else sizes
-    return TensorInfo(name, tensors.dtype_name(info.dtype), shape)
+    return TensorInfo(name, element_types.dtype_name(info.dtype), shape)
 
 
 def status_request(spec: serving_pb2.ModelSpec) -> serving_pb2.GetModelStatusRequest:

@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving import tensors
+from serving import element_types, tensors
 from serving.client import Client, errors, retries
 from serving.client.results import VersionStatus
 from serving.protos import serving_pb2
@@ -311,7 +311,7 @@ def test_importing_the_client_takes_little_time(tmp_path: Path):
 
 
 def test_tensors_read_themselves_without_ml_dtypes(monkeypatch: pytest.MonkeyPatch):
-    tensors.numpy_dtype.cache_clear()
+    element_types.numpy_dtype.cache_clear()
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     message = serving_pb2.TensorProto(dtype=serving_pb2.DT_BFLOAT16, half_val=[1])
     with pytest.raises(ValueError, match="pip install ml_dtypes"):

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import predict_pb2
 
-from serving import tensors
+from serving import element_types, tensors
 from serving.client import encoding
 from serving.server.models import loading
 from serving.server.models.batching_parameters import BatchingParameters
@@ -71,7 +71,7 @@ def test_tensors_of_every_type_are_read_and_written_as_by_tensorflow(dtype: tf.D
         theirs = message_of(dtype, shape)
         expected = parsed(theirs, dtype)
         array = tensors.read(theirs)
-        assert tensors.element_type(array) == dtype.name
+        assert element_types.element_type(array) == dtype.name
         assert array.dtype == np.dtype(dtype.as_numpy_dtype)
         assert_same(array, expected)
         for as_content in (True, False):

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
-from serving import tensors
+from serving import element_types, tensors
 from serving.protos import serving_pb2
 
 NUMBERS = [
@@ -16,7 +16,7 @@ Ours, Theirs = serving_pb2.TensorProto, tensor_pb2.TensorProto
 
 
 def numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    dtype = tensors.numpy_dtype(name)
+    dtype = element_types.numpy_dtype(name)
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape) - (0 if dtype.kind in "ub" else 2)
     if dtype.kind == "c":
         array = array + 0.5j * array

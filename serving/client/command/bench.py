@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from serving import tensors
+from serving import element_types
 from serving.client.aio import AsyncClient
 from serving.client.command import load, sizing, tables
 from serving.client.command.load import Outcome, Summary
@@ -159,7 +159,7 @@ def zeros(signature: Signature, rows: int) -> dict[str, Array]:
             for place, size in enumerate(sizes)
         ]
         try:
-            dtype = tensors.numpy_dtype(info.dtype)
+            dtype = element_types.numpy_dtype(info.dtype)
         except ValueError as error:
             raise InvalidInput(f"input {name!r}: {error}: give the inputs by --input") from None
         made[name] = np.full(shape, b"" if info.dtype == "string" else 0, dtype)

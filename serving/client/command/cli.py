@@ -188,7 +188,7 @@ def _write_outputs(outputs: dict[str, Array], output: str | None) -> None:
         for name, array in outputs.items():
             dtype = "string" if array.dtype == object else array.dtype
             print(f"{name}: {dtype} {list(array.shape)}")
-            print(np.array2string(array, prefix="  "))
+            print(np.array2string(array))
     elif output is None or output == "table":
         print(tables.to_text(outputs))
     elif output == "-":

@@ -20,11 +20,12 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.client import pywrap_tf_session
 
+from serving.element_types import numpy_dtype
 from serving.server.deadlines import TimeLeft
 from serving.server.models import batched_graph
 from serving.server.models.batching_parameters import BatchingParameters
 from serving.server.models.cheap_graphs import CheapGraphs
-from serving.tensors import Array, numpy_dtype
+from serving.tensors import Array
 
 _MAX_TIMEOUT_MS = 2**31 - 1
 _CALLERS_THREAD = -1  # in RunOptions

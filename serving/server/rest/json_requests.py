@@ -17,9 +17,9 @@ import numpy as np
 from tensorflow.core.example import example_pb2
 from tensorflow.core.framework import types_pb2
 
+from serving.element_types import dtype_name
 from serving.server.errors import StatusError, invalid_argument
 from serving.server.rest.json_text import describe, encode_text, kind, parse_object
-from serving.tensors import dtype_name
 
 _DT_STRING = types_pb2.DT_STRING
 # For each integer type that JSON can be read as: the repeated field and the range. As in TF
@@ -41,7 +41,7 @@ _FLOATS = {  # the largest integer that is surely exact, and the largest number
     "float": (2**24 - 1, float(np.finfo(np.float32).max)),
     "double": (2**53 - 1, float(np.finfo(np.float64).max)),
 }
-# TensorFlow's C++ names of types where tensors.dtype_name has others.
+# TensorFlow's C++ names of types where dtype_name has others.
 _NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 
 

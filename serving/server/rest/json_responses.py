@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.json_format import MessageToDict
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from serving import tensors
+from serving import element_types, tensors
 from serving.server.errors import invalid_argument
 from serving.server.rest.json_text import (
     ENCODING_ERRORS,
@@ -125,7 +125,7 @@ def _elements(name: str, array: Array) -> list[str]:
         return ["true" if value else "false" for value in values]
     if array.dtype.kind in "iu":
         return [str(value) for value in values]
-    element_type = tensors.element_type(array)
+    element_type = element_types.element_type(array)
     if element_type in ("float16", "bfloat16"):
         array = array.astype(np.float32)
     elif element_type not in ("float32", "float64"):
