@@ -66,6 +66,12 @@ class Round:
     rates_per_s: dict[float, float]
     outcomes: dict[float, list[load.Outcome]]
 
+    def summary(self, use: float) -> load.Summary:
+        return load.summarise(self.outcomes[use], self.rates_per_s[use])
+
+    def is_late(self, use: float) -> bool:
+        return bench.is_late(self.summary(use))
+
 
 async def measure(settings: Any, target: str) -> dict[str, Any]:
     """Returns measured and predicted latencies of one replica."""
@@ -101,7 +107,14 @@ def figures_of(rounds: Sequence[Round]) -> dict[str, Any]:
     ]
     if not steady:
         raise RuntimeError(f"the knee changed in all of {len(rounds)} rounds: other work runs here")
-    low = [outcome.latency_s for each in steady for outcome in each.outcomes[LOW_USE]]
+    low = [
+        outcome.latency_s
+        for each in steady
+        if not each.is_late(LOW_USE)
+        for outcome in each.outcomes[LOW_USE]
+    ]
+    if not low:
+        raise RuntimeError("the generator was late in all rounds: other work runs here")
     unloaded_p99_ms = 1000 * load.quantile(low, 0.99)
     return {
         "unloaded_p50_ms": round(1000 * load.quantile(low, 0.5), 3),
@@ -113,10 +126,10 @@ def figures_of(rounds: Sequence[Round]) -> dict[str, Any]:
             use: [
                 point(
                     sizing.Measured(unloaded_p99_ms, statistics.mean(each.knees_per_s)),
-                    load.summarise(each.outcomes[use], each.rates_per_s[use]),
+                    each.summary(use),
                 )
                 for each in steady
-                if not bench.is_late(load.summarise(each.outcomes[use], each.rates_per_s[use]))
+                if not each.is_late(use)
             ]
             for use in USES
         },
