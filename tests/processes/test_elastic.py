@@ -37,7 +37,8 @@ def test_a_run_goes_on_without_its_chief_and_takes_it_in_again(tmp_path: Path) -
     run(["python", *command(tmp_path / "alone", *FLAGS)[1:]], env=ENV)
     workdir = tmp_path / "run"
     flags = (*FLAGS, "--min_workers=2", "--elastic_wait_s=4")
-    environments = [{**ENV, **each, "PACE_S": "0.3"} for each in places(3)]
+    # Slow enough for worker 0 to be back before the others have finished.
+    environments = [{**ENV, **each, "PACE_S": "0.5"} for each in places(3)]
     with Pods(command(workdir, *flags), environments) as pods:
         pods.start(0, 1, 2)
         pods.wait_until(lambda: newest_step(workdir) >= 4, "all three have saved")
