@@ -7,7 +7,15 @@ from typing import Any
 import grpc
 
 
-class StatusError(Exception):
+class _Pickled(Exception):  # noqa: N818
+    """An error that arrives in another process as it was."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own would give the message to a constructor that takes other arguments.
+        return type(self).__new__, (type(self),), self.__dict__ | {"args": self.args}
+
+
+class StatusError(_Pickled):
     """A request that is answered with an error status.
 
     Args:
@@ -19,21 +27,13 @@ class StatusError(Exception):
         super().__init__(text)
         self.code = code
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own would give the message to a constructor that takes other arguments.
-        return type(self).__new__, (type(self),), self.__dict__ | {"args": self.args}
 
-
-class ServableNotFound(LookupError):  # noqa: N818 - TF Serving's words
+class ServableNotFound(_Pickled, LookupError):  # noqa: N818 - TF Serving's words
     """The requested model is not served, or this version of it is not available."""
 
     def __init__(self, name: str, number: int | None) -> None:
         which = f"Latest({name})" if number is None else f"Specific({name}, {number})"
         super().__init__(f"Servable not found for request: {which}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # As in StatusError.
-        return type(self).__new__, (type(self),), self.__dict__ | {"args": self.args}
 
 
 def invalid_argument(text: str) -> StatusError:
