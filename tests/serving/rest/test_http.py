@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -111,7 +111,8 @@ def test_callers_that_break_http_or_leave_cause_no_log(
     assert caplog.records == []
 
 
-def test_bodies_of_all_calls_are_limited(server: HttpServer):
+@contextmanager
+def a_call_under_way(server: HttpServer, body: bytes = b"") -> Iterator[None]:
     began, go_on = threading.Event(), threading.Event()
 
     def answer(*_: object) -> tuple[int, bytes]:
@@ -121,15 +122,21 @@ def test_bodies_of_all_calls_are_limited(server: HttpServer):
 
     server.set_answer(answer)
     path = "/v1/models/m:predict"
-    waiting = threading.Thread(target=ask, args=(server, "POST", path, b"x" * 1000))
+    waiting = threading.Thread(target=ask, args=(server, "POST", path, body))
     waiting.start()
     assert began.wait(30)
     try:
-        status, _, text = ask(server, "POST", path, b"x" * 900)
-        assert (status, json.loads(text)) == (429, {"error": "calls have 1,900 bytes already"})
+        yield
     finally:
         go_on.set()
         waiting.join()
+
+
+def test_bodies_of_all_calls_are_limited(server: HttpServer):
+    path = "/v1/models/m:predict"
+    with a_call_under_way(server, b"x" * 1000):
+        status, _, text = ask(server, "POST", path, b"x" * 900)
+        assert (status, json.loads(text)) == (429, {"error": "calls have 1,900 bytes already"})
     assert ask(server, "POST", path, b"x" * 1000)[0] == 200
 
 
@@ -152,19 +159,5 @@ def test_a_caller_that_does_not_read_loses_its_connection(
 
 
 def test_a_call_too_many_is_refused_at_once(server: HttpServer):
-    began, go_on = threading.Event(), threading.Event()
-
-    def answer(*_: object) -> tuple[int, bytes]:
-        began.set()
-        assert go_on.wait(30)
-        return 200, b"{}"
-
-    server.set_answer(answer)
-    waiting = threading.Thread(target=ask, args=(server, "GET", "/v1/models/m"))
-    waiting.start()
-    assert began.wait(30)
-    try:
+    with a_call_under_way(server):
         assert ask(server, "GET", "/v1/models/m")[0] == 429
-    finally:
-        go_on.set()
-        waiting.join()

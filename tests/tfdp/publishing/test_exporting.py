@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -8,7 +7,7 @@ import json
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,9 +15,10 @@ import pytest
 import tensorflow as tf
 
 import tfdp
+from tests.tfdp.returning import Returning
 from tests.tfdp.servables import loaded, warmup_requests
 from tfdp.errors import Refused, TrainingError
-from tfdp.publishing import exporting, publish_recipe, serving_version
+from tfdp.publishing import exporting, publish_recipe
 from tfdp.publishing.servable import published, read_provenance, versions
 from tfdp.publishing.settings import PublishSettings
 from tfdp.recipe import Recipe
@@ -40,14 +40,6 @@ def dense() -> keras.Model:
             keras.layers.Dense(3),
         ]
     )
-
-
-def two_in_two_out() -> keras.Model:
-    keras.utils.set_random_seed(2)
-    left, right = keras.layers.Input((4,), name="left"), keras.layers.Input((2,), name="right")
-    both = keras.layers.Concatenate()([left, right])
-    outputs = {"kind": keras.layers.Dense(3)(both), "size": keras.layers.Dense(1)(both)}
-    return keras.Model({"left": left, "right": right}, outputs)
 
 
 def scaled(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
@@ -82,25 +74,6 @@ def test_a_version_takes_raw_features_and_is_warmed_up_with_them(tmp_path: Path)
             assert outputs.keys() == {"outputs"}
             expected = dense()(rows / np.float32(255))
             np.testing.assert_allclose(outputs["outputs"], expected, rtol=1e-5)
-
-
-def test_inputs_and_outputs_have_their_names(tmp_path: Path) -> None:
-    model = two_in_two_out()
-    version = tfdp.export(model, tmp_path)
-    features = {"left": np.ones((2, 4), np.float32), "right": np.zeros((2, 2), np.float32)}
-    with loaded(version) as servable:
-        answers = servable.ask(**features)
-        assert set(servable.signatures) <= {"serving_default", "__saved_model_init_op"}
-    for name, value in model.predict(features, verbose=0).items():
-        np.testing.assert_allclose(answers[name], value, rtol=1e-5)
-
-
-def test_outputs_of_a_list_are_numbered(tmp_path: Path) -> None:
-    inputs = keras.layers.Input((2,))
-    model = keras.Model(inputs, [inputs * 2, inputs * 3])
-    version = tfdp.export(model, tmp_path)
-    outputs = tf.saved_model.load(str(version)).signatures["serving_default"].structured_outputs
-    assert set(outputs) == {"output_0", "output_1"}
 
 
 def test_a_model_on_several_replicas_is_exported(strategies: Any, tmp_path: Path) -> None:
@@ -303,17 +276,6 @@ def check(model: keras.Model, folder: Path, preprocess: Any, features: Any) -> N
     exporting.check(model, folder, preprocess=preprocess, features=features, **more)
 
 
-class Returning(keras.Model):
-    """A model whose outputs ``make`` makes of its inputs."""
-
-    def __init__(self, make: Callable[[tf.Tensor], Any]) -> None:
-        super().__init__()
-        self.make = make
-
-    def call(self, inputs: tf.Tensor) -> Any:
-        return self.make(inputs)
-
-
 class Pair(keras.Model):
     """A model that its own ``train_step`` would train, as a GAN."""
 
@@ -368,21 +330,6 @@ def test_a_part_of_a_model_is_exported(tmp_path: Path) -> None:
     with loaded(version) as servable:
         answer = servable.ask(features=rows)["outputs"]
     np.testing.assert_allclose(answer, model.generator(rows), rtol=1e-5)
-
-
-def test_nested_outputs_are_named_by_keys_and_places(tmp_path: Path) -> None:
-    nested = Returning(lambda x: {"a": [x, (x + 1, {"b": x + 2})], "c": {0: {"d e": x + 3}}})
-    version = tfdp.export(nested, tmp_path, features=tf.TensorSpec([1]))
-    with loaded(version) as servable:
-        answer = servable.ask(features=np.zeros((1, 1), np.float32))
-    assert {name: value.item() for name, value in answer.items()} == {
-        **{"a_0": 0, "a_1_0": 1, "a_1_1_b": 2, "c_0_d e": 3}
-    }
-    listed = Returning(lambda x: ([x], x))
-    specs = exporting.make_signatures(
-        listed, None, exporting.find_features(listed, tf.TensorSpec([1]), None), None
-    )["serving_default"]
-    assert specs.get_concrete_function().structured_outputs.keys() == {"output_0_0", "output_1"}
 
 
 class Draws(keras.layers.Layer):
@@ -451,118 +398,3 @@ def test_a_version_contains_its_provenance(tmp_path: Path) -> None:
         "tfdp": tfdp.__version__,
     }
     assert published(tmp_path, {"run": "a"}) == version
-
-
-class Prices(NamedTuple):
-    """Outputs by field."""
-
-    low: Any
-    high: Any
-
-
-@dataclasses.dataclass
-class Range:
-    """Outputs by field."""
-
-    low: Any
-    high: Any
-
-
-def listed(*names: str | None) -> keras.Model:
-    """Returns a model with a list of outputs, of layers with these names."""
-    inputs = keras.Input((1,))
-    return keras.Model(inputs, [keras.layers.Dense(1, name=name)(inputs) for name in names])
-
-
-def repeated(name: str) -> keras.Model:
-    inputs = keras.Input((1,))
-    output = keras.layers.Dense(1, name=name)(inputs)
-    return keras.Model(inputs, [output, output])
-
-
-@pytest.mark.parametrize(
-    ("model", "names"),
-    [
-        (lambda: listed("price", "kind"), ["price", "kind"]),
-        (lambda: listed("price", None, "batch_norm_2"), ["price", "output_1", "batch_norm_2"]),
-        (lambda: listed("dense_7", "dense"), ["output_0", "output_1"]),  # like Keras's own names
-        (lambda: repeated("price"), ["output_0", "output_1"]),
-        (lambda: Returning(lambda x: Prices(x, x + 1)), ["low", "high"]),
-        (lambda: Returning(lambda x: Range(x, {"a/b": x})), ["low", "high_a/b"]),
-        (
-            lambda: Returning(lambda x: [Prices(x, x), x]),
-            ["output_0_low", "output_0_high", "output_1"],
-        ),
-        (lambda: Returning(lambda x: {"my output": x, "größe": x, "a/b": x}), None),
-        (lambda: Returning(lambda x: {"only": x}), ["only"]),
-    ],
-)
-def test_outputs_have_the_names_that_users_gave(
-    model: Callable[[], keras.Model], names: list[str] | None, tmp_path: Path
-) -> None:
-    version = tfdp.export(model(), tmp_path, features=tf.TensorSpec([1]), warmup_batch_sizes=[])
-    with loaded(version) as servable:
-        outputs = servable.signatures["serving_default"].outputs
-    assert set(outputs) == set(names or ["my output", "größe", "a/b"])
-
-
-def test_inputs_have_the_names_that_users_gave(tmp_path: Path) -> None:
-    left, right = keras.Input((1,)), keras.Input((1,))
-    total = keras.layers.Add()([left, right])
-    version = tfdp.export(keras.Model({"a": left, "b": right}, total), tmp_path)
-    with loaded(version) as servable:
-        assert servable.inputs().keys() == {"a", "b"}
-    with pytest.raises(tfdp.errors.BadInput, match="has no name"):
-        tfdp.export(keras.Model([left, right], total), tmp_path)
-
-
-def test_a_fixed_batch_size_is_said_and_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    inputs = keras.Input((3, 1), batch_size=4, name="x")
-    state = keras.layers.LSTM(1, stateful=True)(inputs)  # takes four sequences, and no others
-    model = keras.Model(inputs, state)
-    version = tfdp.export(model, tmp_path)
-    said = capsys.readouterr()
-    assert "serving_default, regress take 4 examples in each call" in said.out + said.err
-    (request,) = warmup_requests(version)
-    assert request.inputs["features"].tensor_shape.dim[0].size == 4
-    with loaded(version) as servable:
-        assert servable.inputs()["features"][1] == [4, 3, 1]
-        assert servable.inputs("regress")["inputs"][1] == [4]
-    with pytest.raises(tfdp.errors.BadInput, match=r"\[2, 4\]"):
-        other = keras.Input((1,), batch_size=2, name="y")
-        tfdp.export(keras.Model([inputs, other], state), tmp_path)
-
-
-@pytest.mark.parametrize("compute", [tf.reduce_sum, lambda x: tf.zeros([3]) + tf.reduce_sum(x)])
-def test_an_output_without_rows_is_said(
-    compute: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = Returning(lambda x: {"rows": x, "all": compute(x)})
-    tfdp.export(model, tmp_path, features=tf.TensorSpec([1]), warmup_batch_sizes=[])
-    said = "".join(capsys.readouterr())
-    assert "the output 'all'" in said and "'rows'" not in said
-
-
-def test_operations_that_the_pinned_tf_serving_lacks_are_said(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def decode(features: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.raw_ops.DecodeJxl(contents=features)[:1, 0, 0], tf.float32)
-
-    features = tf.TensorSpec([], tf.string)
-    exporting._make_signatures(Returning(lambda x: x), decode, features, None)
-    assert "the operation DecodeJxl, which is newer than TF Serving" in "".join(capsys.readouterr())
-    exporting._make_signatures(dense(), scaled, tf.TensorSpec([4], tf.uint8), None)
-    assert "newer" not in "".join(capsys.readouterr())
-
-
-def test_the_pinned_tf_serving_is_that_of_docker_compose() -> None:
-    compose = Path(exporting.__file__).parents[2] / "docker-compose.yml"
-    assert f"tensorflow/serving:{serving_version.TF_SERVING}\n" in compose.read_text()
-    assert tf.__version__.startswith(f"{serving_version.COMPARED_WITH}.")  # or compare again
-    for operation in serving_version.NEW_OPERATIONS:
-        assert hasattr(tf.raw_ops, operation)
-    for (operation, attribute), _ in serving_version.NEW_ATTRIBUTES.items():
-        assert hasattr(tf.raw_ops, operation), attribute
