@@ -290,13 +290,11 @@ def _until_interrupt() -> Iterator[asyncio.Event]:
         loop.remove_signal_handler(signal.SIGINT)
         print("\nwaiting for the calls under way; Ctrl-C again ends at once", file=sys.stderr)
 
-    with contextlib.suppress(NotImplementedError):  # on Windows, Ctrl-C ends at once
-        loop.add_signal_handler(signal.SIGINT, note)
+    loop.add_signal_handler(signal.SIGINT, note)
     try:
         yield stop
     finally:
-        with contextlib.suppress(NotImplementedError):
-            loop.remove_signal_handler(signal.SIGINT)
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 def figures(report: Report, **about: Any) -> dict[str, Any]:
