@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tfdp.checkpoints import callback_state, state
-from tfdp.checkpoints.store import CheckpointStore
+from tfdp.checkpoints.store import Checkpoint, CheckpointStore
 from tfdp.log import say
 from tfdp.whereabouts import marked
 from tfdp.workers.collectives import Workers
@@ -27,7 +27,7 @@ class Saver:
         local_callbacks: those of them that run on this worker.
         step: step of the newest checkpoint; 0 if there is none.
         about: the manifest's description of the run.
-        arrays: the checkpoint's arrays; empty if there is none.
+        checkpoint: the checkpoint of that step; None if there is none.
         keep_best: ``NAME:min`` or ``NAME:max`` of an evaluation; empty for none.
     """
 
@@ -41,7 +41,7 @@ class Saver:
         local_callbacks: Sequence[keras.callbacks.Callback],
         step: int,
         about: Mapping[str, Any],
-        arrays: Mapping[str, np.ndarray],
+        checkpoint: Checkpoint | None,
         keep_best: str,
     ) -> None:
         self.step = step  # of the newest checkpoint
@@ -53,7 +53,8 @@ class Saver:
         self._local_callbacks = local_callbacks
         self._about = about
         self._keep_best = keep_best
-        self._arrays = arrays
+        self._checkpoint = checkpoint
+        self._copies: dict[str, np.ndarray] = {}
 
     def restore_model(self) -> None:
         """Restores the model from the checkpoint, if there is one.
@@ -61,20 +62,22 @@ class Saver:
         Raises:
             BadInput: if the checkpoint is of another model.
         """
-        if self._arrays:
-            state.check(self._model, self._arrays)
-            state.restore(self._model, self._workers, self._arrays)
+        if self._checkpoint is not None:
+            state.check(self._model, self._checkpoint.places)
+            state.restore(self._model, self._workers, self._checkpoint)
 
     def restore_after_hooks(self) -> None:
         """Restores model and callbacks, after ``on_train_begin`` of callbacks changed them."""
-        if not self._arrays:
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
             return
-        state.restore(self._model, self._workers, self._arrays)
-        unsaved = callback_state.restore(self._callbacks, self._local_callbacks, self._arrays)
+        if all(type(each) is keras.callbacks.History for each in self._callbacks):
+            checkpoint = state.without_variables(checkpoint)  # nobody has changed them
+        others = state.restore(self._model, self._workers, checkpoint)
+        unsaved = callback_state.restore(self._callbacks, self._local_callbacks, others)
         if unsaved and self._workers.is_chief:
             say(f"{', '.join(unsaved)} start without a state: the checkpoint has none for them")
         self._model.stop_training = self._about["stopped_early"]
-        self._arrays = {}  # large
 
     @marked("saving")
     def save(self, step: int, stopped_early: bool = False) -> None:
@@ -86,11 +89,12 @@ class Saver:
         """
         if step == self.step:
             return
-        arrays = state.capture(self._model, self._workers)
+        self.wait()  # the copies are still being written
+        self._copies = state.capture(self._model, self._workers, self._copies)
         if self._store is not None:
             self._store.save(
                 step,
-                arrays | callback_state.capture(self._callbacks),
+                self._copies | callback_state.capture(self._callbacks),
                 {**self._about, "stopped_early": stopped_early, "best": self.best},
                 best=None if self.best is None else self.best["step"],
             )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,32 +17,17 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 
+from tfdp.checkpoints import state_file
+from tfdp.checkpoints.state_file import Mapped, Place
 from tfdp.errors import BadInput, Diverged, TrainingError
 from tfdp.files import Claim, sync_folder, write_durably
 from tfdp.log import say
 
 FORMAT = 2
+_STATE = "state.safetensors"
 _BEST = "best"  # a symbolic link to the best checkpoint by a metric
 Arrays = Mapping[str, np.ndarray]
-
-_DTYPES = {
-    "BOOL": np.bool_,
-    "U8": np.uint8,
-    "I8": np.int8,
-    "U16": np.uint16,
-    "I16": np.int16,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "U32": np.uint32,
-    "I32": np.int32,
-    "F32": np.float32,
-    "U64": np.uint64,
-    "I64": np.int64,
-    "F64": np.float64,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +37,14 @@ class Checkpoint:
     Args:
         step: number of updates done.
         about: the manifest's description of the run.
-        state: the bytes of ``state.safetensors``.
+        places: of its arrays in the file, by name, in the order of the file.
+        mapped: the file; None on workers that get it from the chief.
     """
 
     step: int
     about: dict[str, Any]
-    state: bytes
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Returns the arrays by name; they share memory with ``state``."""
-        return {
-            name: np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
-            for name, part in safetensors.deserialize(self.state)  # type: ignore[no-untyped-call]
-        }
+    places: Mapping[str, Place]
+    mapped: Mapped | None
 
 
 def steps(folder: Path) -> list[int]:
@@ -92,7 +71,7 @@ def read(folder: Path, step: int) -> Checkpoint | None:
     path = folder / str(step)
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        state = (path / "state.safetensors").read_bytes()
+        mapped = state_file.open_mapped(path / _STATE)
         about, sha256 = manifest.get("about"), manifest.get("sha256")
     except (OSError, ValueError, AttributeError) as error:
         say(f"checkpoint {path} can't be read and is passed over: {error}")
@@ -102,10 +81,10 @@ def read(folder: Path, step: int) -> Checkpoint | None:
             f"checkpoint {path} has format {manifest.get('format')} and this version of "
             f"tfdp reads format {FORMAT}: use the version that wrote it, or another workdir"
         )
-    if hashlib.sha256(state).hexdigest() != sha256 or not isinstance(about, dict):
+    if mapped.sha256() != sha256 or not isinstance(about, dict):
         say(f"checkpoint {path} is damaged and is passed over")
         return None
-    return Checkpoint(step, about, state)
+    return Checkpoint(step, about, mapped.places, mapped)
 
 
 class CheckpointStore:
@@ -139,7 +118,7 @@ class CheckpointStore:
 
         Args:
             step: number of updates done.
-            arrays: copies that do not change any more.
+            arrays: they must not change until ``wait`` has returned.
             about: description of the run for the manifest, as JSON takes it.
             best: step of a checkpoint to keep besides the newest.
 
@@ -173,10 +152,8 @@ class CheckpointStore:
 
     def _write(self, step: int, arrays: Arrays, about: dict[str, Any], best: int | None) -> None:
         for name, array in arrays.items():
-            is_float = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
             # Metrics may hold an infinity: a minimum starts with one.
-            is_weight = name.startswith(("model/", "optimizer/"))
-            if is_float and is_weight and not np.isfinite(array).all():
+            if name.startswith(("model/", "optimizer/")) and not _is_finite(array):
                 raise Diverged(f"{name} has a NaN or infinity at step {step}: nothing is saved")
         try:
             self._write_folder(step, arrays, about)
@@ -193,11 +170,10 @@ class CheckpointStore:
     def _write_folder(self, step: int, arrays: Arrays, about: dict[str, Any]) -> None:
         self._claim.check()
         final, hidden = self._folder / str(step), self._hidden(step)
-        state = safetensors.numpy.save(dict(arrays))
-        manifest = {"format": FORMAT, "sha256": hashlib.sha256(state).hexdigest(), "about": about}
         try:
             hidden.mkdir()
-            write_durably(hidden / "state.safetensors", state)
+            sha256 = state_file.write(hidden / _STATE, arrays)
+            manifest = {"format": FORMAT, "sha256": sha256, "about": about}
             write_durably(hidden / "manifest.json", json.dumps(manifest, indent=2).encode())
             sync_folder(hidden)
             self._claim.check()
@@ -230,3 +206,9 @@ class CheckpointStore:
 
     def _hidden(self, step: int) -> Path:
         return self._folder / f".{self._claim.name}-{step}"
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
+        return True
+    return all(np.isfinite(piece).all() for piece in state_file.pieces(array.reshape(-1)))

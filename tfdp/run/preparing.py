@@ -60,9 +60,9 @@ def prepare(
     run_callbacks = _callbacks(recipe, workers, metric_names)
     _check_publishing(settings, recipe, workers, model, data, metric_names)
     all_reduce = _all_reduce(resume_point, model, workers)
-    arrays = {} if resume_point.checkpoint is None else resume_point.checkpoint.arrays()
-    if resume_point.is_adopted:
-        arrays = without_learning_rates(arrays)
+    checkpoint = resume_point.checkpoint
+    if checkpoint is not None and resume_point.is_adopted:
+        checkpoint = without_learning_rates(checkpoint)
     saver = Saver(
         model,
         workers,
@@ -71,7 +71,7 @@ def prepare(
         local_callbacks=callbacks.for_worker(run_callbacks, workers),
         step=resume_point.step,
         about=resume_point.about,
-        arrays=arrays,
+        checkpoint=checkpoint,
         keep_best=settings.keep_best,
     )
     saver.restore_model()

@@ -52,9 +52,8 @@ def restore_weights(
         BadInput: if the checkpoint is of another model.
     """
     build(model, _batch_spec(data, preprocess, workers))
-    arrays = checkpoint.arrays()
-    state.check(model, arrays)
-    state.restore(model, workers, arrays)
+    state.check(model, checkpoint.places)
+    state.restore(model, workers, checkpoint)
     if model.optimizer:
         model.optimizer.finalize_variable_values(model.trainable_weights)
 

@@ -91,13 +91,17 @@ class Workers:
         return self._all_reduce_sum(tf.constant(table)).numpy()  # type: ignore[no-any-return]
 
     @marked(ALL_REDUCE)
-    def broadcast(self, data: bytes | None) -> bytes:
-        """Returns the chief's ``data`` on every worker; the argument of others is ignored."""
+    def broadcast(self, data: bytes | np.ndarray | None) -> bytes:
+        """Returns the chief's ``data`` on every worker; the argument of others is ignored.
+
+        Args:
+            data: bytes, as such or as uint8.
+        """
+        own = b"" if data is None or not self.is_chief else bytes(data)
         if self.count == 1:
-            return data or b""
-        size = int(self.gather(np.array([len(data or b"")], np.int64))[0, 0])
-        words = _as_words(data if self.is_chief and data else b"", size)
-        total = self._all_reduce_sum(tf.constant(words))
+            return own
+        size = int(self.gather(np.array([len(own)], np.int64))[0, 0])
+        total = self._all_reduce_sum(tf.constant(_as_words(own, size)))
         return total.numpy().tobytes()[:size]  # type: ignore[no-any-return]
 
     def gather_bytes(self, data: bytes) -> list[bytes]:

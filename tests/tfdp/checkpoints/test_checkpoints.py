@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 
 from tests.running import Process, run
 from tfdp import files
-from tfdp.checkpoints import store
-from tfdp.checkpoints.store import CheckpointStore
+from tfdp.checkpoints import reading, state_file, store
+from tfdp.checkpoints.store import Checkpoint, CheckpointStore
 from tfdp.errors import BadInput, Diverged, Replaced, TrainingError, WorkdirInUse
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64)}
@@ -30,6 +31,11 @@ def save(kept: CheckpointStore, step: int, about: Any = None, arrays: Any = None
     kept.wait()
 
 
+def arrays_of(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    alone: Any = types.SimpleNamespace(count=1)
+    return dict(reading.arrays(checkpoint, alone))
+
+
 def steps_in(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
@@ -40,8 +46,8 @@ def test_what_was_saved_is_read(kept: CheckpointStore) -> None:
     found = kept.latest()
     assert found is not None
     assert (found.step, found.about) == (12, {"seed": 5, "run": "é"})
-    assert found.arrays().keys() == ARRAYS.keys()
-    for name, array in found.arrays().items():
+    assert arrays_of(found).keys() == ARRAYS.keys()
+    for name, array in arrays_of(found).items():
         np.testing.assert_array_equal(array, ARRAYS[name])
 
 
@@ -58,7 +64,7 @@ def test_every_dtype_and_shape_comes_back(
     save(kept, 1, arrays={"model/0000/layer/weight": array, "empty name? ": array})
     found = kept.latest()
     assert found is not None
-    for back in found.arrays().values():
+    for back in arrays_of(found).values():
         assert back.dtype == array.dtype
         assert back.shape == array.shape
         assert back.tobytes() == array.tobytes()
@@ -124,13 +130,15 @@ def test_a_writer_that_fails_half_way_leaves_the_one_before(
     save(kept, 1)
     written = []
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: Any) -> Any:
         if len(written) == fails_at:
-            path.write_bytes(data[:3])
+            path.write_bytes(b"abc")
             raise OSError(28, "No space left on device")
         written.append(path)
-        files.write_durably(path, data)
+        return writers[path.name](path, data)
 
+    writers = {"state.safetensors": state_file.write, "manifest.json": files.write_durably}
+    monkeypatch.setattr(state_file, "write", full)
     monkeypatch.setattr(store, "write_durably", full)
     kept.save(2, ARRAYS, {})  # goes on while it is written
     with pytest.raises(TrainingError, match=r"checkpoints/2 could not be written: No space left"):
@@ -161,11 +169,12 @@ def test_training_goes_on_while_one_is_written(
 ) -> None:
     may_write = threading.Event()
 
-    def slow(path: Path, data: bytes) -> None:
+    def slow(path: Path, arrays: Any) -> str:
         assert may_write.wait(60)
-        files.write_durably(path, data)
+        return write(path, arrays)
 
-    monkeypatch.setattr(store, "write_durably", slow)
+    write = state_file.write
+    monkeypatch.setattr(state_file, "write", slow)
     kept.save(1, ARRAYS, {})
     assert kept.latest() is None
     may_write.set()
@@ -216,8 +225,8 @@ for _ in range(40):
     os.close(reader)
     found = kept().latest()
     assert found is not None and found.step in (at_least, at_least + 1), (found, at_least)
-    for array in found.arrays().values():
-        assert (array == found.step).all()
+    for place in found.places.values():
+        assert (place.array(found.mapped.part(place.start, place.stop)) == found.step).all()
     names = {path.name for path in folder.iterdir()}
     assert len(names - {"best", "1"}) <= 3, names  # killed between appearing and clearing up
     assert "1" in names
@@ -258,11 +267,14 @@ def test_losing_the_workdir_in_the_middle_of_a_save(
 ) -> None:
     """Whatever the new owner finds half written, it clears away: nothing can appear later."""
 
-    def lose(path: Path, data: bytes) -> None:
-        files.write_durably(path, data)
+    def lose(path: Path, data: Any) -> Any:
+        result = writers[path.name](path, data)
         if path.name == file:
             CheckpointStore(tmp_path / "checkpoints", keep=2, claim=files.Claim(tmp_path))
+        return result
 
+    writers = {"state.safetensors": state_file.write, "manifest.json": files.write_durably}
+    monkeypatch.setattr(state_file, "write", lose)
     monkeypatch.setattr(store, "write_durably", lose)
     with pytest.raises(Replaced):
         save(kept, 2)

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfdp
+from tests.tfdp.states import checkpoint_of
 from tfdp.checkpoints import state
 from tfdp.data import pipeline
 from tfdp.data.order import Order
@@ -112,7 +113,7 @@ def train(
     batches = pipeline.from_source(source, order, workers, first_step=first)
     keras_private.build(model, batches.element_spec)
     if saved is not None:
-        state.restore(model, workers, saved)
+        state.restore(model, workers, checkpoint_of(saved))
     logs: list[dict[str, float]] = []
     keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda _, each: logs.append(dict(each)))
     run_epochs(
@@ -179,7 +180,7 @@ def test_a_state_goes_to_another_number_of_replicas(strategies: Any) -> None:
     smaller = model_with_dropout(strategies(2))
     workers = workers_of(strategies(2))
     keras_private.build(smaller, (tf.TensorSpec([None, 6]), tf.TensorSpec([None], tf.int64)))
-    state.restore(smaller, workers, captured(model))
+    state.restore(smaller, workers, checkpoint_of(captured(model)))
     assert weights_sha256(smaller) == weights_sha256(model)
     assert smaller.get_metrics_result()["loss"].numpy() == pytest.approx(logs[-1]["loss"], rel=1e-6)
 
@@ -221,8 +222,9 @@ def test_a_second_optimizer_is_part_of_the_state() -> None:
     again.second = keras.optimizers.Adam()
     again.second.build(again.trainable_variables)
     train(again, 0, 1)
-    state.check(again, saved)
-    state.restore(again, workers_of(tf.distribute.get_strategy()), saved)
+    checkpoint = checkpoint_of(saved)
+    state.check(again, checkpoint.places)
+    state.restore(again, workers_of(tf.distribute.get_strategy()), checkpoint)
     for mine, other in zip(again.second.variables, model.second.variables, strict=True):
         np.testing.assert_array_equal(mine.numpy(), other.numpy())
 
@@ -232,15 +234,16 @@ def test_the_state_of_another_model_is_refused(strategies: Any) -> None:
     train(model, 0, 1)
     saved = captured(model)
     before = weights_sha256(model)
-    state.check(model, saved)
+    state.check(model, checkpoint_of(saved).places)
     lacking = dict(list(saved.items())[1:])
     with pytest.raises(tfdp.BadInput, match=r"another model: model variable 0 was .*more"):
-        state.check(model, lacking)
+        state.check(model, checkpoint_of(lacking).places)
     with pytest.raises(tfdp.BadInput, match=r"model variable \d was .*surplus.* is nothing"):
-        state.check(model, saved | {"model/9999/surplus": np.zeros(1)})
+        surplus = saved | {"model/9999/surplus": np.zeros(1)}
+        state.check(model, checkpoint_of(surplus).places)
     first = next(iter(saved))
     with pytest.raises(tfdp.BadInput, match=r"\[2, 2\]"):
-        state.check(model, saved | {first: np.zeros((2, 2))})
+        state.check(model, checkpoint_of(saved | {first: np.zeros((2, 2))}).places)
     assert weights_sha256(model) == before
 
 
