@@ -85,11 +85,11 @@ def callbacks(hparams: HParams) -> list[Any]:
         report(pid=os.getpid(), saved_s=time.monotonic() - began_s)
 
     Saver.save = timed_save  # type: ignore[method-assign]
-    return [
-        keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda batch, logs: report(pid=os.getpid(), step_at_s=time.monotonic())
-        )
-    ]
+
+    def report_step(batch: int, logs: Any) -> None:
+        report(pid=os.getpid(), step_at_s=time.monotonic())
+
+    return [keras.callbacks.LambdaCallback(on_train_batch_end=report_step)]
 
 
 class Memory:
