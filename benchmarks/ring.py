@@ -6,8 +6,9 @@ gradients are sent in packs of sqrt(G R h) bytes, as ``tfdp.step.gradients`` cho
 
     reduce = 2 (R - 1) packs message + 2 (R - 1) / R G / bandwidth
 
-holds for the time of links as well as for that of processors; the slower of the two counts. Up to
-``overlap`` of the computing goes on during the all-reduces.
+holds for the time of links as well as for that of processors; the slower of the two counts.
+Packs travel one after the other, the first one when its gradients are computed. ``overlap`` is the
+share of the computing during which gradients become ready.
 """
 
 from __future__ import annotations
@@ -40,15 +41,28 @@ class RingCost:
         return messages * self.message_s + sent_bytes * self.s_per_byte
 
 
-def step_s(compute_s: float, reduce_s: float, overlap: float = 0.0) -> float:
-    """Returns seconds of a step; the share ``overlap`` of ``compute_s`` hides all-reduces."""
-    return compute_s + max(0.0, reduce_s - overlap * compute_s)
+def step_s(
+    compute_s: float, reduce_s: float, overlap: float = 0.0, packs: float = math.inf
+) -> float:
+    """Returns seconds of a step whose gradients travel in equal packs.
+
+    The gradients become ready at an even rate while the share ``overlap`` of ``compute_s`` passes.
+    The first pack waits for the first 1 / ``packs`` of them, and nothing hides the last pack.
+    """
+    hidden_s = overlap * compute_s * (1 - 1 / packs)
+    return compute_s + max(reduce_s - hidden_s, reduce_s / packs)
+
+
+def pack_count(workers: int, gradient_bytes: float, bytes_per_pack: float | None = None) -> int:
+    """Returns the number of packs; without ``bytes_per_pack``, of the size that tfdp chooses."""
+    pack_bytes = bytes_per_pack or math.sqrt(gradient_bytes * workers * BYTES_PER_HOP)
+    return math.ceil(gradient_bytes / pack_bytes)
 
 
 def ring_traffic(workers: int, gradient_bytes: float) -> tuple[int, float]:
     """Returns the number of messages that a worker sends one after the other, and their bytes."""
-    packs = math.ceil(math.sqrt(gradient_bytes / (workers * BYTES_PER_HOP)))
-    return 2 * (workers - 1) * packs, 2 * (workers - 1) / workers * gradient_bytes
+    messages = 2 * (workers - 1) * pack_count(workers, gradient_bytes)
+    return messages, 2 * (workers - 1) / workers * gradient_bytes
 
 
 class MeasuredStep(NamedTuple):
@@ -96,15 +110,22 @@ def fit(steps: Sequence[MeasuredStep]) -> RingCost:
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-    """Assumptions of ``predict_gpus``: ResNet-50 with NCCL on GPUs, 8 of them in a node.
+    """Assumptions of ``predict_gpus``: ResNet-50 with NCCL on GPUs, one of them in a node.
 
     Args:
         gradient_bytes: 25.6M parameters as float32; half of it as bfloat16.
         compute_s: seconds of a step of 128 images on one GPU.
-        overlap: share of the computing that hides all-reduces: the backward pass, two thirds.
-        message_s: seconds of one message between two GPUs.
-        usable: share of the network's bandwidth that is usable. Rings of a node's GPUs share its
-            network card; links inside a node are so much faster that they don't count.
+        overlap: share of the computing during which gradients become ready: the backward pass,
+            which has twice the operations of the forward pass.
+        message_s: seconds of one message between two nodes. NCCL's own model of a ring (Simple
+            protocol, src/graph/tuning.cc) has 9.6 us in version 2.8, and 14 us in 2.20.
+        usable: share of the network's bandwidth that is usable.
+        gpus_per_node: 1 or more.
+        nics_per_node: network cards of a node, over which its rings are spread.
+        node_message_s: seconds of one message inside a node; as in NCCL's model, by NVLink.
+        node_gbit_per_s: usable bandwidth of a GPU inside a node, in one direction.
+        bytes_per_pack: as of tfdp.train; None is the size that tfdp chooses.
+        accumulate_steps: steps of ``compute_s`` in an update, which has one all-reduce.
     """
 
     gradient_bytes: float = 25.6e6 * 4
@@ -112,11 +133,34 @@ class Assumptions:
     overlap: float = 2 / 3
     message_s: float = 10e-6
     usable: float = 0.8
+    gpus_per_node: int = 1
+    nics_per_node: int = 1
+    node_message_s: float = 3.4e-6
+    node_gbit_per_s: float = 1000.0
+    bytes_per_pack: float | None = None
+    accumulate_steps: int = 1
 
 
 def predict_gpus(assumed: Assumptions, gbit_per_s: float, gpus: int) -> tuple[float, float]:
-    """Returns seconds of a step, and its speed over ``gpus`` times one GPU's (efficiency)."""
-    network = RingCost(assumed.message_s, 8 / (gbit_per_s * 1e9 * assumed.usable))
-    reduce_s = network.reduce_s(gpus, assumed.gradient_bytes)
-    predicted_s = step_s(assumed.compute_s, reduce_s, assumed.overlap)
-    return predicted_s, assumed.compute_s / predicted_s
+    """Returns seconds of an update, and its speed over ``gpus`` times one GPU's (efficiency).
+
+    The ring visits the GPUs of a node one after the other. So a node sends as many bytes over the
+    network as a GPU sends to the next one, however many GPUs it has. Of the 2 (R - 1) messages,
+    2 (N - 1) are sent between the N nodes (NCCL's model, src/graph/tuning.cc). Pieces of a message
+    travel on while others arrive, so the slower of the two links counts.
+
+    Args:
+        assumed: all but the network and the number of GPUs.
+        gbit_per_s: bandwidth of a network card, in one direction.
+        gpus: R, 1 or more.
+    """
+    nodes = math.ceil(gpus / assumed.gpus_per_node)
+    packs = pack_count(gpus, assumed.gradient_bytes, assumed.bytes_per_pack)
+    messages_s = 2 * (nodes - 1) * assumed.message_s + 2 * (gpus - nodes) * assumed.node_message_s
+    network_s = 8e-9 / (gbit_per_s * assumed.usable * assumed.nics_per_node) if nodes > 1 else 0.0
+    node_s = 8e-9 / assumed.node_gbit_per_s if gpus > nodes else 0.0
+    sent_bytes = 2 * (gpus - 1) / gpus * assumed.gradient_bytes
+    reduce_s = packs * messages_s + sent_bytes * max(network_s, node_s)
+    earlier_s = (assumed.accumulate_steps - 1) * assumed.compute_s
+    update_s = earlier_s + step_s(assumed.compute_s, reduce_s, assumed.overlap, packs)
+    return update_s, (earlier_s + assumed.compute_s) / update_s
