@@ -145,9 +145,9 @@ def predict_gpus(assumed: Assumptions, gbit_per_s: float, gpus: int) -> tuple[fl
     """Returns seconds of an update, and its speed over ``gpus`` times one GPU's (efficiency).
 
     The ring visits the GPUs of a node one after the other. So a node sends as many bytes over the
-    network as a GPU sends to the next one, however many GPUs it has. Of the 2 (R - 1) messages,
-    2 (N - 1) are sent between the N nodes (NCCL's model, src/graph/tuning.cc). Pieces of a message
-    travel on while others arrive, so the slower of the two links counts.
+    network as a GPU sends to the next one, however many GPUs it has. A piece travels twice around
+    the ring without two hops, and so crosses 2 N borders of the N nodes, or 2 N - 2 if each has one
+    GPU. (NCCL's own model, src/graph/tuning.cc, has 2 N - 2 for all.) The slower link counts.
 
     Args:
         assumed: all but the network and the number of GPUs.
@@ -156,7 +156,9 @@ def predict_gpus(assumed: Assumptions, gbit_per_s: float, gpus: int) -> tuple[fl
     """
     nodes = math.ceil(gpus / assumed.gpus_per_node)
     packs = pack_count(gpus, assumed.gradient_bytes, assumed.bytes_per_pack)
-    messages_s = 2 * (nodes - 1) * assumed.message_s + 2 * (gpus - nodes) * assumed.node_message_s
+    borders = 2 * nodes - 2 // assumed.gpus_per_node if nodes > 1 else 0
+    messages_s = borders * assumed.message_s
+    messages_s += (2 * (gpus - 1) - borders) * assumed.node_message_s
     network_s = 8e-9 / (gbit_per_s * assumed.usable * assumed.nics_per_node) if nodes > 1 else 0.0
     node_s = 8e-9 / assumed.node_gbit_per_s if gpus > nodes else 0.0
     sent_bytes = 2 * (gpus - 1) / gpus * assumed.gradient_bytes

@@ -110,7 +110,7 @@ def test_steps_that_do_not_separate_messages_from_bytes_are_refused() -> None:
 
 def test_the_prediction_for_gpus_agrees_with_a_calculation_by_hand() -> None:
     # 102.4 MB at 8 Gbit/s usable take 2 * 7/8 * 102.4 ms, 14 messages for each of 7 packs (of 14.7
-    # MB) 980 us. The first pack waits for a seventh of the backward pass of 66.7 ms; the rest hides.
+    # MB) 980 us. The backward pass takes 66.7 ms; in the first seventh of it nothing travels.
     step_s, efficiency = ring.predict_gpus(ring.Assumptions(), 10, 8)
     assert step_s == pytest.approx(0.1 + 0.1792 + 0.00098 - 6 / 7 * 0.0666667)
     assert efficiency == pytest.approx(0.1 / step_s)
