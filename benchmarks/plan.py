@@ -77,9 +77,9 @@ class Plan:
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise BadInput(f"--{name} is {value}: it has to be {rule}")
-        if not self.gpus or min(self.gpus) < 1:
+        if not self.gpus or not all(1 <= each <= 10**9 for each in self.gpus):
             text = ",".join(map(str, self.gpus)) or "empty"
-            raise BadInput(f"--gpus is {text}: it has to be numbers of 1 or more, as in 8,16,32")
+            raise BadInput(f"--gpus is {text}: it has to be numbers from 1 to 1e9, as in 8,16")
 
     def assumed(self, gradient_dtype: str) -> ring.Assumptions:
         """Returns the model's assumptions for gradients of a dtype."""
@@ -101,16 +101,16 @@ class Plan:
 
 
 Rule = tuple[Callable[[float], bool], str]
-_COUNT: Rule = (lambda value: 1 <= value < math.inf, "1 or more, and finite")
-_POSITIVE: Rule = (lambda value: 0 < value < math.inf, "positive and finite")
-_NOT_NEGATIVE: Rule = (lambda value: 0 <= value < math.inf, "0 or more, and finite")
+_COUNT: Rule = (lambda value: 1 <= value <= 1e18, "1 or more, up to 1e18")
+_POSITIVE: Rule = (lambda value: 1e-18 <= value <= 1e18, "positive, 1e-18 to 1e18")
+_NOT_NEGATIVE: Rule = (lambda value: 0 <= value <= 1e18, "0 or more, up to 1e18")
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("parameters", "batch", "examples", "bytes_per_pack"), _COUNT),
     **dict.fromkeys(("accumulate_steps", "gpus_per_node", "nics_per_node"), _COUNT),
     **dict.fromkeys(("link_gbit", "step_s", "price_per_gpu_hour", "node_gbit"), _POSITIVE),
     **dict.fromkeys(("message_s", "node_message_s"), _NOT_NEGATIVE),
     "overlap": (lambda value: 0 <= value <= 1, "0 to 1"),
-    "usable": (lambda value: 0 < value <= 1, "more than 0, up to 1"),
+    "usable": (lambda value: 0.01 <= value <= 1, "0.01 to 1"),
     "efficiency": (lambda value: 0 < value < 1, "between 0 and 1"),
 }
 SOURCES = {  # of the defaults

@@ -190,14 +190,14 @@ def test_every_flag_has_a_range_and_every_default_that_the_model_uses_a_source()
     ("flags", "message"),
     [
         (["--step_s=1", "--link_gbit=1"], "--parameters is missing: Number of trainable"),
-        ([*GIVEN[1:], "--link_gbit=0"], "--link_gbit is 0.0: it has to be positive and finite"),
-        ([*GIVEN[1:], "--step_s=nan"], "--step_s is nan: it has to be positive and finite"),
-        ([*GIVEN[1:], "--gpus=8,0"], "--gpus is 8,0: it has to be numbers of 1 or more"),
+        ([*GIVEN[1:], "--link_gbit=0"], "--link_gbit is 0.0: it has to be positive, 1e-18 to 1e18"),
+        ([*GIVEN[1:], "--step_s=nan"], "--step_s is nan: it has to be positive, 1e-18 to 1e18"),
+        ([*GIVEN[1:], "--gpus=8,0"], "--gpus is 8,0: it has to be numbers from 1 to 1e9"),
         ([*GIVEN[1:], "--gpus=8,x"], "--gpus is 8,x: it has to be whole numbers"),
-        ([*GIVEN[1:], "--usable=1.1"], "--usable is 1.1: it has to be more than 0, up to 1"),
+        ([*GIVEN[1:], "--usable=1.1"], "--usable is 1.1: it has to be 0.01 to 1"),
         ([*GIVEN[1:], "--overlap=-1"], "--overlap is -1.0: it has to be 0 to 1"),
         ([*GIVEN[1:], "--efficiency=1"], "--efficiency is 1.0: it has to be between 0 and 1"),
-        ([*GIVEN[1:], "--batch=0.5"], "--batch is 0.5: it has to be 1 or more, and finite"),
+        ([*GIVEN[1:], "--batch=0.5"], "--batch is 0.5: it has to be 1 or more, up to 1e18"),
         ([*GIVEN[1:], "--link=3"], "Unknown command line flag 'link'"),
     ],
 )
@@ -209,3 +209,21 @@ def test_wrong_input_is_one_error(
     assert message in output.err
     assert output.err.count("\n") == 1
     assert not output.out
+
+
+def test_the_limits_of_the_flags_have_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--parameters=1", "--link_gbit=1e18", "--step_s=1e18", "--bytes_per_pack=1e18"]
+    large = ["--parameters=1e18", "--link_gbit=1e-18", "--step_s=1e-18", "--bytes_per_pack=1"]
+    for flags in (small, [*large, "--usable=0.01", "--efficiency=0.999999", "--message_s=1e18"]):
+        assert plan.main(["plan", *flags, "--gpus=1,1000000000"]) == 0
+        output = capsys.readouterr().out
+        assert not re.search(r"\b(nan|inf)\b", output)
+
+
+def test_the_page_has_the_real_output(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "planning.md").read_text()
+    examples = re.findall(r"^\$ python -m benchmarks\.plan (.*)\n([^`]+)```", page, re.MULTILINE)
+    assert len(examples) == 7
+    for flags, output in examples:
+        assert plan.main(["plan", *flags.split()]) == 0
+        assert capsys.readouterr().out.startswith(output), flags
