@@ -2,7 +2,8 @@
 
     make pictures          # .bench/bin/python -m benchmarks.pictures [FOLDER OF RESULTS] [TO]
 
-Each kind of result has a function of its name that draws it. Missing results are skipped.
+Each kind of result has a function of its name that draws it. Missing results are skipped. One more
+picture, of docs/planning.md, needs no results.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from benchmarks import ring
 from benchmarks.measuring import RESULTS
 from benchmarks.peers.models import BATCH
 from tests.running import ROOT
@@ -41,6 +43,7 @@ TASKS = {
     "transformer": "transformer\n11M parameters",
     "resnet18": "ResNet-18\non 32 by 32 pixels",
 }
+PLANNED_LINKS = ((10, 1), (25, 1), (100, 1), (100, 8))  # Gbit/s of a card, and cards of a node
 plt.rcParams |= {
     "font.size": 9,
     "axes.spines.top": False,
@@ -183,6 +186,26 @@ def bfloat16_loss(figures: dict[str, Any]) -> Any:
     return picture
 
 
+def planning() -> Any:
+    """Draws the predicted efficiency against GPUs, for the first example of docs/planning.md."""
+    picture, panel = plt.subplots(figsize=(6, 3.2))
+    gpus = [2**i for i in range(3, 10)]
+    for (gbit, cards), colour in zip(PLANNED_LINKS, (OTHERS, THEIRS, OURS, "#222222"), strict=True):
+        for overlap, style in ((ring.Assumptions().overlap, "-"), (0.0, "--")):
+            assumed = ring.Assumptions(overlap=overlap, gpus_per_node=8, nics_per_node=cards)
+            efficiencies = [ring.predict_gpus(assumed, gbit, count)[1] for count in gpus]
+            label = f"{cards} x {gbit} Gbit/s" if overlap else None
+            panel.plot(gpus, efficiencies, style, marker=".", color=colour, label=label)
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.set_ylim(0, 1.02)
+    panel.set_xlabel("GPUs, 8 in a node; dashed: nothing overlaps")
+    panel.set_ylabel("efficiency")
+    panel.set_title("Predicted, not measured: ResNet-50, float32, by a node's network cards")
+    panel.legend(ncols=2, loc="lower left")
+    return picture
+
+
 DRAW_FUNCTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     function.__name__: function
     for function in (
@@ -207,6 +230,9 @@ def main(results: Path = RESULTS, pictures: Path = PICTURES) -> None:
         path = pictures / f"{name}.png"
         picture.savefig(path)
         print(f"{files[-1].name} -> {path}")
+    picture = planning()
+    picture.tight_layout()
+    picture.savefig(pictures / "planning.png")
 
 
 if __name__ == "__main__":
