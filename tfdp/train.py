@@ -19,6 +19,7 @@ from tfdp.cli import first_process, flags, process
 from tfdp.cli.signals import Signals
 from tfdp.errors import BadInput
 from tfdp.group import look_for
+from tfdp.importing import import_tensorflow
 from tfdp.run.settings import TrainSettings
 from tfdp.workers.faults import end_process
 
@@ -61,6 +62,7 @@ def _train(settings: TrainSettings, signals: Signals) -> None:
 def _import_training() -> None:
     """Imports what ``_train`` will need, in a spare process that waits for its TF_CONFIG."""
     with log.captured():
+        import_tensorflow()
         from tfdp import recipe  # noqa: F401
         from tfdp.run import training  # noqa: F401
 

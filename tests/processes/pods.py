@@ -67,7 +67,7 @@ class Pods:
 
     def wait(self) -> None:
         """Waits until all workers that are not away have ended with 0."""
-        self.wait_until(lambda: not self._running, "all have finished")
+        self.wait_until(lambda: not self._running, "all have finished", self._limit_s)
 
     def output(self, rank: int) -> str:
         """What all processes of a worker have printed."""

@@ -20,16 +20,14 @@ LIMIT_S = 400.0
 
 ON_TWO_REPLICAS = [
     # kinds of models, optimizers, accumulation, precision
-    *("convolutional", "optimizer_MultiOptimizer", "mixed_float16"),
+    *("convolutional", "mixed_float16"),
     # losses and metrics
-    *("add_loss_of_a_mean", "two_losses_two_reductions_and_weights", "metrics_with_many_states"),
-    "repeated_dataset",
+    *("two_losses_two_reductions_and_weights", "metrics_with_many_states"),
 ]
 ON_TWO_WORKERS = [
-    *("dict_inputs_and_two_outputs", "overridden_train_step", "accumulation_and_loss_scale"),
-    *("overflow_on_one_replica", "mask", "dataset_of_unknown_length"),
+    *("overridden_train_step", "overflow_on_one_replica", "mask", "dataset_of_unknown_length"),
 ]
-ON_THREE_WORKERS = ["embedding_and_clipping", "fewer_examples_than_replicas"]
+ON_THREE_WORKERS = ["fewer_examples_than_replicas"]
 GROUPS = {
     Group(1, replicas=2): ON_TWO_REPLICAS,
     Group(2): ON_TWO_WORKERS,

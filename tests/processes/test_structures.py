@@ -12,7 +12,6 @@ from tests.structures.registry import STRUCTURES
 from tests.structures.run import NAMES
 
 EXPECTED = {
-    "strings_to_model": Kind.EQUAL,
     "clipping_in_step": Kind.EQUAL,
     "variational_autoencoder_with_noise": Kind.RANDOM,
     "simclr": Kind.WARNED,

@@ -153,7 +153,7 @@ def test_the_published_model_answers_raw_features_with_the_saved_weights(undistu
     np.testing.assert_allclose(answer["outputs"], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.timeout(480)  # six starts one after the other
+@pytest.mark.timeout(480)  # five starts one after the other
 def test_an_end_kills_and_a_stop_leave_no_trace_in_the_weights(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -175,19 +175,12 @@ def test_an_end_kills_and_a_stop_leave_no_trace_in_the_weights(
 
     # It is extended.
     with held(workdir, at_step=12) as (workers, hold):
-        workers[1].signal(signal.SIGKILL)
-        hold.end()
-        chief, _ = workers.wait(138, -signal.SIGKILL)
-        assert re.search(r"tfdp: worker 1 \(127.*\) was lost: its process has ended", chief)
-        assert_only_own_words(chief)
-    assert summary(workdir)["steps"] == 6
-    with held(workdir, at_step=20) as (workers, hold):
         workers[0].signal(signal.SIGKILL)
         hold.end()
         _, other = workers.wait(-signal.SIGKILL, 138)
         assert re.search(r"tfdp: worker 0 \(127.*\) was lost: its process has ended", other)
         assert_only_own_words(other)
-    with held(workdir, at_step=28) as (workers, hold):
+    with held(workdir, at_step=20) as (workers, hold):
         workers[1].signal(signal.SIGTERM)
         workers[1].wait_for("got SIGTERM")
         hold.end()
@@ -205,7 +198,7 @@ def test_an_end_kills_and_a_stop_leave_no_trace_in_the_weights(
     found, expected = summary(workdir), summary(undisturbed)
     for name in ("weights_sha256", "steps", "examples", "metrics", "eval_metrics", "history"):
         assert found[name] == expected[name], name
-    assert found["restarts"] == 3
+    assert found["restarts"] == 2
     assert found["history"]["epoch"] == [0, 1, 2, 3]
     assert Path(f"{workdir}.csv").read_text() == Path(f"{undisturbed}.csv").read_text()
     assert found["export_path"] == str(workdir / "model" / "2")

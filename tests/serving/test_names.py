@@ -33,7 +33,7 @@ class Names:
         self.addresses: list[str] = []
         self.looks = 0
 
-    def getaddrinfo(self, host: str, port: int, **options: Any) -> list[Any]:
+    def getaddrinfo(self, host: str, port: int, *args: Any, **options: Any) -> list[Any]:
         assert host in (NAME, "localhost")
         self.looks += 1
         if not self.addresses:

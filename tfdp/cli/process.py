@@ -30,6 +30,7 @@ from tfdp.errors import (
     shortened,
 )
 from tfdp.group import given_environment, look_for
+from tfdp.importing import import_tensorflow
 from tfdp.log import say, say_on_chief
 from tfdp.workers.faults import FAULTS, code_of, in_one_line
 
@@ -86,7 +87,7 @@ def run_to_exit_code(work: Callable[[], None], signals: Signals, log_path: Path)
     """Runs a worker's work; if an error ends it, prints it and reports it to the other workers.
 
     Args:
-        work: imports TensorFlow and does the work.
+        work: does the work; TensorFlow is imported then.
         signals: the signals of this process.
         log_path: the file that gets errors in full.
 
@@ -95,6 +96,7 @@ def run_to_exit_code(work: Callable[[], None], signals: Signals, log_path: Path)
     """
     FAULTS.end_process_on_error()
     try:
+        import_tensorflow()
         work()
     except (Exception, SystemExit) as error:
         _KEPT.append(error)

@@ -19,8 +19,8 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 def main(version: str, responses: str, requests: Sequence[str]) -> None:
     """Runs all requests, and writes the responses."""
-    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
-    # TensorFlow imports Keras, and Keras imports an installed scikit-learn: half a second saved.
+    # As tfdp.importing does, which this program does not import.
+    sys.modules.update(dict.fromkeys(("sklearn", "matplotlib")))  # type: ignore[arg-type]
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
