@@ -19,8 +19,6 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 def main(version: str, responses: str, requests: Sequence[str]) -> None:
     """Runs all requests, and writes the responses."""
-    # As tfdp.importing does, which this program does not import.
-    sys.modules.update(dict.fromkeys(("sklearn", "matplotlib")))  # type: ignore[arg-type]
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
@@ -49,4 +47,6 @@ def main(version: str, responses: str, requests: Sequence[str]) -> None:
 if __name__ == "__main__":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == int(sys.argv[1]):  # otherwise the parent has already ended
+        # As tfdp.importing does, which this program does not import.
+        sys.modules.update(dict.fromkeys(("sklearn", "matplotlib")))  # type: ignore[arg-type]
         main(sys.argv[2], sys.argv[3], sys.argv[4:])
