@@ -5,7 +5,11 @@ So tests of servers, which are the most sensitive to a busy machine, have no tra
 
 from __future__ import annotations
 
+import gc
+
 import pytest
+
+gc.disable()
 
 LONGEST_FIRST = [
     *("test_exactness", "test_train", "test_faults", "test_fit", "test_structures", "test_chaos"),
@@ -30,3 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST_FIRST.index(item.path.stem) if is_long else len(LONGEST_FIRST)
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Lets garbage collection start here, and not search what was imported until now."""
+    gc.freeze()
+    gc.enable()

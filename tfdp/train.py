@@ -7,7 +7,6 @@ are those of ``cluster.exit_codes``.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -55,7 +54,6 @@ def _train(settings: TrainSettings, signals: Signals) -> None:
     from tfdp import recipe  # imports TensorFlow, which starts threads
     from tfdp.run.training import train
 
-    gc.freeze()  # imported modules stay: garbage collection need not visit them
     train(settings, recipe.load(settings.recipe, settings.hparam), signals)
 
 

@@ -9,6 +9,7 @@ PredictResponses in the same order. The process ends when the process PARENT end
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -48,5 +49,6 @@ if __name__ == "__main__":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == int(sys.argv[1]):  # otherwise the parent has already ended
         # As tfdp.importing does, which this program does not import.
+        gc.disable()
         sys.modules.update(dict.fromkeys(("sklearn", "matplotlib")))  # type: ignore[arg-type]
         main(sys.argv[2], sys.argv[3], sys.argv[4:])
