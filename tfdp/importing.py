@@ -14,8 +14,10 @@ _LEFT_OUT: Final = ("sklearn", "matplotlib")
 def import_tensorflow() -> None:
     """Imports TensorFlow and Keras, in half of the time if scikit-learn is installed.
 
-    Garbage is not collected meanwhile, nor are the modules searched for it ever after: a search
-    through them takes 0.2 s, and would come in the middle of a step. The packages that are left out can be imported afterwards as ever; only ``keras.wrappers`` and
+    Garbage is not collected meanwhile. Nor are the modules searched for garbage later: that would
+    take 0.2 s, in the middle of a step.
+
+    The packages that are left out can be imported afterwards as ever; only ``keras.wrappers`` and
     ``keras.visualization.plot_image_gallery`` have started without them, and raise ImportError.
     """
     left_out = [name for name in _LEFT_OUT if name not in sys.modules]
